@@ -1,0 +1,35 @@
+"""The errors a user can meet: each message names the cause and the remedy."""
+
+from __future__ import annotations
+
+
+class QcError(Exception):
+    """Root of every error qcompiler raises on purpose; the CLI prints it on one line, exit code 1."""
+
+
+class ModelError(QcError):
+    """The input model can't be read, is not valid ONNX, or holds nothing to work on."""
+
+
+class RecipeError(QcError):
+    """A recipe, pass name or pass option is wrong."""
+
+
+class CalibrationError(QcError):
+    """Calibration data is missing, too small, or does not fit the model."""
+
+
+class PassError(QcError):
+    """A pass failed or broke the graph; names the pass and the node."""
+
+
+class VerificationError(QcError):
+    """The compiled model disagrees with its source beyond what its recipe allows."""
+
+
+class RuntimeLibraryError(QcError):
+    """The op library is missing or does not load."""
+
+
+class ExportError(QcError):
+    """A source model can't be turned into ONNX."""
