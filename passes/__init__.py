@@ -1,1 +1,42 @@
-"""Graph passes: one rewrite a file."""
+"""Graph passes: one rewrite a file, each registered by one line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qcompiler.passmanager import Pass
+
+# name in a recipe -> module:class, imported when first asked for
+_PASSES: dict[str, str] = {
+    "import": "import_model:ImportModel",
+    "canonicalize": "canonicalize:Canonicalize",
+    "calibrate": "calibrate:Calibrate",
+    "plan-activations": "plan_activations:PlanActivations",
+    "equalize": "equalize:Equalize",
+    "quantize-weights": "quantize_weights:QuantizeWeights",
+    "quantize-embedding": "quantize_embedding:QuantizeEmbedding",
+    "insert-qdq": "insert_qdq:InsertQdq",
+    "merge-linears": "merge_linears:MergeLinears",
+    "fuse-norm": "fuse_norm:FuseNorm",
+    "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
+    "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
+}
+
+_EXTRA: dict[str, type[Pass]] = {}
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass from outside this tree known under its name; usable as a class decorator."""
+    _EXTRA[cls.name] = cls
+    return cls
+
+
+def registry() -> dict[str, type[Pass]]:
+    """Every known pass by its recipe name."""
+    known: dict[str, type[Pass]] = {}
+    for name, place in _PASSES.items():
+        module, attribute = place.split(":")
+        known[name] = getattr(import_module(f"qcompiler.passes.{module}"), attribute)
+    return known | _EXTRA

@@ -1,1 +1,37 @@
-"""TBD."""
+"""The graph layer: everything that knows graphsurgeon and protobuf."""
+
+from __future__ import annotations
+
+from qcompiler.ir.graph import (
+    Namer,
+    consumers,
+    elem_type,
+    is_graph_output,
+    producer,
+    remove_dead,
+    replace_uses,
+    rewire_input,
+    tensor_rank,
+)
+from qcompiler.ir.io import model_folder, read_model, to_model, write_model
+from qcompiler.ir.tensors import array, constant, is_constant, nbytes
+
+__all__ = [
+    "Namer",
+    "array",
+    "constant",
+    "consumers",
+    "elem_type",
+    "is_constant",
+    "is_graph_output",
+    "model_folder",
+    "nbytes",
+    "producer",
+    "read_model",
+    "remove_dead",
+    "replace_uses",
+    "rewire_input",
+    "tensor_rank",
+    "to_model",
+    "write_model",
+]

@@ -1,0 +1,92 @@
+"""Small questions and edits every pass needs, with graphsurgeon's sharp edges filed off.
+
+Tensors and nodes are unhashable and compare loosely there, so identity is used throughout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+
+def producer(tensor: Any, op: str | None = None) -> gs.Node | None:
+    """The node that computes a tensor, if there is one (and it has operator `op`)."""
+    if not tensor.inputs:
+        return None
+    node = tensor.inputs[0]
+    return node if op is None or node.op == op else None
+
+
+def consumers(tensor: Any) -> list[gs.Node]:
+    """The nodes that read a tensor, each once, in order."""
+    seen: dict[int, gs.Node] = {id(node): node for node in tensor.outputs}
+    return list(seen.values())
+
+
+def is_graph_output(graph: gs.Graph, tensor: Any) -> bool:
+    """Whether a tensor is an output of the graph."""
+    return any(tensor is output for output in graph.outputs)
+
+
+def replace_uses(graph: gs.Graph, old: Any, new: Any, *, keep: gs.Node | None = None) -> None:
+    """Make every reader of `old` read `new` instead (graph outputs too), except the node `keep`."""
+    for node in consumers(old):
+        if node is not keep:
+            rewire_input(node, old, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            # The interface keeps its name: the new tensor takes it over.
+            old.name, new.name = f"{old.name}__replaced", old.name
+            new.dtype, new.shape = new.dtype or old.dtype, new.shape or old.shape
+            graph.outputs[index] = new
+
+
+def rewire_input(node: gs.Node, old: Any, new: Any) -> None:
+    """Make one node read `new` wherever it reads `old`."""
+    for index in range(len(node.inputs)):
+        if node.inputs[index] is old:
+            node.inputs[index] = new
+
+
+def elem_type(tensor: Any) -> int:
+    """ONNX element type of a tensor (TensorProto.UNDEFINED where it is not known)."""
+    if isinstance(tensor, gs.Constant):
+        values = tensor._values
+        if isinstance(values, LazyValues):
+            return int(values.tensor.data_type)
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(values).dtype))
+    return onnx.TensorProto.UNDEFINED if tensor.dtype is None else int(dtype_to_onnx(tensor.dtype))
+
+
+def tensor_rank(tensor: Any) -> int | None:
+    """Number of dimensions, None where shape inference found none."""
+    return None if tensor.shape is None else len(tensor.shape)
+
+
+def remove_dead(graph: gs.Graph) -> None:
+    """Drop nodes and initializers nothing reads; graph inputs and outputs stay."""
+    graph.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False)
+    graph.toposort()
+
+
+class Namer:
+    """Fresh, readable names: `base`, `base_1`, ... never one already in the graph."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._taken = set(graph.tensors().keys()) | {node.name for node in graph.nodes}
+        for subgraph in graph.subgraphs(recursive=True):
+            self._taken |= set(subgraph.tensors().keys())
+            self._taken |= {node.name for node in subgraph.nodes}
+
+    def __call__(self, base: str) -> str:
+        name, suffix = base, 0
+        while name in self._taken:
+            suffix += 1
+            name = f"{base}_{suffix}"
+        self._taken.add(name)
+        return name

@@ -1,0 +1,274 @@
+"""Models in and out of files.
+
+Reading maps external data instead of loading it; writing streams every large initializer to
+`<name>.data` and puts both files in place only when they are complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+from qcompiler import ops
+from qcompiler.errors import ModelError
+from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
+
+EXTERNAL_THRESHOLD = 1024
+"""Bytes from which an initializer goes to the data file."""
+
+ALIGNMENT = 64
+"""Offset alignment in the data file: one cache line, enough for every kernel's loads."""
+
+_PAGE = 4096
+"""Offset alignment of arrays of a page or more: ONNX Runtime maps those without a copy."""
+
+
+def load_proto(path: Path) -> onnx.ModelProto:
+    """The model without its external data; ModelError if it is missing or is not ONNX."""
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; give an .onnx file or a model folder")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; expected an .onnx file")
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is not an ONNX model or is truncated ({error}); export it again"
+        ) from None
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{path} holds no graph: it is not an ONNX model, or it is truncated")
+    return model
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for subgraph in attribute.graphs:
+                    yield from _tensors(subgraph)
+
+
+def check_external_data(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """The data files a model refers to; ModelError if one is missing, short or outside its folder."""
+    folder = path.parent.resolve()
+    sizes: dict[str, int] = {}
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entry = external_entry(tensor)
+        location = entry.get("location", "")
+        data = folder / location
+        if not location or not data.resolve().is_relative_to(folder):
+            raise ModelError(
+                f"{path}: external data of '{tensor.name}' lies at '{location}', outside the "
+                "model's folder; save the model again with its data beside it"
+            )
+        if location not in sizes:
+            if not data.is_file():
+                raise ModelError(
+                    f"{path}: external data file '{location}' is missing; it must lie beside the model"
+                )
+            sizes[location] = data.stat().st_size
+        if any(dim < 0 for dim in tensor.dims):
+            raise ModelError(f"{path}: initializer '{tensor.name}' has a negative dimension")
+        try:
+            offset = int(entry.get("offset", 0))
+            need = nbytes(gs.Constant(tensor.name, LazyValues(tensor)))
+        except (ValueError, KeyError):
+            raise ModelError(
+                f"{path}: external data of '{tensor.name}' has a bad offset or type"
+            ) from None
+        if offset < 0 or offset + need > sizes[location]:
+            raise ModelError(
+                f"{path}: '{location}' is truncated: '{tensor.name}' needs bytes up to "
+                f"{offset + need}, the file has {sizes[location]}; copy or export it again"
+            )
+    return [folder / location for location in sizes]
+
+
+def _map_constants(graph: gs.Graph, folder: Path) -> None:
+    graphs = [graph, *graph.subgraphs(recursive=True)]
+    for each in graphs:
+        tensors: list[Any] = list(each.tensors().values())
+        for node in each.nodes:
+            tensors += [value for value in node.attrs.values() if isinstance(value, gs.Constant)]
+        for tensor in tensors:
+            values = getattr(tensor, "_values", None)
+            if (
+                isinstance(values, LazyValues)
+                and not isinstance(values, SparseValues | MappedValues)
+                and values.tensor.data_location == onnx.TensorProto.EXTERNAL
+            ):
+                tensor._values = MappedValues(values.tensor, folder)
+
+
+def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
+    """A graph over a loaded model whose external data, if any, lies in `folder`."""
+    graph = gs.import_onnx(model)
+    if folder is not None:
+        _map_constants(graph, folder)
+    return graph
+
+
+def read_model(path: Path) -> gs.Graph:
+    """Read a model; its external data stays on disk and is mapped when a pass reads it.
+
+    Raises ModelError for a missing, truncated or non-ONNX file and for external data that is
+    missing, short, or outside the model's folder.
+    """
+    model = load_proto(path)
+    check_external_data(model, path)
+    return import_proto(model, path.parent.resolve())
+
+
+def model_folder(graph: gs.Graph) -> Path | None:
+    """The folder mapped initializers of a graph lie in, None where it has none."""
+    for tensor in graph.tensors().values():
+        values = getattr(tensor, "_values", None)
+        if isinstance(values, MappedValues):
+            return values.folder
+    return None
+
+
+def to_model(graph: gs.Graph) -> onnx.ModelProto:
+    """The ModelProto of a graph, with the function bodies of our ops it uses.
+
+    Initializers still on disk stay references to their file.
+    """
+    model = gs.export_onnx(graph, do_type_check=False)
+    _attach_functions(model)
+    return model
+
+
+def _attach_functions(model: onnx.ModelProto) -> None:
+    used = {node.op_type for node in _nodes(model.graph) if node.domain == ops.DOMAIN}
+    present = {(function.domain, function.name) for function in model.functions}
+    for op_type in sorted(used):
+        if op_type in ops.OP_TYPES and (ops.DOMAIN, op_type) not in present:
+            model.functions.append(ops.function(op_type))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
+
+
+def _raw_bytes(values: Any) -> bytes | memoryview:
+    if isinstance(values, MappedValues):
+        if values.tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+            return numpy_helper.from_array(values.load()).raw_data
+        return memoryview(np.ascontiguousarray(values.load()).view(np.uint8).reshape(-1))
+    if isinstance(values, LazyValues):
+        proto = values.tensor
+        if proto.HasField("raw_data"):
+            return proto.raw_data
+        return numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
+    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def _spill(tensor: gs.Constant, file: BinaryIO, location: str) -> LazyValues:
+    """Append a constant's bytes to the data file; returns the reference that stands for it."""
+    data = _raw_bytes(tensor._values)
+    size = len(data)
+    step = _PAGE if size >= _PAGE else ALIGNMENT
+    offset = -(-file.tell() // step) * step
+    file.write(b"\0" * (offset - file.tell()))
+    file.write(data)
+    proto = onnx.TensorProto(name=tensor.name)
+    if isinstance(tensor._values, LazyValues):
+        proto.data_type = tensor._values.tensor.data_type
+        proto.dims.extend(tensor._values.tensor.dims)
+    else:
+        values = np.asarray(tensor._values)
+        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        proto.dims.extend(values.shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(size))):
+        proto.external_data.add(key=key, value=value)
+    return LazyValues(proto)
+
+
+@contextlib.contextmanager
+def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Iterator[None]:
+    """The graph with every large constant replaced by its reference, for as long as it lasts."""
+    saved: list[tuple[gs.Constant, Any]] = []
+    seen: set[int] = set()
+    try:
+        for each in [graph, *graph.subgraphs(recursive=True)]:
+            for tensor in each.tensors().values():
+                if (
+                    not isinstance(tensor, gs.Constant)
+                    or id(tensor) in seen
+                    or isinstance(tensor._values, SparseValues)
+                ):
+                    continue
+                seen.add(id(tensor))
+                mapped = isinstance(tensor._values, MappedValues)
+                if (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD) or mapped:
+                    reference = _spill(tensor, file, location)
+                    saved.append((tensor, tensor._values))
+                    tensor._values = reference
+        yield
+    finally:
+        for tensor, values in saved:
+            tensor._values = values
+
+
+def _inline_attribute_tensors(graph: gs.Graph) -> None:
+    for each in [graph, *graph.subgraphs(recursive=True)]:
+        for node in each.nodes:
+            for value in node.attrs.values():
+                if isinstance(value, gs.Constant) and isinstance(value._values, MappedValues):
+                    value._values = np.array(value._values.load())
+
+
+def write_model(
+    graph: gs.Graph, path: Path, *, metadata: dict[str, str] | None = None, fsync: bool = True
+) -> list[Path]:
+    """Write a model and its data file `<name>.data`; returns the files written.
+
+    Both are written under temporary names in the target folder and renamed when complete, data
+    first, so an interrupted run leaves nothing half-written under the final names. OSError (disk
+    full, no permission) passes through after the temporary files are gone.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    location = path.name + ".data"
+    _inline_attribute_tensors(graph)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        data_file, model_file = Path(scratch) / location, Path(scratch) / path.name
+        with data_file.open("wb") as file:
+            with _spilled(graph, file, location):
+                model = to_model(graph)
+            if fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        if metadata:
+            onnx.helper.set_model_props(model, metadata)
+        model_file.write_bytes(model.SerializeToString())
+        written: list[Path] = []
+        if data_file.stat().st_size:
+            data_file.replace(path.parent / location)
+            written.append(path.parent / location)
+        model_file.replace(path)
+        written.append(path)
+    return written

@@ -1,0 +1,195 @@
+"""Passes and the manager that runs them.
+
+A pass is a frozen dataclass whose fields are its recipe options; the manager knows only
+instruments (verify, dump, time) and checks facts when the pipeline is built, not halfway through.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.errors import PassError, QcError, RecipeError
+
+if TYPE_CHECKING:
+    from qcompiler.calibration.statistics import Statistics
+
+
+class Numerics(enum.Enum):
+    """What a pass may do to the outputs: EXACT passes keep them to 1e-5 relative."""
+
+    EXACT = "exact"
+    LOSSY = "lossy"
+
+
+class Fact(enum.Enum):
+    """What is known about a graph between passes."""
+
+    IMPORTED = "imported"
+    CANONICAL = "canonical"
+    CALIBRATED = "calibrated"
+    PLANNED = "planned"
+    WEIGHTS_QUANTIZED = "weights-quantized"
+    QDQ = "qdq"
+    LOWERED = "lowered"
+
+
+class Granularity(enum.Enum):
+    """How activations share an int8 scale."""
+
+    NONE = "none"
+    PER_TENSOR = "per-tensor"
+    PER_TOKEN = "per-token"
+    PER_GROUP = "per-group"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationPlan:
+    """How the input of one linear layer is quantized, and whether it is equalized before."""
+
+    granularity: Granularity
+    equalize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remark:
+    """What a pass did to one layer, or why it did nothing; the report is made of these."""
+
+    layer: str
+    applied: bool
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+Observer = Callable[[gs.Graph, Sequence[str]], "Statistics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassContext:
+    """What a pass may look at beside the graph; a pass returns changes, it never writes here."""
+
+    target: str = "ort-custom"
+    exclude: tuple[str, ...] = ()
+    statistics: Statistics | None = None
+    plan: Mapping[str, ActivationPlan] = field(default_factory=dict)
+    observe: Observer | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+    def tick(self, what: str, done: int, total: int) -> None:
+        """Report progress of long work inside a pass."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """The graph after a pass, and what the pass learned."""
+
+    graph: gs.Graph
+    changed: bool
+    remarks: tuple[Remark, ...] = ()
+    statistics: Statistics | None = None
+    plan: Mapping[str, ActivationPlan] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """One rewrite of the graph. Fields of a subclass are its recipe options."""
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics]
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    provides: ClassVar[frozenset[Fact]] = frozenset()
+
+    @abstractmethod
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        """Rewrite `graph` in place and return it with remarks."""
+
+
+class Instrument(Protocol):
+    """Something that watches every pass."""
+
+    def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
+        """Called when a pass has run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line of a pipeline's history."""
+
+    name: str
+    changed: bool
+    seconds: float
+    remarks: tuple[Remark, ...]
+
+
+class PassManager:
+    """Runs passes in order; errors name the pass and what had run before it."""
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        instruments: Sequence[Instrument] = (),
+        *,
+        given: frozenset[Fact] = frozenset(),
+    ) -> None:
+        """`given`: facts that already hold. RecipeError if a pass would miss a fact it requires."""
+        self._passes = tuple(passes)
+        self._instruments = tuple(instruments)
+        known = set(given)
+        for step in self._passes:
+            missing = step.requires - known
+            if missing:
+                wanted = ", ".join(sorted(fact.value for fact in missing))
+                raise RecipeError(
+                    f"pass '{step.name}' needs a graph that is {wanted}; "
+                    f"put {_providers(missing)} before it"
+                )
+            known |= step.provides
+        self.history: list[Record] = []
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
+        """Run every pass; returns the final graph and the context with what the passes learned."""
+        for index, step in enumerate(self._passes):
+            start = time.perf_counter()
+            try:
+                result = step.run(graph, ctx)
+                seconds = time.perf_counter() - start
+                for instrument in self._instruments:
+                    instrument.after(index, step, result, seconds)
+            except QcError as error:
+                raise type(error)(f"pass '{step.name}': {error}") from error
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+                ran = ", ".join(record.name for record in self.history) or "none"
+                raise PassError(
+                    f"pass '{step.name}' failed on this model ({type(error).__name__}: {error}); "
+                    f"passes already run: {ran}. Leave it out of the recipe or report the model"
+                ) from error
+            graph = result.graph
+            if result.statistics is not None:
+                ctx = replace(ctx, statistics=result.statistics)
+            if result.plan is not None:
+                ctx = replace(ctx, plan=result.plan)
+            self.history.append(
+                Record(
+                    name=step.name,
+                    changed=result.changed,
+                    seconds=seconds,
+                    remarks=result.remarks,
+                )
+            )
+        return graph, ctx
+
+
+def _providers(facts: frozenset[Fact]) -> str:
+    from qcompiler.passes import registry  # noqa: PLC0415  (the registry imports this module)
+
+    names = [name for name, cls in registry().items() if cls.provides & facts]
+    return " or ".join(f"'{name}'" for name in names) or "a pass that provides it"

@@ -1,0 +1,226 @@
+"""Recipes: a TOML list of passes with typed options.
+
+    name = "w4a8"
+    description = "..."
+    [[pass]]
+    name = "quantize-weights"
+    bits = 4
+
+Unknown passes and options are errors with a suggestion; values are checked against the type of
+the pass's field.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import enum
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import RecipeError
+from qcompiler.passes import registry
+from qcompiler.passmanager import Pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named pipeline up to Q/DQ; the target adds the passes that lower it."""
+
+    name: str
+    description: str
+    source: str
+    passes: tuple[Pass, ...]
+    min_sqnr_db: float
+    """Least signal-to-noise of the outputs (dB) below which the compiled model counts as broken."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data, every option spelled out."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "source": self.source,
+            "min_sqnr_db": self.min_sqnr_db,
+            "pass": [{"name": step.name, **options_of(step)} for step in self.passes],
+        }
+
+
+def options_of(step: Pass) -> dict[str, Any]:
+    """A pass's options with their values, as plain data."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(step):
+        value = getattr(step, item.name)
+        values[item.name] = value.value if isinstance(value, enum.Enum) else value
+    return values
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A suggestion for a mistyped word, or the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(sorted(known))}"
+
+
+def _convert(where: str, annotation: Any, value: Any) -> Any:
+    """Check a TOML value against a field's annotation; RecipeError names what was expected."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        inner = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        return _convert(where, inner[0], value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} must be a list, not {value!r}")
+        item = typing.get_args(annotation)[0]
+        return tuple(_convert(where, item, entry) for entry in value)
+    if origin is typing.Literal:
+        allowed = typing.get_args(annotation)
+        if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+            known = ", ".join(map(repr, allowed))
+            raise RecipeError(f"{where} must be one of {known}, not {value!r}")
+        return value
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        try:
+            return annotation(value)
+        except ValueError:
+            known = ", ".join(repr(member.value) for member in annotation)
+            raise RecipeError(f"{where} must be one of {known}, not {value!r}") from None
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
+        raise RecipeError(f"{where} must be {annotation.__name__}, not {value!r}")
+    return value
+
+
+def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
+    """Build a pass from its recipe name and options; RecipeError on anything unknown."""
+    known = registry()
+    if name not in known:
+        raise RecipeError(f"unknown pass '{name}'; {did_you_mean(name, list(known))}")
+    cls = known[name]
+    hints = typing.get_type_hints(cls)
+    allowed = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        option = key.replace("-", "_")
+        if option not in allowed:
+            hint = did_you_mean(option, list(allowed)) if allowed else "it has no options"
+            raise RecipeError(f"pass '{name}' has no option '{key}'; {hint}")
+        values[option] = _convert(f"option '{key}' of pass '{name}'", allowed[option], value)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise RecipeError(f"pass '{name}': {error}") from None
+
+
+def _scalar(text: str) -> Any:
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered == "none":
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+
+
+_SPEC = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+
+
+def parse_pipeline(text: str) -> tuple[Pass, ...]:
+    """Passes from text such as `canonicalize,quantize-weights{bits=4,group_size=32}`."""
+    steps: list[Pass] = []
+    position = 0
+    while position < len(text.rstrip()):
+        match = _SPEC.match(text, position)
+        if match is None:
+            raise RecipeError(
+                f"can't read the pipeline at '{text[position:]}'; "
+                "write name{option=value,...},name,..."
+            )
+        options: dict[str, Any] = {}
+        for part in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise RecipeError(f"option '{part}' of pass '{match[1]}' has no value")
+            options[key.strip()] = _scalar(value)
+        steps.append(make_pass(match[1], options))
+        position = match.end()
+    if not steps:
+        raise RecipeError("the pipeline names no pass")
+    return tuple(steps)
+
+
+def available() -> dict[str, Path]:
+    """The recipes that come with qcompiler, by name."""
+    folder = files("qcompiler").joinpath("recipes")
+    found: dict[str, Path] = {}
+    for entry in folder.iterdir():
+        if entry.name.endswith(".toml"):
+            found[entry.name.removesuffix(".toml")] = Path(str(entry))
+    return dict(sorted(found.items()))
+
+
+def load(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a TOML file, with `pass.option=value` overrides applied.
+
+    Raises RecipeError for an unknown recipe, pass or option, with what was probably meant.
+    """
+    known = available()
+    text = str(name_or_file)
+    path = known.get(text, Path(text))
+    if not path.is_file():
+        raise RecipeError(
+            f"unknown recipe '{text}'; {did_you_mean(text, list(known))} (or give a .toml file)"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from None
+    return _build(data, path, overrides)
+
+
+def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
+    keys = ("name", "description", "source", "min_sqnr_db", "pass")
+    for key in data:
+        if key not in keys:
+            raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
+    steps: list[dict[str, Any]] = [dict(step) for step in data.get("pass", [])]
+    if not steps:
+        raise RecipeError(f"{path} lists no [[pass]]")
+    for override in overrides:
+        target, equals, value = override.partition("=")
+        name, dot, option = target.rpartition(".")
+        if not equals or not dot:
+            raise RecipeError(f"--set {override}: write pass.option=value")
+        hits = [step for step in steps if step.get("name") == name]
+        if not hits:
+            names = [str(step.get("name")) for step in steps]
+            raise RecipeError(f"--set {override}: the recipe has no pass '{name}'; "
+                              f"{did_you_mean(name, names)}")
+        for step in hits:
+            step[option] = _scalar(value)
+    passes: list[Pass] = []
+    for step in steps:
+        name = step.pop("name", None)
+        if not isinstance(name, str):
+            raise RecipeError(f"{path}: a [[pass]] has no name")
+        passes.append(make_pass(name, step))
+    return Recipe(
+        name=str(data.get("name", path.stem)),
+        description=str(data.get("description", "")).strip(),
+        source=str(data.get("source", "")).strip(),
+        passes=tuple(passes),
+        min_sqnr_db=float(data.get("min_sqnr_db", 3.0)),
+    )
