@@ -1,0 +1,211 @@
+"""Random layers in packed form, and one-node models of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from qcompiler import ops
+from qcompiler.numerics import packing, reference
+
+FLOAT_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A random K x N layer as an op's inputs."""
+
+    bits: int
+    K: int
+    N: int
+    group_size: int
+    W: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def groups(self) -> int:
+        return packing.ceil_div(self.K, self.group_size)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        return {
+            "W": self.W,
+            "scales": self.scales,
+            "zero_points": self.zero_points,
+            "bias": self.bias,
+        }
+
+    def dense(self) -> np.ndarray:
+        return reference.dequantize_weights(
+            self.W,
+            self.scales,
+            self.zero_points,
+            bits=self.bits,
+            K=self.K,
+            N=self.N,
+            group_size=self.group_size,
+        )
+
+    def quantize(self, X, activation: str, x_scale: float = 0.02):
+        """The quantized rows of X under 'row', 'group' or 'static' activations."""
+        rows = X.reshape(-1, self.K)
+        if activation == "static":
+            return reference.quantize_activations(rows, self.K, x_scale)
+        return reference.quantize_activations(
+            rows, self.K if activation == "row" else self.group_size
+        )
+
+    def expected(self, X, activation: str, x_scale: float = 0.02) -> np.ndarray:
+        op = f"matmul_w{self.bits}a8" + ("_static" if activation == "static" else "")
+        args: dict[str, Any] = {"N": self.N, "group_size": self.group_size}
+        if activation == "static":
+            args["x_scale"] = x_scale
+        else:
+            args["activation_block"] = self.K if activation == "row" else self.group_size
+        return getattr(reference, op)(X, self.W, self.scales, self.zero_points, self.bias, **args)
+
+    def tolerance(self, X, activation: str, x_scale: float = 0.02) -> np.ndarray:
+        """1e-5 of the sum of the terms' magnitudes: what float32 summation may be off by."""
+        a = np.abs(np.nan_to_num(self.quantize(X, activation, x_scale).dequantized()))
+        terms = a @ np.abs(self.dense()) + np.abs(self.bias)
+        return 1e-5 * terms.reshape(*X.shape[:-1], self.N) + 1e-30
+
+
+def make_layer(
+    K: int, N: int, group_size: int, *, bits=4, symmetric=True, bias=True, seed=0
+) -> Layer:
+    rng = np.random.default_rng(seed + 7919 * K + 104729 * N)
+    groups = packing.ceil_div(K, group_size)
+    codes = rng.integers(0, 1 << bits, (K, N), dtype=np.uint8)
+    zero = packing.SYMMETRIC_ZERO_POINT[bits]
+    zp = None if symmetric else rng.integers(0, 1 << bits, (groups, N), dtype=np.uint8)
+    scales = (rng.uniform(0.5, 1.5, (groups, N)) / (zero * np.sqrt(K))).astype(np.float16)
+    pack = packing.pack_w4 if bits == 4 else packing.pack_w8
+    return Layer(
+        bits=bits,
+        K=K,
+        N=N,
+        group_size=group_size,
+        W=pack(codes, zp, group_size),
+        scales=packing.pack_groups(scales, 0),
+        zero_points=np.full((1, 1, 1), zero, np.uint8)
+        if zp is None
+        else packing.pack_groups(zp, zero),
+        bias=rng.normal(size=N).astype(np.float32) if bias else np.zeros(1, np.float32),
+    )
+
+
+def matmul_model(
+    layer: Layer,
+    activation: str,
+    *,
+    dtype="float32",
+    splits=None,
+    outputs=None,
+    leading=("batch", "sequence"),
+    x_scale: float = 0.02,
+    attributes: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    as_inputs: tuple[str, ...] = (),
+    functions: bool = True,
+    name: str = "layer0",
+) -> onnx.ModelProto:
+    """A model of one MatMul node; `attributes` and `tensors` override what the layer says."""
+    static = activation == "static"
+    op_type = f"MatMulW{layer.bits}A8" + ("Static" if static else "")
+    splits = list(splits or (layer.N, 0, 0))
+    attrs: dict[str, Any] = {
+        "K": layer.K,
+        "N": layer.N,
+        "splits": splits,
+        "group_size": layer.group_size,
+        "layout": 1,
+    }
+    values = layer.inputs()
+    if static:
+        values["x_scale"] = np.float32(x_scale)
+    else:
+        attrs["activation_block"] = layer.K if activation == "row" else layer.group_size
+    attrs |= attributes or {}
+    attrs = {k: v for k, v in attrs.items() if v is not None}
+    values |= tensors or {}
+    elem = FLOAT_TYPES[dtype]
+    outputs = outputs or [f"Y{i}" if s else "" for i, s in enumerate(splits)]
+    node = helper.make_node(op_type, ["X", *values], outputs, name=name, domain=ops.DOMAIN, **attrs)
+    leading_dims = list(leading)
+    graph_outputs = [
+        helper.make_tensor_value_info(o, elem, [*leading_dims, s])
+        for o, s in zip(outputs, splits, strict=True)
+        if o
+    ]
+    graph_inputs = [helper.make_tensor_value_info("X", elem, [*leading_dims, layer.K])]
+    graph_inputs += [
+        helper.make_tensor_value_info(
+            v,
+            helper.np_dtype_to_tensor_dtype(values[v].dtype),
+            [f"{v}_{i}" for i in range(np.ndim(values[v]))],
+        )
+        for v in as_inputs
+    ]
+    return _model(
+        op_type,
+        [node],
+        graph_inputs,
+        graph_outputs,
+        {k: v for k, v in values.items() if k not in as_inputs},
+        functions,
+    )
+
+
+def gather_model(
+    layer: Layer,
+    *,
+    ids_type="int64",
+    ids_shape=("batch", "sequence"),
+    attributes: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    functions: bool = True,
+) -> onnx.ModelProto:
+    attrs = {"K": layer.K, "N": layer.N, "group_size": layer.group_size, "layout": 1}
+    attrs |= attributes or {}
+    values = {k: v for k, v in layer.inputs().items() if k != "bias"} | (tensors or {})
+    node = helper.make_node(
+        "GatherW8", ["ids", *values], ["Y"], name="embed", domain=ops.DOMAIN, **attrs
+    )
+    elem = TensorProto.INT64 if ids_type == "int64" else TensorProto.INT32
+    return _model(
+        "GatherW8",
+        [node],
+        [helper.make_tensor_value_info("ids", elem, list(ids_shape))],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.K])],
+        values,
+        functions,
+    )
+
+
+def _model(op_type, nodes, inputs, outputs, initializers, functions: bool) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        inputs,
+        outputs,
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in initializers.items()],
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[
+            helper.make_opsetid("", ops.ONNX_OPSET),
+            helper.make_opsetid(ops.DOMAIN, ops.OPSET_VERSION),
+        ],
+        functions=[ops.function(op_type)] if functions else [],
+        ir_version=10,
+    )
