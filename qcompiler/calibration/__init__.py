@@ -1,1 +1,1 @@
-"""TBD."""
+"""Calibration: where data comes from, and statistics as graph transforms."""

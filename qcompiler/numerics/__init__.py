@@ -1,1 +1,1 @@
-"""TBD."""
+"""Pure functions on arrays: formats, rounding, equalization scales, packing, references."""

@@ -1,0 +1,34 @@
+"""calibrate: statistics of the input of every linear layer, from calibration data.
+
+The graph is not changed; the driver runs a copy extended with reductions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.analysis.linears import find_linears
+from qcompiler.errors import CalibrationError
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(Pass):
+    """Collect max |x_k| and E[x_k²] of every activation a linear layer reads."""
+
+    name: ClassVar[str] = "calibrate"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        linears, _ = find_linears(graph)
+        names = list(dict.fromkeys(linear.x.name for linear in linears))
+        if not names:
+            return PassResult(graph=graph, changed=False)
+        if ctx.observe is None:
+            raise CalibrationError("no calibration data; give --calib SRC")
+        return PassResult(graph=graph, changed=False, statistics=ctx.observe(graph, names))

@@ -1,0 +1,165 @@
+"""canonicalize: one spelling for a linear layer.
+
+    Gemm(X, W, b)  transB, alpha, beta    ->  MatMul(X, W') + Add(b')
+    MatMul(X, Transpose(W))               ->  MatMul(X, W')
+    MatMul(X, Transpose(E)), Gather(E, i) ->  MatMul(X, E'), Gather(Transpose(E'), i)    tied
+    MatMul(X, Cast(W))                    ->  MatMul(X, W')
+    MatMul(X2, W), MatMul(X1, W)          ->  one initializer, however often it is read
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+from qcompiler.analysis.linears import FLOAT_TYPES, is_weight
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+
+_SHARED_MIN = 4096  # bytes from which equal initializers are worth finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canonicalize(Pass):
+    """Turn Gemm, transposed, cast, tied and duplicated weights into plain MatMuls by a constant."""
+
+    name: ClassVar[str] = "canonicalize"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+        namer = ir.Namer(graph)
+        changed = _share_duplicates(graph)
+        for node in list(graph.nodes):
+            if node.domain:
+                continue
+            if node.op == "Gemm":
+                changed |= _gemm(graph, node, namer)
+            elif node.op == "MatMul":
+                changed |= _fold_cast(node, namer)
+                changed |= _fold_transpose(graph, node, namer)
+        if changed:
+            ir.remove_dead(graph)
+        return PassResult(graph=graph, changed=changed)
+
+
+def _share_duplicates(graph: gs.Graph) -> bool:
+    """Point readers of byte-equal weights at one of them."""
+    changed = False
+    seen: dict[tuple[Any, ...], Any] = {}
+    by_size: dict[tuple[Any, ...], list[Any]] = {}
+    for tensor in graph.tensors().values():
+        if is_weight(tensor) and ir.nbytes(tensor) >= _SHARED_MIN:
+            by_size.setdefault((ir.elem_type(tensor), tuple(tensor.shape)), []).append(tensor)
+    for key, tensors in by_size.items():
+        for tensor in tensors if len(tensors) > 1 else []:
+            # A cheap probe first: most equal-shaped weights differ in their first row.
+            values = ir.array(tensor)
+            probe = (*key, values[:1].tobytes())
+            twin = seen.get(probe)
+            if twin is None:
+                seen[probe] = tensor
+            elif _digest(twin) == _digest(tensor):
+                for node in ir.consumers(tensor):
+                    ir.rewire_input(node, tensor, twin)
+                changed = True
+    return changed
+
+
+def _digest(tensor: Any) -> bytes:
+    return hashlib.sha256(memoryview(np.ascontiguousarray(ir.array(tensor)))).digest()
+
+
+def _gemm(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
+    """Gemm -> MatMul + Add; False where the form does not allow it."""
+    attrs = node.attrs
+    x, weight = node.inputs[0], node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    if attrs.get("transA", 0) or not is_weight(weight):
+        return False
+    if bias is not None and not ir.is_constant(bias):
+        return False
+    values = ir.array(weight)
+    if attrs.get("transB", 0):
+        values = values.T
+    alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
+    if alpha != 1.0:
+        values = values * np.asarray(alpha, values.dtype)
+    output = node.outputs[0]
+    new_weight = ir.constant(namer(f"{weight.name}_kn"), values)
+    product = output
+    node.outputs.clear()
+    if bias is not None:
+        shift = np.asarray(ir.array(bias) * np.asarray(beta, ir.array(bias).dtype))
+        if shift.ndim == 2 and shift.shape[0] == 1:
+            shift = shift[0]
+        if shift.size == 1:
+            shift = np.full(values.shape[1], shift.reshape(-1)[0], shift.dtype)
+        product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
+        graph.nodes.append(
+            gs.Node(
+                "Add",
+                namer(f"{node.name}_bias"),
+                inputs=[product, ir.constant(namer(f"{bias.name}_n"), shift)],
+                outputs=[output],
+            )
+        )
+    graph.nodes.append(
+        gs.Node("MatMul", node.name, inputs=[x, new_weight], outputs=[product])
+    )
+    node.name = namer(f"{node.name}_gemm")
+    node.inputs.clear()
+    return True
+
+
+def _fold_cast(node: gs.Node, namer: ir.Namer) -> bool:
+    """A weight kept in another float type and cast on every run."""
+    cast = ir.producer(node.inputs[1], "Cast")
+    if cast is None or not is_weight(cast.inputs[0]):
+        return False
+    target = cast.attrs["to"]
+    target = int(target) if isinstance(target, int) else onnx.helper.np_dtype_to_tensor_dtype(
+        np.dtype(target)
+    )
+    if target not in FLOAT_TYPES or len(ir.consumers(cast.outputs[0])) != 1:
+        return False
+    weight = cast.inputs[0]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(target)
+    node.inputs[1] = ir.constant(namer(f"{weight.name}_cast"), ir.array(weight).astype(dtype))
+    return True
+
+
+def _fold_transpose(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
+    """MatMul by the transpose of a constant; other readers of the constant see it unchanged."""
+    transpose = ir.producer(node.inputs[1], "Transpose")
+    if transpose is None or not is_weight(transpose.inputs[0]):
+        return False
+    if list(transpose.attrs.get("perm", [1, 0])) != [1, 0]:
+        return False
+    source = transpose.inputs[0]
+    weight = ir.constant(
+        namer(f"{source.name}_kn"), np.ascontiguousarray(ir.array(source).T)
+    )
+    for reader in ir.consumers(transpose.outputs[0]):
+        ir.rewire_input(reader, transpose.outputs[0], weight)
+    others = [reader for reader in ir.consumers(source) if reader is not transpose]
+    if others:
+        back = gs.Variable(namer(f"{source.name}_nk"), source.dtype, list(source.shape))
+        graph.nodes.append(
+            gs.Node(
+                "Transpose",
+                namer(f"{transpose.name}_back"),
+                attrs={"perm": [1, 0]},
+                inputs=[weight],
+                outputs=[back],
+            )
+        )
+        for reader in others:
+            ir.rewire_input(reader, source, back)
+    return True

@@ -1,0 +1,142 @@
+"""import: bring any valid model to the form every other pass reads.
+
+    opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types)
+    model-local functions       ->  inlined
+    Constant, Identity          ->  initializers, wires
+    unnamed or same-named nodes ->  unique names
+    unknown shapes              ->  inferred where ONNX can
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import inliner, shape_inference, version_converter
+
+from qcompiler import ir, ops
+from qcompiler.errors import PassError
+from qcompiler.ir.io import import_proto
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+
+OPSET = 21
+"""The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
+
+OLDEST_OPSET = 13
+
+_HIDDEN = "qcompiler.hidden"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportModel(Pass):
+    """Convert to opset 21, inline functions, name every node, infer shapes."""
+
+    name: ClassVar[str] = "import"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+        folder = ir.model_folder(graph)
+        model = ir.to_model(graph)
+        if any(function.domain != ops.DOMAIN for function in model.functions):
+            model = inliner.inline_local_functions(model)
+        model = _convert(model)
+        model.ir_version = min(max(model.ir_version, 10), 10)
+        model = shape_inference.infer_shapes(model, data_prop=True)
+        graph = import_proto(model, folder)
+        _fold_constant_nodes(graph)
+        _drop_identities(graph)
+        _name_nodes(graph)
+        ir.remove_dead(graph)
+        return PassResult(graph=graph, changed=True)
+
+
+def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at opset 21; other domains and undeclared default-domain ops stay as they are."""
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    if version is None or version == OPSET:
+        return model
+    if version < OLDEST_OPSET:
+        raise PassError(
+            f"the model has opset {version}, older than {OLDEST_OPSET}; export it again with a "
+            "newer opset"
+        )
+    hidden = [n for n in model.graph.node if not n.domain and not onnx.defs.has(n.op_type)]
+    for node in hidden:  # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain
+        node.domain = _HIDDEN
+    for node in model.graph.node:
+        # Newer exporters name inputs an older operator version doesn't have, but leave them empty.
+        while node.input and not node.input[-1]:
+            node.input.pop()
+    if hidden:
+        model.opset_import.append(onnx.helper.make_opsetid(_HIDDEN, 1))
+    try:
+        converted = version_converter.convert_version(model, OPSET)
+    except (RuntimeError, ValueError) as error:  # ConvertError is a RuntimeError
+        raise PassError(
+            f"the model can't be brought from opset {version} to {OPSET} ({error}); "
+            f"export it with opset {OPSET}"
+        ) from None
+    for node in converted.graph.node:
+        if node.domain == _HIDDEN:
+            node.domain = ""
+    kept = [o for o in converted.opset_import if o.domain != _HIDDEN]
+    del converted.opset_import[:]
+    converted.opset_import.extend(kept)
+    return converted
+
+
+def _fold_constant_nodes(graph: gs.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op != "Constant" or node.domain:
+            continue
+        output = node.outputs[0]
+        if ir.is_graph_output(graph, output):
+            continue
+        value = _constant_value(node)
+        if value is None:
+            continue
+        output.inputs.clear()
+        if isinstance(value, gs.Constant):
+            output.to_constant(value._values)
+        else:
+            output.to_constant(value)
+
+
+def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray | None:
+    attrs = node.attrs
+    if "value" in attrs and isinstance(attrs["value"], gs.Constant):
+        return attrs["value"]
+    if "value_int" in attrs or "value_ints" in attrs:
+        return np.asarray(attrs.get("value_int", attrs.get("value_ints")), np.int64)
+    if "value_float" in attrs or "value_floats" in attrs:
+        return np.asarray(attrs.get("value_float", attrs.get("value_floats")), np.float32)
+    return None
+
+
+def _drop_identities(graph: gs.Graph) -> None:
+    for node in graph.nodes:
+        if node.op != "Identity" or node.domain:
+            continue
+        source, output = node.inputs[0], node.outputs[0]
+        if ir.is_graph_output(graph, output):
+            continue
+        ir.replace_uses(graph, output, source)
+        node.inputs.clear()
+        node.outputs.clear()
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    namer = ir.Namer(graph)
+    for each in [graph, *graph.subgraphs(recursive=True)]:
+        for node in each.nodes:
+            node.name = node.name or ""
+    seen: set[str] = set()
+    for each in [graph, *graph.subgraphs(recursive=True)]:
+        for node in each.nodes:
+            if not node.name or node.name in seen:
+                node.name = namer(node.name or f"{node.op}_{len(seen)}")
+            seen.add(node.name)

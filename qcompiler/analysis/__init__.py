@@ -1,0 +1,1 @@
+"""What the passes want to know about a graph, computed in one place."""

@@ -1,0 +1,288 @@
+"""Foldable edges: where the inverse of an equalization scale can be absorbed upstream.
+
+For linears that read X, scaling the rows of their weights by s needs X / s. Three producers can
+give it for free:
+
+    norm      X = norm(..) * w (+ b)      w / s, b / s
+    up-down   X = act(gate) * (H·Wu)      columns of Wu / s
+    v-o       X = attention(Q, K, H·Wv)   columns of Wv / s, equal for the heads of a group
+
+Any other reader of X, and any writer that can't take the scale, vetoes the fold with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from qcompiler import ir
+from qcompiler.analysis.linears import Linear
+
+# operator -> input positions of its weight and bias vectors
+_NORMS: dict[str, tuple[int, ...]] = {
+    "LayerNormalization": (1, 2),
+    "SimplifiedLayerNormalization": (1,),
+    "RMSNormalization": (1,),
+    "SkipLayerNormalization": (2, 3),
+    "SkipSimplifiedLayerNormalization": (2,),
+}
+_FUSED_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
+
+
+@dataclass(frozen=True)
+class Absorber:
+    """A constant that takes the inverse scale along its last axis, at `columns` [start, stop)."""
+
+    node: gs.Node
+    input: int
+    columns: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class FoldEdge:
+    """Linears that read one activation, and what absorbs the inverse scale (or the veto)."""
+
+    kind: str
+    x: Any
+    readers: tuple[Linear, ...]
+    absorbers: tuple[Absorber, ...] = ()
+    veto: str | None = None
+    ties: NDArray[np.int64] | None = None
+    """[K] index of the absorber's column for each channel of X; None where it is the identity.
+    Channels with one index must share a scale (heads that share one value head)."""
+
+    @property
+    def name(self) -> str:
+        """The activation's name."""
+        return str(self.x.name)
+
+
+def find_fold_edges(
+    graph: gs.Graph, linears: Sequence[Linear], *, through_cache: bool = False
+) -> list[FoldEdge]:
+    """One edge for every activation that linears read, foldable or vetoed.
+
+    `through_cache` allows v-o folds that rescale values handed out as a KV cache: the model's
+    own decoding loop is unaffected, but `present.*.value` outputs change by the scale.
+    """
+    by_output = {id(linear.output): linear for linear in linears}
+    groups: dict[int, list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(id(linear.x), []).append(linear)
+    edges: list[FoldEdge] = []
+    for group in groups.values():
+        x = group[0].x
+        edge = _edge(graph, x, tuple(group), by_output, through_cache)
+        own = {id(linear.node) for linear in group}
+        other = next((node for node in ir.consumers(x) if id(node) not in own), None)
+        if edge.veto is None and other is not None:
+            edge = _vetoed(edge, f"{other.op} '{other.name}' reads the same activation unscaled")
+        elif edge.veto is None and ir.is_graph_output(graph, x):
+            edge = _vetoed(edge, "the activation is an output of the model")
+        edges.append(edge)
+    return edges
+
+
+def _vetoed(edge: FoldEdge, reason: str) -> FoldEdge:
+    return FoldEdge(edge.kind, edge.x, edge.readers, veto=reason)
+
+
+def _edge(
+    graph: gs.Graph,
+    x: Any,
+    readers: tuple[Linear, ...],
+    by_output: dict[int, Linear],
+    through_cache: bool,
+) -> FoldEdge:
+    node = ir.producer(x)
+    channels = readers[0].shape[0]
+    if node is None:
+        return FoldEdge("none", x, readers, veto="the activation is an input of the model")
+    if node.op in _NORMS and x is node.outputs[0]:
+        return _norm(x, readers, node, channels)
+    if node.op == "Mul":
+        for position in (0, 1):
+            operand, other = node.inputs[position], node.inputs[1 - position]
+            if ir.is_constant(operand) and _is_vector(operand, channels) and not ir.is_constant(
+                other
+            ):
+                return FoldEdge("norm", x, readers, (Absorber(node, position),))
+        for operand in (node.inputs[1], node.inputs[0]):
+            up = by_output.get(id(operand))
+            if up is not None and up.shape[1] == channels:
+                return _columns(graph, "up-down", x, readers, up)
+        return FoldEdge("none", x, readers, veto="no operand of its product is a linear layer")
+    if node.op in _FUSED_ATTENTION and x is node.outputs[0]:
+        return _fused_attention(graph, x, readers, node, by_output, through_cache)
+    if node.op in ("Reshape", "Transpose"):
+        return _plain_attention(graph, x, readers, node, by_output, through_cache)
+    return FoldEdge("none", x, readers, veto=f"{node.op} '{node.name}' can't absorb a scale")
+
+
+def _is_vector(tensor: Any, size: int) -> bool:
+    shape = tuple(tensor.shape)
+    return bool(shape) and shape[-1] == size and int(np.prod(shape)) == size
+
+
+def _norm(x: Any, readers: tuple[Linear, ...], node: gs.Node, channels: int) -> FoldEdge:
+    absorbers: list[Absorber] = []
+    for position in _NORMS[node.op]:
+        if position >= len(node.inputs) or node.inputs[position].is_empty():
+            continue
+        if not ir.is_constant(node.inputs[position]):
+            return FoldEdge("norm", x, readers, veto=f"the weight of '{node.name}' is computed")
+        if not _is_vector(node.inputs[position], channels):
+            return FoldEdge("norm", x, readers, veto=f"'{node.name}' normalizes several axes")
+        absorbers.append(Absorber(node, position))
+    return FoldEdge("norm", x, readers, tuple(absorbers))
+
+
+def _columns(
+    graph: gs.Graph,
+    kind: str,
+    x: Any,
+    readers: tuple[Linear, ...],
+    writer: Linear,
+    columns: tuple[int, int] | None = None,
+    ties: NDArray[np.int64] | None = None,
+) -> FoldEdge:
+    """An edge whose inverse scale goes into (a range of) the columns of an earlier linear."""
+    output = writer.output
+    if columns is None and (len(ir.consumers(output)) != 1 or ir.is_graph_output(graph, output)):
+        return FoldEdge(kind, x, readers, veto=f"the output of '{writer.name}' has other readers")
+    absorbers = [Absorber(writer.node, 1, columns)]
+    if writer.bias_node is not None:
+        position = 0 if ir.is_constant(writer.bias_node.inputs[0]) else 1
+        absorbers.append(Absorber(writer.bias_node, position, columns))
+    return FoldEdge(kind, x, readers, tuple(absorbers), ties=ties)
+
+
+def _head_ties(channels: int, value_channels: int, head: int) -> NDArray[np.int64] | None:
+    """For each channel of the attention output the value channel it averages."""
+    if channels % head or value_channels % head or channels % value_channels:
+        return None
+    repeat = channels // value_channels
+    index = np.arange(channels)
+    return (index // head // repeat) * head + index % head
+
+
+def _fused_attention(
+    graph: gs.Graph,
+    x: Any,
+    readers: tuple[Linear, ...],
+    node: gs.Node,
+    by_output: dict[int, Linear],
+    through_cache: bool,
+) -> FoldEdge:
+    def veto(reason: str) -> FoldEdge:
+        return FoldEdge("v-o", x, readers, veto=reason)
+
+    if node.op != "GroupQueryAttention":
+        return veto(f"folding through {node.op} is not supported")
+    heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
+    channels = readers[0].shape[0]
+    head = channels // heads
+    cached = any(ir.is_graph_output(graph, output) for output in node.outputs[1:])
+    if cached and not through_cache:
+        return veto("the values are handed out as KV cache, and folding would rescale them")
+    value = node.inputs[2] if not node.inputs[2].is_empty() else node.inputs[0]
+    writer = by_output.get(id(value))
+    if writer is None or len(ir.consumers(value)) != 1:
+        return veto("the values don't come straight from a linear layer")
+    size = kv_heads * head
+    columns = (writer.shape[1] - size, writer.shape[1])
+    return _columns(
+        graph, "v-o", x, readers, writer, columns, _head_ties(channels, size, head)
+    )
+
+
+def _plain_attention(
+    graph: gs.Graph,
+    x: Any,
+    readers: tuple[Linear, ...],
+    node: gs.Node,
+    by_output: dict[int, Linear],
+    through_cache: bool,
+) -> FoldEdge:
+    """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped."""
+
+    def veto(reason: str) -> FoldEdge:
+        return FoldEdge("v-o", x, readers, veto=reason)
+
+    step: gs.Node | None = node
+    while step is not None and step.op in ("Reshape", "Transpose"):
+        step = ir.producer(step.inputs[0])
+    if step is None or step.op != "MatMul" or ir.is_constant(step.inputs[1]):
+        return veto("it is reshaped from something that is not an attention product")
+    tensor = step.inputs[1]
+    shape = tensor.shape
+    head = shape[-1] if shape else None
+    if not isinstance(head, int):
+        return veto("the size of an attention head is unknown")
+    while id(tensor) not in by_output:
+        source = ir.producer(tensor)
+        if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
+            found = "an input" if source is None else f"{source.op} '{source.name}'"
+            return veto(f"the values come from {found}, not straight from a linear layer")
+        if len(ir.consumers(tensor)) != 1 and not _only_shapes(tensor):
+            return veto("the values have other readers")
+        if ir.is_graph_output(graph, tensor) and not through_cache:
+            return veto("the values are handed out as KV cache, and folding would rescale them")
+        tensor = source.inputs[0]
+    writer = by_output[id(tensor)]
+    if len(ir.consumers(tensor)) != 1 and not _only_shapes(tensor):
+        return veto(f"the output of '{writer.name}' has other readers")
+    ties = _head_ties(readers[0].shape[0], writer.shape[1], head)
+    if ties is None:
+        return veto("the heads of values and output don't line up")
+    return _columns(
+        graph, "v-o", x, readers, writer, (0, writer.shape[1]), ties
+    )
+
+
+def _only_shapes(tensor: Any) -> bool:
+    """Whether all but one reader only ask for the tensor's shape."""
+    return sum(node.op != "Shape" for node in ir.consumers(tensor)) == 1
+
+
+def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:
+    """Scale the rows of the readers' weights by `scale` [K] and absorb its inverse upstream.
+
+    Where heads share a value head, `scale` must already be equal over `edge.ties`.
+    """
+    if edge.veto is not None:
+        raise ValueError(f"edge '{edge.name}' can't be folded: {edge.veto}")
+    scale = np.asarray(scale, np.float32)
+    inverse = 1.0 / scale
+    if edge.ties is not None:
+        compact = np.ones(int(edge.ties.max()) + 1, np.float32)
+        compact[edge.ties] = inverse
+        inverse = compact
+    for absorber in edge.absorbers:
+        old = absorber.node.inputs[absorber.input]
+        values = np.array(ir.array(old), np.float32)
+        start, stop = absorber.columns or (0, values.shape[-1])
+        values[..., start:stop] *= inverse
+        _replace(absorber.node, absorber.input, values, namer)
+    replaced: dict[int, gs.Constant] = {}
+    for linear in edge.readers:
+        old = linear.weight
+        if id(old) not in replaced:
+            values = np.asarray(ir.array(old), np.float32) * scale[:, None]
+            _replace(linear.node, 1, values, namer)
+            replaced[id(old)] = linear.node.inputs[1]
+        else:
+            linear.node.inputs[1] = replaced[id(old)]
+
+
+def _replace(node: gs.Node, position: int, values: NDArray[Any], namer: ir.Namer) -> None:
+    old = node.inputs[position]
+    dtype = ir.array(old).dtype
+    name = str(old.name)
+    new = ir.constant(namer(name if name.endswith("_eq") else f"{name}_eq"), values.astype(dtype))
+    node.inputs[position] = new

@@ -1,0 +1,159 @@
+"""Observers as a graph transform: the model computes its own statistics.
+
+    X [..., K]  ->  Reshape [-1, K] -> Abs -> ReduceMax(0)       absmax  [K]
+                                    -> ReduceSumSquare(0)        energy  [K]
+
+The model's own outputs are dropped, so whatever only they need (the language-model head) is not
+even computed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from qcompiler import ir
+from qcompiler.calibration.statistics import Statistics, TensorStatistics
+from qcompiler.errors import CalibrationError
+
+_PREFIX = "qcompiler.observe"
+_IN_MEMORY = 32 << 20  # bytes of new initializers above which the model goes through a file
+
+
+def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.ModelProto:
+    """The model with statistics as its only outputs; `channels` gives K of each tensor name."""
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    graph = observed.graph
+    del graph.output[:]
+    axes = helper.make_tensor(f"{_PREFIX}.axes", onnx.TensorProto.INT64, [1], [0])
+    graph.initializer.append(axes)
+    for index, (name, size) in enumerate(channels.items()):
+        tag = f"{_PREFIX}.{index}"
+        shape = helper.make_tensor(f"{tag}.shape", onnx.TensorProto.INT64, [2], [-1, size])
+        graph.initializer.append(shape)
+        graph.node.extend(
+            [
+                helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [f"{tag}.rows"]),
+                helper.make_node("Abs", [f"{tag}.rows"], [f"{tag}.abs"]),
+                helper.make_node(
+                    "ReduceMax", [f"{tag}.abs", axes.name], [f"{tag}.absmax"], keepdims=0
+                ),
+                helper.make_node(
+                    "ReduceSumSquare", [f"{tag}.rows", axes.name], [f"{tag}.energy"], keepdims=0
+                ),
+                helper.make_node("Shape", [f"{tag}.rows"], [f"{tag}.count"], start=0, end=1),
+            ]
+        )
+        for suffix, kind in (
+            ("absmax", onnx.TensorProto.FLOAT),
+            ("energy", onnx.TensorProto.FLOAT),
+            ("count", onnx.TensorProto.INT64),
+        ):
+            graph.output.append(helper.make_tensor_value_info(f"{tag}.{suffix}", kind, None))
+    return observed
+
+
+@contextmanager
+def _session(model: onnx.ModelProto, folder: Path | None) -> Iterator[ort.InferenceSession]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    yield ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def observe(
+    graph: Any,
+    names: Sequence[str],
+    feeds: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    *,
+    source: str,
+    progress: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Run a graph over `feeds` and reduce the activations `names` ([..., K] each).
+
+    CalibrationError if the data does not fit the model, or an activation is not finite.
+    """
+    tensors = graph.tensors()
+    channels = {}
+    for name in names:
+        shape = tensors[name].shape
+        readers = [n for n in ir.consumers(tensors[name]) if n.op == "MatMul"]
+        size = readers[0].inputs[1].shape[0] if readers else (shape[-1] if shape else None)
+        if not isinstance(size, int):
+            raise CalibrationError(f"the channels of activation '{name}' are not known")
+        channels[name] = size
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
+        fresh = sum(
+            ir.nbytes(t)
+            for t in tensors.values()
+            if ir.is_constant(t) and isinstance(t._values, np.ndarray)
+        )
+        folder = ir.model_folder(graph)
+        if fresh > _IN_MEMORY:
+            path = Path(scratch) / "observed.onnx"
+            ir.write_model(graph, path, fsync=False)
+            model, folder = onnx.load(path, load_external_data=False), Path(scratch)
+        else:
+            model = ir.to_model(graph)
+        with _session(with_observers(model, channels), folder) as session:
+            return _reduce(session, list(channels), feeds, source, progress)
+
+
+def _reduce(
+    session: ort.InferenceSession,
+    names: list[str],
+    feeds: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    source: str,
+    progress: Callable[[int], None] | None,
+) -> Statistics:
+    needed = {item.name for item in session.get_inputs()}
+    absmax: dict[str, Any] = {}
+    energy: dict[str, Any] = {}
+    tokens = dict.fromkeys(names, 0)
+    for step, feed in enumerate(feeds):
+        try:
+            results = session.run(None, {k: v for k, v in feed.items() if k in needed})
+        except (RuntimeError, ValueError) as error:
+            raise CalibrationError(
+                f"calibration data does not fit the model: {str(error).splitlines()[0]}"
+            ) from None
+        for index, name in enumerate(names):
+            peak, square, count = results[3 * index : 3 * index + 3]
+            if not np.isfinite(square).all():
+                raise CalibrationError(
+                    f"activation '{name}' is not finite on the calibration data; "
+                    "check the model in float, or exclude the layers that read it"
+                )
+            absmax[name] = np.maximum(absmax.get(name, 0.0), peak)
+            energy[name] = energy.get(name, 0.0) + square.astype(np.float64)
+            tokens[name] += int(count[0])
+        if progress is not None:
+            progress(step + 1)
+    if not any(tokens.values()):
+        raise CalibrationError("the calibration source gave no data")
+    return Statistics(
+        {
+            name: TensorStatistics(
+                np.asarray(absmax[name], np.float32),
+                np.asarray(energy[name] / max(tokens[name], 1), np.float32),
+                tokens[name],
+            )
+            for name in names
+        },
+        source,
+    )

@@ -1,0 +1,41 @@
+"""Statistics of activations over calibration data; only these ever leave the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """One activation [..., K], reduced over all its tokens."""
+
+    absmax: NDArray[np.float32]
+    """[K]: max |x_k|."""
+    mean_square: NDArray[np.float32]
+    """[K]: E[x_k²]."""
+    tokens: int
+
+    def scaled(self, scale: NDArray[Any]) -> TensorStatistics:
+        """The statistics of X / scale, scale [K]."""
+        return replace(
+            self,
+            absmax=(self.absmax / scale).astype(np.float32),
+            mean_square=(self.mean_square / np.square(scale)).astype(np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of activations by tensor name."""
+
+    tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    source: str = ""
+
+    def scaled(self, name: str, scale: NDArray[Any]) -> Statistics:
+        """These statistics after one activation was divided by `scale`."""
+        return replace(self, tensors={**self.tensors, name: self.tensors[name].scaled(scale)})
