@@ -14,7 +14,8 @@ columns beyond N hold the symmetric zero point and have scale 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ SYMMETRIC_ZERO_POINT: dict[int, int] = {4: 8, 8: 128}
 
 U8Array = npt.NDArray[np.uint8]
 Bits = Literal[4, 8]
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -47,6 +50,84 @@ def packed_shape(bits: Bits, K: int, N: int) -> tuple[int, int, int]:
     return ceil_div(N, PANEL), ceil_div(K, block_depth(bits)), BLOCK_BYTES
 
 
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A quantized K x N matrix as the ops' inputs.
+
+    W: uint8 [P, ceil(K/depth), 64]. scales: float16 [P, G, 16]. zero_points: uint8 [P, G, 16], or
+    [1, 1, 1] where all are the same. A weight is (code - zero point) · scale.
+    """
+
+    bits: Bits
+    K: int
+    N: int
+    group_size: int
+    W: U8Array
+    scales: npt.NDArray[np.float16]
+    zero_points: U8Array
+
+    @property
+    def groups(self) -> int:
+        """G = ceil(K / group_size)."""
+        return ceil_div(self.K, self.group_size)
+
+    @classmethod
+    def pack(
+        cls,
+        codes: U8Array,
+        scales: npt.NDArray[np.floating],
+        zero_points: U8Array | None,
+        *,
+        bits: Bits,
+        group_size: int,
+    ) -> PackedMatrix:
+        """Pack codes [K, N], scales [G, N] and zero points [G, N] (None: symmetric).
+
+        Raises ValueError where sizes disagree, or a scale is not finite in float16.
+        """
+        k, n = codes.shape
+        zero = SYMMETRIC_ZERO_POINT[bits]
+        pack = pack_w4 if bits == 4 else pack_w8
+        W = pack(codes, zero_points, group_size)
+        if scales.shape != (ceil_div(k, group_size), n):
+            raise ValueError(
+                f"scales must have shape {[ceil_div(k, group_size), n]}, got {list(scales.shape)}"
+            )
+        with np.errstate(over="ignore"):  # reported below
+            half = scales.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError("a scale is not finite in float16")
+        return cls(
+            bits=bits,
+            K=k,
+            N=n,
+            group_size=group_size,
+            W=W,
+            scales=pack_groups(half, 0),
+            zero_points=np.full((1, 1, 1), zero, dtype=np.uint8)
+            if zero_points is None
+            else pack_groups(zero_points, zero),
+        )
+
+    def centered(self) -> npt.NDArray[np.int16]:
+        """Codes less their zero points: int16 [K, N]."""
+        unpack = unpack_w4 if self.bits == 4 else unpack_w8
+        codes = unpack(self.W, self.K, self.N).astype(np.int16)
+        if self.zero_points.size == 1:
+            return codes - np.int16(self.zero_points.item())
+        zp = unpack_groups(self.zero_points, self.N).astype(np.int16)
+        return codes - np.repeat(zp, self.group_size, axis=0)[: self.K]
+
+    def group_scales(self) -> npt.NDArray[np.float32]:
+        """float32 [G, N]."""
+        return unpack_groups(self.scales, self.N).astype(np.float32)
+
+    def dequantized(self) -> npt.NDArray[np.float32]:
+        """The float matrix this stands for: float32 [K, N]."""
+        scales = np.repeat(self.group_scales(), self.group_size, axis=0)[: self.K]
+        return self.centered() * scales
+
+
 def pack_w4(codes: U8Array, zero_points: U8Array | None, group_size: int) -> U8Array:
     """Pack 4-bit codes.
 
@@ -59,7 +140,7 @@ def pack_w4(codes: U8Array, zero_points: U8Array | None, group_size: int) -> U8A
     padded = _pad(codes, zero_points, group_size, 4)
     kb, panels = padded.shape[0] // 8, padded.shape[1] // PANEL
     split = padded.reshape(kb, 2, 4, panels, PANEL)
-    pairs = split[:, 0] | (split[:, 1] << 4)
+    pairs = split[:, 0] | (split[:, 1] << np.uint8(4))
     return _to_panels(pairs)
 
 
@@ -78,7 +159,7 @@ def pack_w8(codes: U8Array, zero_points: U8Array | None, group_size: int) -> U8A
 def unpack_w4(packed: U8Array, K: int, N: int) -> U8Array:
     """Inverse of `pack_w4`: uint8 [P, ceil(K/8), 64] -> codes uint8 [K, N]."""
     quads = _from_panels(packed, 4, K, N)
-    codes = np.stack((quads & 15, quads >> 4), axis=1)
+    codes = np.stack((quads & np.uint8(15), quads >> np.uint8(4)), axis=1)
     return np.ascontiguousarray(codes.reshape(-1, packed.shape[0] * PANEL)[:K, :N])
 
 
@@ -88,7 +169,7 @@ def unpack_w8(packed: U8Array, K: int, N: int) -> U8Array:
     return np.ascontiguousarray(quads.reshape(-1, packed.shape[0] * PANEL)[:K, :N])
 
 
-def pack_groups(a: npt.NDArray[np.generic], fill: float) -> npt.NDArray[np.generic]:
+def pack_groups(a: npt.NDArray[_T], fill: float) -> npt.NDArray[_T]:
     """Pack one value a group and column: [G, N] -> [ceil(N/16), G, 16], dtype kept.
 
     `fill` goes to the columns beyond N: 0 for scales, the symmetric zero point for zero points.
@@ -102,7 +183,7 @@ def pack_groups(a: npt.NDArray[np.generic], fill: float) -> npt.NDArray[np.gener
     return np.ascontiguousarray(padded.reshape(groups, panels, PANEL).transpose(1, 0, 2))
 
 
-def unpack_groups(packed: npt.NDArray[np.generic], N: int) -> npt.NDArray[np.generic]:
+def unpack_groups(packed: npt.NDArray[_T], N: int) -> npt.NDArray[_T]:
     """Inverse of `pack_groups`: [P, G, 16] -> [G, N]."""
     panels, groups, _ = packed.shape
     return np.ascontiguousarray(

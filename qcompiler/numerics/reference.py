@@ -1,35 +1,25 @@
 """What each ``ai.qcompiler`` op computes, in numpy, on packed inputs: the yardstick of the kernels.
 
-Integer parts are exact. Sums over groups and the bias are done in float64 here, so that a float32
+Integer parts are exact. Sums over groups and the bias are done in float64, so that a float32
 implementation is compared with the true value and not with another rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.packing import (
-    Bits,
-    U8Array,
-    ceil_div,
-    unpack_groups,
-    unpack_w4,
-    unpack_w8,
-)
+from qcompiler.numerics.packing import PackedMatrix, ceil_div
 
 F32Array = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
 
-_UNPACK: dict[int, Callable[[U8Array, int, int], U8Array]] = {4: unpack_w4, 8: unpack_w8}
-
 
 @dataclass(frozen=True)
 class QuantizedActivations:
-    """Rows of X as int8 codes: x ≈ codes · scales of their block.
+    """Rows of X as int8 codes: x ≈ code · scale of its block.
 
     codes: int8 [M, K] in -127 .. 127. scales: float32 [M, ceil(K / block)]. A row that held a
     non-finite value has codes 0 and scales NaN.
@@ -55,139 +45,56 @@ def quantize_activations(X: Array, block: int, scale: float | None = None) -> Qu
     x = X.astype(np.float32)
     m, k = x.shape
     blocks = ceil_div(k, block)
-    finite = np.isfinite(x).all(axis=1)
-    x = np.where(finite[:, None], x, np.float32(0))
-    padded = np.zeros((m, blocks * block), dtype=np.float32)
-    padded[:, :k] = x
-    padded = padded.reshape(m, blocks, block)
+    finite = np.all(np.isfinite(x), axis=1, keepdims=True)
+    blocked = np.zeros((m, blocks * block), dtype=np.float32)
+    blocked[:, :k] = np.where(finite, x, np.float32(0))
+    blocked = blocked.reshape(m * blocks, block)
     if scale is None:
-        scales = np.abs(padded).max(axis=2) / np.float32(127)
+        scales = (np.abs(blocked).max(axis=1) / np.float32(127)).astype(np.float32)
         scales[scales == 0] = 1
     else:
-        scales = np.full((m, blocks), scale, dtype=np.float32)
-    codes = np.clip(np.rint(padded / scales[:, :, None]), -127, 127).astype(np.int8)
-    scales[~finite] = np.nan
-    return QuantizedActivations(codes.reshape(m, blocks * block)[:, :k], scales, block)
+        scales = np.full(m * blocks, scale, dtype=np.float32)
+    codes = np.clip(np.rint(blocked / scales[:, None]), -127, 127).astype(np.int8)
+    row_scales = np.where(finite, scales.reshape(m, blocks), np.float32(np.nan))
+    return QuantizedActivations(codes.reshape(m, blocks * block)[:, :k], row_scales, block)
 
 
-def integer_dots(
-    codes: npt.NDArray[np.int8],
-    W: U8Array,
-    zero_points: U8Array,
-    *,
-    bits: Bits,
-    N: int,
-    group_size: int,
-) -> npt.NDArray[np.int64]:
+def integer_dots(codes: npt.NDArray[np.int8], w: PackedMatrix) -> npt.NDArray[np.int64]:
     """The exact sums of code · (weight code - zero point) in each group: int64 [M, G, N]."""
     m, k = codes.shape
-    groups = ceil_div(k, group_size)
-    q = np.zeros((m, groups * group_size), dtype=np.float64)
+    q = np.zeros((m, w.groups * w.group_size), dtype=np.float64)
     q[:, :k] = codes
-    w = np.zeros((groups * group_size, N), dtype=np.float64)
-    w[:k] = _centered(W, zero_points, bits, k, N, group_size)
+    centered = np.zeros((w.groups * w.group_size, w.N), dtype=np.float64)
+    centered[:k] = w.centered()
     dots = np.matmul(  # float64 holds these integers exactly, and runs on BLAS
-        q.reshape(m, groups, group_size).transpose(1, 0, 2),
-        w.reshape(groups, group_size, N),
+        q.reshape(m, w.groups, w.group_size).transpose(1, 0, 2),
+        centered.reshape(w.groups, w.group_size, w.N),
     )
     return dots.transpose(1, 0, 2).astype(np.int64)
 
 
-def dequantize_weights(
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    *,
-    bits: Bits,
-    K: int,
-    N: int,
-    group_size: int,
-) -> F32Array:
-    """The float matrix that the packed inputs stand for: float32 [K, N]."""
-    s = np.repeat(unpack_groups(scales, N).astype(np.float32), group_size, axis=0)[:K]
-    return (_centered(W, zero_points, bits, K, N, group_size) * s).astype(np.float32)
+def matmul_a8(X: Array, w: PackedMatrix, bias: F32Array, *, activation_block: int) -> F32Array:
+    """``MatMulW4A8`` and ``MatMulW8A8`` before the split: X [..., K] -> float32 [..., N].
+
+    activation_block is K (a scale a row) or the group size (a scale a row and group); else
+    ValueError. bias: float32 [N] or [1].
+    """
+    if activation_block not in (w.K, w.group_size):
+        raise ValueError(f"activation_block must be K={w.K} or group_size={w.group_size}")
+    return _matmul(X, quantize_activations(_rows(X), activation_block), w, bias)
 
 
-def matmul_w4a8(
-    X: Array,
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    bias: F32Array,
-    *,
-    N: int,
-    group_size: int,
-    activation_block: int,
-) -> F32Array:
-    """``MatMulW4A8`` before the split: X [..., K] -> float32 [..., N]."""
-    a = quantize_activations(_rows(X), activation_block)
-    return _matmul(X, a, W, scales, zero_points, bias, 4, N, group_size)
+def matmul_a8_static(X: Array, w: PackedMatrix, bias: F32Array, *, x_scale: float) -> F32Array:
+    """``MatMulW4A8Static`` and ``MatMulW8A8Static`` before the split: [..., K] -> [..., N]."""
+    return _matmul(X, quantize_activations(_rows(X), w.K, x_scale), w, bias)
 
 
-def matmul_w4a8_static(
-    X: Array,
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    bias: F32Array,
-    x_scale: float,
-    *,
-    N: int,
-    group_size: int,
-) -> F32Array:
-    """``MatMulW4A8Static`` before the split: X [..., K] -> float32 [..., N]."""
-    a = quantize_activations(_rows(X), X.shape[-1], x_scale)
-    return _matmul(X, a, W, scales, zero_points, bias, 4, N, group_size)
-
-
-def matmul_w8a8(
-    X: Array,
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    bias: F32Array,
-    *,
-    N: int,
-    group_size: int,
-    activation_block: int,
-) -> F32Array:
-    """``MatMulW8A8`` before the split: X [..., K] -> float32 [..., N]."""
-    a = quantize_activations(_rows(X), activation_block)
-    return _matmul(X, a, W, scales, zero_points, bias, 8, N, group_size)
-
-
-def matmul_w8a8_static(
-    X: Array,
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    bias: F32Array,
-    x_scale: float,
-    *,
-    N: int,
-    group_size: int,
-) -> F32Array:
-    """``MatMulW8A8Static`` before the split: X [..., K] -> float32 [..., N]."""
-    a = quantize_activations(_rows(X), X.shape[-1], x_scale)
-    return _matmul(X, a, W, scales, zero_points, bias, 8, N, group_size)
-
-
-def gather_w8(
-    ids: npt.NDArray[np.integer],
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    *,
-    K: int,
-    N: int,
-    group_size: int,
-) -> F32Array:
-    """``GatherW8``: the dequantized columns `ids` of the K x N matrix, float32 [ids.shape..., K].
+def gather_w8(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
+    """``GatherW8``: the dequantized columns `ids` of the matrix, float32 [ids.shape..., K].
 
     Raises IndexError for an id outside -N .. N-1.
     """
-    table = dequantize_weights(W, scales, zero_points, bits=8, K=K, N=N, group_size=group_size)
-    return table.T[ids]
+    return w.dequantized().T[ids]
 
 
 def _rows(X: Array) -> Array:
@@ -195,34 +102,8 @@ def _rows(X: Array) -> Array:
     return X.reshape(X.size // k, k)
 
 
-def _centered(
-    W: U8Array, zero_points: U8Array, bits: Bits, K: int, N: int, group_size: int
-) -> npt.NDArray[np.int16]:
-    """Weight codes less their zero points: int16 [K, N]."""
-    codes = _UNPACK[bits](W, K, N).astype(np.int16)
-    if zero_points.size == 1:
-        return codes - np.int16(zero_points.reshape(()))
-    zp = unpack_groups(zero_points, N).astype(np.int16)
-    return codes - np.repeat(zp, group_size, axis=0)[:K]
-
-
-def _matmul(
-    X: Array,
-    a: QuantizedActivations,
-    W: U8Array,
-    scales: npt.NDArray[np.float16],
-    zero_points: U8Array,
-    bias: F32Array,
-    bits: Bits,
-    N: int,
-    group_size: int,
-) -> F32Array:
-    k = X.shape[-1]
-    groups = ceil_div(k, group_size)
-    if a.block not in (k, group_size):
-        raise ValueError(f"activation_block must be K={k} or group_size={group_size}")
-    dots = integer_dots(a.codes, W, zero_points, bits=bits, N=N, group_size=group_size)
-    w_scale = unpack_groups(scales, N).astype(np.float64)
-    x_scale = np.broadcast_to(a.scales, (len(dots), groups)).astype(np.float64)
-    y = np.einsum("mgn,gn,mg->mn", dots, w_scale, x_scale, optimize=True) + bias
-    return y.astype(np.float32).reshape(*X.shape[:-1], N)
+def _matmul(X: Array, a: QuantizedActivations, w: PackedMatrix, bias: F32Array) -> F32Array:
+    dots = integer_dots(a.codes, w)
+    x_scales = np.broadcast_to(a.scales, (len(dots), w.groups)).astype(np.float64)
+    y = np.einsum("mgn,gn,mg->mn", dots, w.group_scales(), x_scales, optimize=True) + bias
+    return y.astype(np.float32).reshape(*X.shape[:-1], w.N)

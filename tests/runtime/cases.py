@@ -11,6 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops
 from qcompiler.numerics import packing, reference
+from qcompiler.numerics.packing import PackedMatrix
+
+X_SCALE = 0.02
 
 FLOAT_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -21,63 +24,39 @@ FLOAT_TYPES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A random K x N layer as an op's inputs."""
+    """A random layer: a packed matrix and a bias."""
 
-    bits: int
-    K: int
-    N: int
-    group_size: int
-    W: np.ndarray
-    scales: np.ndarray
-    zero_points: np.ndarray
+    w: PackedMatrix
     bias: np.ndarray
-
-    @property
-    def groups(self) -> int:
-        return packing.ceil_div(self.K, self.group_size)
 
     def inputs(self) -> dict[str, np.ndarray]:
         return {
-            "W": self.W,
-            "scales": self.scales,
-            "zero_points": self.zero_points,
+            "W": self.w.W,
+            "scales": self.w.scales,
+            "zero_points": self.w.zero_points,
             "bias": self.bias,
         }
 
-    def dense(self) -> np.ndarray:
-        return reference.dequantize_weights(
-            self.W,
-            self.scales,
-            self.zero_points,
-            bits=self.bits,
-            K=self.K,
-            N=self.N,
-            group_size=self.group_size,
-        )
-
-    def quantize(self, X, activation: str, x_scale: float = 0.02):
+    def quantize(self, X, activation: str, x_scale: float = X_SCALE):
         """The quantized rows of X under 'row', 'group' or 'static' activations."""
-        rows = X.reshape(-1, self.K)
+        rows = X.reshape(-1, self.w.K)
         if activation == "static":
-            return reference.quantize_activations(rows, self.K, x_scale)
-        return reference.quantize_activations(
-            rows, self.K if activation == "row" else self.group_size
-        )
+            return reference.quantize_activations(rows, self.w.K, x_scale)
+        return reference.quantize_activations(rows, self.block(activation))
 
-    def expected(self, X, activation: str, x_scale: float = 0.02) -> np.ndarray:
-        op = f"matmul_w{self.bits}a8" + ("_static" if activation == "static" else "")
-        args: dict[str, Any] = {"N": self.N, "group_size": self.group_size}
+    def block(self, activation: str) -> int:
+        return self.w.group_size if activation == "group" else self.w.K
+
+    def expected(self, X, activation: str, x_scale: float = X_SCALE) -> np.ndarray:
         if activation == "static":
-            args["x_scale"] = x_scale
-        else:
-            args["activation_block"] = self.K if activation == "row" else self.group_size
-        return getattr(reference, op)(X, self.W, self.scales, self.zero_points, self.bias, **args)
+            return reference.matmul_a8_static(X, self.w, self.bias, x_scale=x_scale)
+        return reference.matmul_a8(X, self.w, self.bias, activation_block=self.block(activation))
 
-    def tolerance(self, X, activation: str, x_scale: float = 0.02) -> np.ndarray:
+    def tolerance(self, X, activation: str, x_scale: float = X_SCALE) -> np.ndarray:
         """1e-5 of the sum of the terms' magnitudes: what float32 summation may be off by."""
         a = np.abs(np.nan_to_num(self.quantize(X, activation, x_scale).dequantized()))
-        terms = a @ np.abs(self.dense()) + np.abs(self.bias)
-        return 1e-5 * terms.reshape(*X.shape[:-1], self.N) + 1e-30
+        terms = a @ np.abs(self.w.dequantized()) + np.abs(self.bias)
+        return 1e-5 * terms.reshape(*X.shape[:-1], self.w.N) + 1e-30
 
 
 def make_layer(
@@ -88,19 +67,10 @@ def make_layer(
     codes = rng.integers(0, 1 << bits, (K, N), dtype=np.uint8)
     zero = packing.SYMMETRIC_ZERO_POINT[bits]
     zp = None if symmetric else rng.integers(0, 1 << bits, (groups, N), dtype=np.uint8)
-    scales = (rng.uniform(0.5, 1.5, (groups, N)) / (zero * np.sqrt(K))).astype(np.float16)
-    pack = packing.pack_w4 if bits == 4 else packing.pack_w8
+    scales = rng.uniform(0.5, 1.5, (groups, N)) / (zero * np.sqrt(K))
     return Layer(
-        bits=bits,
-        K=K,
-        N=N,
-        group_size=group_size,
-        W=pack(codes, zp, group_size),
-        scales=packing.pack_groups(scales, 0),
-        zero_points=np.full((1, 1, 1), zero, np.uint8)
-        if zp is None
-        else packing.pack_groups(zp, zero),
-        bias=rng.normal(size=N).astype(np.float32) if bias else np.zeros(1, np.float32),
+        PackedMatrix.pack(codes, scales, zp, bits=bits, group_size=group_size),
+        rng.normal(size=N).astype(np.float32) if bias else np.zeros(1, np.float32),
     )
 
 
@@ -112,7 +82,7 @@ def matmul_model(
     splits=None,
     outputs=None,
     leading=("batch", "sequence"),
-    x_scale: float = 0.02,
+    x_scale: float = X_SCALE,
     attributes: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
     as_inputs: tuple[str, ...] = (),
@@ -121,20 +91,20 @@ def matmul_model(
 ) -> onnx.ModelProto:
     """A model of one MatMul node; `attributes` and `tensors` override what the layer says."""
     static = activation == "static"
-    op_type = f"MatMulW{layer.bits}A8" + ("Static" if static else "")
-    splits = list(splits or (layer.N, 0, 0))
+    op_type = f"MatMulW{layer.w.bits}A8" + ("Static" if static else "")
+    splits = list(splits or (layer.w.N, 0, 0))
     attrs: dict[str, Any] = {
-        "K": layer.K,
-        "N": layer.N,
+        "K": layer.w.K,
+        "N": layer.w.N,
         "splits": splits,
-        "group_size": layer.group_size,
+        "group_size": layer.w.group_size,
         "layout": 1,
     }
     values = layer.inputs()
     if static:
         values["x_scale"] = np.float32(x_scale)
     else:
-        attrs["activation_block"] = layer.K if activation == "row" else layer.group_size
+        attrs["activation_block"] = layer.block(activation)
     attrs |= attributes or {}
     attrs = {k: v for k, v in attrs.items() if v is not None}
     values |= tensors or {}
@@ -147,7 +117,7 @@ def matmul_model(
         for o, s in zip(outputs, splits, strict=True)
         if o
     ]
-    graph_inputs = [helper.make_tensor_value_info("X", elem, [*leading_dims, layer.K])]
+    graph_inputs = [helper.make_tensor_value_info("X", elem, [*leading_dims, layer.w.K])]
     graph_inputs += [
         helper.make_tensor_value_info(
             v,
@@ -157,12 +127,11 @@ def matmul_model(
         for v in as_inputs
     ]
     return _model(
-        op_type,
-        [node],
+        node,
         graph_inputs,
         graph_outputs,
         {k: v for k, v in values.items() if k not in as_inputs},
-        functions,
+        functions=functions,
     )
 
 
@@ -175,7 +144,7 @@ def gather_model(
     tensors: dict[str, np.ndarray] | None = None,
     functions: bool = True,
 ) -> onnx.ModelProto:
-    attrs = {"K": layer.K, "N": layer.N, "group_size": layer.group_size, "layout": 1}
+    attrs = {"K": layer.w.K, "N": layer.w.N, "group_size": layer.w.group_size, "layout": 1}
     attrs |= attributes or {}
     values = {k: v for k, v in layer.inputs().items() if k != "bias"} | (tensors or {})
     node = helper.make_node(
@@ -183,18 +152,17 @@ def gather_model(
     )
     elem = TensorProto.INT64 if ids_type == "int64" else TensorProto.INT32
     return _model(
-        "GatherW8",
-        [node],
+        node,
         [helper.make_tensor_value_info("ids", elem, list(ids_shape))],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.K])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.w.K])],
         values,
-        functions,
+        functions=functions,
     )
 
 
-def _model(op_type, nodes, inputs, outputs, initializers, functions: bool) -> onnx.ModelProto:
+def _model(node, inputs, outputs, initializers, *, functions: bool) -> onnx.ModelProto:
     graph = helper.make_graph(
-        nodes,
+        [node],
         "test",
         inputs,
         outputs,
@@ -206,6 +174,6 @@ def _model(op_type, nodes, inputs, outputs, initializers, functions: bool) -> on
             helper.make_opsetid("", ops.ONNX_OPSET),
             helper.make_opsetid(ops.DOMAIN, ops.OPSET_VERSION),
         ],
-        functions=[ops.function(op_type)] if functions else [],
+        functions=[ops.function(node.op_type)] if functions else [],
         ir_version=10,
     )
