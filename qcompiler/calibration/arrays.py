@@ -1,0 +1,137 @@
+"""Calibration feeds from .npz files, checked against the model's inputs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qcompiler.errors import CalibrationError
+from qcompiler.feeds import IDS, MASK, POSITIONS, TYPES, Array, Signature, TensorSpec, vocabulary
+from qcompiler.models import ModelPackage
+
+_BATCH = 8
+"""Samples a feed, where the model's batch axis is open: bounds the activations in memory."""
+
+
+def load_arrays(
+    path: Path, package: ModelPackage, signature: Signature, samples: int
+) -> tuple[list[dict[str, Array]], str]:
+    """At most `samples` feeds from an .npz file or a directory of them (in order of name).
+
+    An array has its input's rank (one feed, cut along an open batch axis) or one axis more (feeds
+    stacked along the first). Language models need `input_ids` only; the rest is derived.
+
+    Raises CalibrationError naming the file and the input that does not fit.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise CalibrationError(f"{path}: the directory holds no .npz file")
+    feeds: list[dict[str, Array]] = []
+    for file in files:
+        if len(feeds) > samples:
+            break
+        feeds.extend(_file_feeds(file, package, signature))
+    if not feeds:
+        raise CalibrationError(f"{path}: its arrays are empty")
+    used = feeds[:samples]
+    more = f" of {len(feeds)} or more" if len(feeds) > samples else ""
+    return used, f"{path}: {len(used)}{more} feeds from {len(files)} file(s)"
+
+
+def _file_feeds(file: Path, package: ModelPackage, signature: Signature) -> list[dict[str, Array]]:
+    arrays = _read(file)
+    specs = {spec.name: spec for spec in signature.inputs}
+    for name in arrays:
+        if name not in specs:
+            raise CalibrationError(
+                f"{file}: the model has no input '{name}'; it has {', '.join(specs)}"
+            )
+    derived = set()
+    if signature.kind != "other" and IDS in arrays:
+        derived = {MASK, POSITIONS, TYPES, *(cache.past for cache in signature.caches)}
+        derived |= specs.keys() - arrays.keys() - {IDS}
+    for name in specs:
+        if name not in arrays and name not in derived:
+            raise CalibrationError(f"{file}: no array for input '{name}'")
+    checked = {name: _check(file, specs[name], array) for name, array in arrays.items()}
+    if signature.kind != "other" and IDS in checked:
+        ids, size = checked[IDS], vocabulary(package, signature)
+        if ids.size and (ids.min() < 0 or ids.max() >= size):
+            raise CalibrationError(f"{file}: input '{IDS}' has ids outside [0, {size})")
+    feeds = _split(file, checked, specs)
+    if not derived:
+        return feeds
+    complete: list[dict[str, Array]] = []
+    for feed in feeds:
+        base = signature.feeds(feed[IDS], feed.get(MASK))
+        complete.append({**base, **feed})
+    return complete
+
+
+def _read(file: Path) -> dict[str, Array]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, Mapping):
+                raise CalibrationError(f"{file} is no .npz archive")
+            return {name: archive[name] for name in archive}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CalibrationError(f"{file} can't be read as .npz: {error}") from error
+
+
+def _check(file: Path, spec: TensorSpec, array: Array) -> Array:
+    where = f"{file}: input '{spec.name}'"
+    if spec.dtype is None or spec.shape is None:
+        raise CalibrationError(f"{where} is no tensor of known rank: it can't be calibrated")
+    rank = len(spec.shape)
+    if array.ndim not in (rank, rank + 1):
+        raise CalibrationError(
+            f"{where} has rank {array.ndim}; the model's has {rank} (or {rank + 1}, stacked)"
+        )
+    shape = array.shape[array.ndim - rank :]
+    for axis, (have, want) in enumerate(zip(shape, spec.shape, strict=True)):
+        cut = axis == 0 and array.ndim == rank and isinstance(want, int) and have % want == 0
+        if isinstance(want, int) and have != want and not (cut and have):
+            raise CalibrationError(f"{where} has shape {array.shape}; the model's is {spec.shape}")
+    custom = spec.dtype.kind == "V" or spec.dtype.name == "bfloat16"
+    same_kind = (
+        array.dtype.kind == "f" if custom else np.can_cast(array.dtype, spec.dtype, "same_kind")
+    )
+    if not same_kind:
+        raise CalibrationError(f"{where} has dtype {array.dtype}; the model's is {spec.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CalibrationError(f"{where} holds NaN or infinite values")
+    return array.astype(spec.dtype, copy=False)
+
+
+def _split(
+    file: Path, arrays: Mapping[str, Array], specs: Mapping[str, TensorSpec]
+) -> list[dict[str, Array]]:
+    ranks = {name: specs[name].rank or 0 for name in arrays}
+    stacked = {name for name, array in arrays.items() if array.ndim > ranks[name]}
+    if stacked and len(stacked) < len(arrays):
+        odd = next(name for name in arrays if name not in stacked)
+        raise CalibrationError(f"{file}: input '{odd}' is not stacked, but the others are")
+    counts = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
+    if stacked:
+        _same_count(file, counts)
+        total = next(iter(counts.values()))
+        return [{name: array[i] for name, array in arrays.items()} for i in range(total)]
+    if not counts or any(rank == 0 for rank in ranks.values()) or len(set(counts.values())) > 1:
+        return [dict(arrays)]
+    firsts = [shape[0] for name in arrays if (shape := specs[name].shape)]
+    fixed = [size for size in firsts if isinstance(size, int)]
+    step = min(fixed) if fixed else _BATCH
+    total = next(iter(counts.values()))
+    return [
+        {name: array[start : start + step] for name, array in arrays.items()}
+        for start in range(0, total, max(step, 1))
+    ]
+
+
+def _same_count(file: Path, counts: Mapping[str, int]) -> None:
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise CalibrationError(f"{file}: the inputs have different numbers of feeds ({listed})")

@@ -1,0 +1,200 @@
+"""Speed of several models side by side.
+
+Rounds are interleaved (A B C, A B C, ...) and medians reported, so a slow moment of the machine
+hits every model alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from qcompiler.calibration.sources import load_source
+from qcompiler.decoding import Decoder
+from qcompiler.errors import ModelError
+from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.models import ModelPackage, open_package
+from qcompiler.session import create_session
+
+Progress = Callable[[int, int], None]
+
+ENCODER_BATCH = 8
+SENTENCE_TOKENS = 32
+"""Length of the sentences an encoder is timed on."""
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Medians over rounds; None where a figure does not apply or could not be taken.
+
+    `load_seconds`: creating the session. `memory_bytes`: resident memory that loading and a first
+    run added (Linux). Decoders: tokens/s of `prefill` on a prompt, and of `decode` one token at a
+    time after a context (None without a key/value cache). Encoders: `sentences_per_second` in a
+    batch of eight. Encoders and others: `latency_ms` of one input.
+    """
+
+    model: str
+    kind: str
+    size_bytes: int
+    load_seconds: float
+    rounds: int
+    memory_bytes: int | None = None
+    prefill: float | None = None
+    decode: float | None = None
+    latency_ms: float | None = None
+    sentences_per_second: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    prompt_length: int
+    context: int
+    steps: int
+    seed: int
+
+
+@dataclass
+class _Subject:
+    """A loaded model, its timed actions by figure, and the seconds each took."""
+
+    package: ModelPackage
+    kind: str
+    load_seconds: float
+    memory_bytes: int | None
+    actions: Mapping[str, Callable[[], float]]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+
+def benchmark(
+    models: Sequence[str | Path],
+    *,
+    prompt_length: int = 512,
+    context: int = 128,
+    steps: int = 32,
+    rounds: int = 5,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda _done, _total: None,
+) -> list[BenchmarkResult]:
+    """Time `models`: prefill of `prompt_length` tokens, decoding `steps` tokens after `context`.
+
+    Raises ModelError for a model that can't be loaded or fed.
+    """
+    if min(prompt_length, context, steps, rounds) < 1:
+        raise ModelError("lengths, steps and rounds must be at least 1")
+    setting = _Setting(prompt_length, context, steps, seed)
+    subjects = [_load(open_package(model), threads, setting) for model in models]
+    for subject in subjects:
+        for action in subject.actions.values():
+            action()  # first runs allocate
+    for done in range(rounds):
+        for subject in subjects:
+            for figure, action in subject.actions.items():
+                subject.seconds.setdefault(figure, []).append(action())
+        progress(done + 1, rounds)
+    return [_result(subject, setting, rounds) for subject in subjects]
+
+
+def _load(package: ModelPackage, threads: int | None, setting: _Setting) -> _Subject:
+    signature = Signature.of(package)
+    before = resident_bytes()
+    start = time.perf_counter()
+    session = create_session(
+        package.onnx_path, threads=threads, options={"session.force_spinning_stop": "1"}
+    )
+    load_seconds = time.perf_counter() - start
+    actions = _actions(package, signature, session, setting)
+    for action in actions.values():
+        action()
+    after = resident_bytes()
+    memory = None if before is None or after is None else max(0, after - before)
+    return _Subject(package, signature.kind, load_seconds, memory, actions)
+
+
+def _actions(
+    package: ModelPackage, signature: Signature, session: ort.InferenceSession, setting: _Setting
+) -> dict[str, Callable[[], float]]:
+    """What to time of this kind of model, by figure."""
+
+    def timed_run(feeds: Mapping[str, Array]) -> Callable[[], float]:
+        wanted = None if signature.kind == "other" else [signature.logits]
+
+        def action() -> float:
+            begin = time.perf_counter()
+            session.run(wanted, feeds)
+            return time.perf_counter() - begin
+
+        return action
+
+    if signature.kind == "other":
+        feeds = load_source("random", package, samples=1, seed=setting.seed).feeds[0]
+        return {"latency": timed_run(feeds)}
+    size = vocabulary(package, signature)
+    rng = np.random.default_rng(setting.seed)
+
+    def tokens(batch: int, length: int) -> Array:
+        return rng.integers(0, size, (batch, length))
+
+    if signature.kind == "encoder":
+        return {
+            "latency": timed_run(signature.feeds(tokens(1, SENTENCE_TOKENS))),
+            "batch": timed_run(signature.feeds(tokens(ENCODER_BATCH, SENTENCE_TOKENS))),
+        }
+    actions = {"prefill": timed_run(signature.feeds(tokens(1, setting.prompt_length)))}
+    decoder = Decoder(session, signature, capacity=setting.context + setting.steps)
+    if decoder.cached:
+        decoder.step(tokens(1, setting.context))
+        state = decoder.snapshot()
+        fixed = tokens(setting.steps, 1)
+
+        def decode() -> float:
+            decoder.restore(state)
+            begin = time.perf_counter()
+            for token in fixed:
+                decoder.step(token[None])
+            return time.perf_counter() - begin
+
+        actions["decode"] = decode
+    return actions
+
+
+def _result(subject: _Subject, setting: _Setting, rounds: int) -> BenchmarkResult:
+    median = {name: statistics.median(times) for name, times in subject.seconds.items()}
+
+    def rate(figure: str, amount: int) -> float | None:
+        return amount / median[figure] if figure in median else None
+
+    return BenchmarkResult(
+        model=subject.package.name,
+        kind=subject.kind,
+        size_bytes=subject.package.size_bytes(),
+        load_seconds=subject.load_seconds,
+        rounds=rounds,
+        memory_bytes=subject.memory_bytes,
+        prefill=rate("prefill", setting.prompt_length),
+        decode=rate("decode", setting.steps),
+        latency_ms=1e3 * median["latency"] if "latency" in median else None,
+        sentences_per_second=rate("batch", ENCODER_BATCH),
+    )
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process, where the system tells (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,99 @@
+"""Texts to calibrate with and to evaluate on: files, and the English every Python ships.
+
+`pydoc:first` and `pydoc:second` are the halves of `pydoc_data.topics`, the language reference as
+plain text (about 230 kB each). The split lies between topics, so nothing is in both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+PYDOC = ("pydoc:first", "pydoc:second")
+MAX_BYTES = 64 * 2**20
+"""Of a longer text only the beginning is read."""
+
+
+def pydoc_text(half: str) -> str:
+    """The text of "pydoc:first" or "pydoc:second"."""
+    articles = list(topics.values())
+    total = sum(map(len, articles))
+    split, seen = 0, 0
+    while seen < total / 2:
+        seen += len(articles[split])
+        split += 1
+    chosen = articles[:split] if half == PYDOC[0] else articles[split:]
+    return "\n\n".join(chosen)
+
+
+def read_text(spec: str) -> str:
+    """The text that `spec` names: a pydoc half, a text file, or a .jsonl file.
+
+    Raises ValueError, the cause in its message, for an unreadable or malformed file.
+    """
+    if spec in PYDOC:
+        return pydoc_text(spec)
+    if spec.startswith("pydoc:"):
+        raise ValueError(f"no text '{spec}': there are {' and '.join(PYDOC)}")
+    path = Path(spec)
+    if not path.is_file():
+        raise ValueError(f"no text file {spec}; give a file, or one of {', '.join(PYDOC)}")
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
+    try:
+        # A cut at the limit may fall inside a character: that one is dropped.
+        cut = len(raw) > MAX_BYTES
+        text = raw[:MAX_BYTES].decode("utf-8", errors="ignore" if cut else "strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{spec} is not UTF-8 text (byte {error.start})") from error
+    if path.suffix == ".jsonl":
+        return "\n\n".join(_jsonl_texts(spec, text.rsplit("\n", 1)[0] if cut else text))
+    return text
+
+
+def sentences(text: str, shortest: int = 24, longest: int = 400) -> list[str]:
+    """Distinct sentences of `text` in order, each of `shortest` to `longest` characters."""
+    found: dict[str, None] = {}
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat = " ".join(paragraph.split())
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", flat):
+            if shortest <= len(sentence) <= longest:
+                found[sentence] = None
+    return list(found)
+
+
+def _jsonl_texts(spec: str, text: str) -> list[str]:
+    texts: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{spec} line {number} is not JSON: {error}") from error
+        found = _record_text(record)
+        if found is None:
+            raise ValueError(
+                f"{spec} line {number} has no text: expected a field text, prompt, content or "
+                "messages"
+            )
+        texts.append(found)
+    return texts
+
+
+def _record_text(record: Any) -> str | None:
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict):
+        return None
+    for key in ("text", "prompt", "content"):
+        if isinstance(record.get(key), str):
+            return record[key]
+    messages = record.get("messages")
+    if isinstance(messages, list) and messages:
+        parts = [_record_text(message) for message in messages]
+        return "\n".join(part for part in parts if part is not None) or None
+    return None

@@ -1,0 +1,375 @@
+"""What a model's inputs are, and how to fill them from token ids.
+
+A decoder is fed correctly: key/value caches that are empty (zero positions), not filled with zeros;
+masks and positions that agree with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from qcompiler.errors import ModelError
+from qcompiler.models import ModelPackage, all_nodes
+
+Kind = Literal["decoder", "encoder", "other"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
+_SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
+_LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
+
+_ORT_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bfloat16)": ml_dtypes.bfloat16,
+    "tensor(double)": np.float64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: a dimension is its size, its symbol, or None where unknown.
+
+    `shape` is None where not even the rank is known; `dtype` is None for what is no tensor.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, None where unknown."""
+        return None if self.shape is None else len(self.shape)
+
+    def last(self) -> int | None:
+        """Size of the last axis where it is fixed."""
+        size = self.shape[-1] if self.shape else None
+        return size if isinstance(size, int) else None
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """A key or value cache: the pair of names, and its shape with -1 for batch and 0 positions."""
+
+    past: str
+    present: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sequence_axis: int
+
+    def empty(self, batch: int) -> Array:
+        """A cache of no positions for `batch` sequences."""
+        return self.sized(batch, 0)
+
+    def sized(self, batch: int, length: int) -> Array:
+        """A zeroed cache of `length` positions."""
+        shape = [batch if size == -1 else size for size in self.shape]
+        shape[self.sequence_axis] = length
+        return np.zeros(shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model, and what they make of it.
+
+    kind: "decoder" predicts a next token at each position (output `logits` [B, T, V]); "encoder"
+    reads token ids and gives vectors; "other" is everything else.
+    """
+
+    kind: Kind
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    caches: tuple[CacheSpec, ...] = ()
+    shares_buffer: bool = False
+    """The graph attends through GroupQueryAttention: past and present may be one buffer."""
+
+    @classmethod
+    def of(cls, package: ModelPackage) -> Signature:
+        """Read the signature of a model on disk; ModelError if its caches have no known size."""
+        return cls.of_proto(package.proto(), package.config)
+
+    @classmethod
+    def of_proto(cls, model: onnx.ModelProto, config: Mapping[str, Any] | None = None) -> Signature:
+        """Read the signature of a loaded model (external data not needed)."""
+        stored = {tensor.name for tensor in model.graph.initializer}
+        inputs = tuple(_of_value(v) for v in model.graph.input if v.name not in stored)
+        outputs = tuple(_of_value(v) for v in model.graph.output)
+        attention = [n for n in all_nodes(model) if n.op_type == "GroupQueryAttention"]
+        facts = _CacheFacts.of(config, model, attention)
+        return _signature(inputs, outputs, facts, shares_buffer=bool(attention))
+
+    @classmethod
+    def of_session(
+        cls, session: ort.InferenceSession, config: Mapping[str, Any] | None = None
+    ) -> Signature:
+        """Read the signature of an open session, for apps that have no file at hand."""
+        inputs = tuple(_of_session(v) for v in session.get_inputs())
+        outputs = tuple(_of_session(v) for v in session.get_outputs())
+        facts = _CacheFacts.of(config, None, [])
+        return _signature(inputs, outputs, facts, shares_buffer=False)
+
+    @property
+    def logits(self) -> str:
+        """Name of the output that holds a decoder's logits or an encoder's token vectors."""
+        return _main_output(self.kind, self.outputs)
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input of that name, or None."""
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def feeds(
+        self,
+        token_ids: Array,
+        attention_mask: Array | None = None,
+        past: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Every input for `token_ids` [B, T].
+
+        `attention_mask` [B, P + T] covers the P cached positions too, ones by default; `past` maps
+        cache inputs to [..., P, ...] arrays (from `next_past`), empty ones by default.
+
+        Raises ModelError for an input that language models are not known to have.
+        """
+        ids = np.atleast_2d(np.asarray(token_ids))
+        mask = attention_mask
+        if mask is None:
+            mask = np.ones((ids.shape[0], self._cached(past) + ids.shape[1]), np.int64)
+        feeds = self.text_inputs(ids, mask)
+        for cache in self.caches:
+            feeds[cache.past] = past[cache.past] if past else cache.empty(ids.shape[0])
+        return feeds
+
+    def text_inputs(self, token_ids: Array, attention_mask: Array) -> dict[str, Array]:
+        """The inputs but for the caches: `token_ids` [B, T], `attention_mask` [B, P + T]."""
+        batch, length = token_ids.shape
+        cached = attention_mask.shape[-1] - length
+        if attention_mask.shape != (batch, cached + length) or cached < 0:
+            raise ModelError(
+                f"attention_mask {attention_mask.shape} does not fit token ids {token_ids.shape}"
+            )
+        values = {
+            IDS: token_ids,
+            MASK: attention_mask,
+            POSITIONS: np.clip(np.cumsum(attention_mask, axis=1) - 1, 0, None)[:, cached:],
+            TYPES: np.zeros_like(token_ids),
+        }
+        caches = {cache.past for cache in self.caches}
+        feeds: dict[str, Array] = {}
+        for spec in self.inputs:
+            if spec.name in caches:
+                continue
+            if spec.name in values:
+                feeds[spec.name] = np.ascontiguousarray(values[spec.name], dtype=spec.dtype)
+            elif spec.name in _SWITCHES:
+                value = _SWITCHES[spec.name]
+                feeds[spec.name] = np.full((1,) * (spec.rank or 0), value, dtype=spec.dtype)
+            else:
+                raise ModelError(
+                    f"input '{spec.name}' is none that a language model is known to have; "
+                    "give its values in an .npz"
+                )
+        return feeds
+
+    def next_past(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The `past` of the next step from this step's outputs (arrays or OrtValues, by name)."""
+        return {cache.past: outputs[cache.present] for cache in self.caches}
+
+    def _cached(self, past: Mapping[str, Any] | None) -> int:
+        if not past or not self.caches:
+            return 0
+        first = self.caches[0]
+        return int(np.shape(past[first.past])[first.sequence_axis])
+
+
+def vocabulary(package: ModelPackage, signature: Signature) -> int:
+    """How many token ids the model knows: the least of what its files say.
+
+    Raises ModelError when they say nothing.
+    """
+    sizes: list[int] = []
+    if package.config is not None:
+        model = package.config.get("model")
+        size = model.get("vocab_size") if isinstance(model, Mapping) else None
+        sizes += [size] if isinstance(size, int) else []
+    if signature.kind == "decoder":
+        width = next(o.last() for o in signature.outputs if o.name == signature.logits)
+        sizes += [width] if width else []
+    sizes += _embedding_rows(package.proto())
+    if package.tokenizer_file is not None:
+        sizes.append(package.tokenizer().get_vocab_size(with_added_tokens=True))
+    if not sizes:
+        raise ModelError(
+            f"{package.onnx_path}: its vocabulary size is unknown; put its tokenizer.json beside it"
+        )
+    return min(sizes)
+
+
+def _embedding_rows(model: onnx.ModelProto) -> list[int]:
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    return [
+        rows[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "Gather" and node.input[1] == IDS and node.input[0] in rows
+    ]
+
+
+@dataclass(frozen=True)
+class _CacheFacts:
+    """What is known of key/value heads where the input's own shape leaves them open."""
+
+    heads: int | None
+    head_dim: int | None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any] | None,
+        model: onnx.ModelProto | None,
+        attention: list[onnx.NodeProto],
+    ) -> _CacheFacts:
+        decoder: Any = (config or {}).get("model", {})
+        decoder = decoder.get("decoder", {}) if isinstance(decoder, Mapping) else {}
+        heads, width = decoder.get("num_key_value_heads"), decoder.get("head_size")
+        if model is not None and attention:
+            node = attention[0]
+            count = {a.name: a.i for a in node.attribute}
+            heads = heads or count.get("kv_num_heads")
+            width = width or _head_dim(model, node, count.get("num_heads", 0))
+        return cls(
+            heads=heads if isinstance(heads, int) else None,
+            head_dim=width if isinstance(width, int) else None,
+        )
+
+
+def _head_dim(model: onnx.ModelProto, node: onnx.NodeProto, heads: int) -> int | None:
+    """Head width of a GroupQueryAttention: from its output's shape, else its rotary table."""
+    for value in model.graph.value_info:
+        if value.name == node.output[0] and heads:
+            hidden = _of_value(value).last()
+            if hidden is not None:
+                return hidden // heads
+    cos_cache = 7  # index of the input [positions, head_dim / 2]
+    if len(node.input) > cos_cache:
+        for tensor in model.graph.initializer:
+            if tensor.name == node.input[cos_cache]:
+                return 2 * tensor.dims[-1]
+    return None
+
+
+def _signature(
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    facts: _CacheFacts,
+    *,
+    shares_buffer: bool,
+) -> Signature:
+    names = {spec.name for spec in inputs}
+    by_name = {spec.name: spec for spec in outputs}
+    caches = [
+        _cache(spec, by_name[present], facts)
+        for spec in inputs
+        if (present := _present_of(spec.name, by_name)) is not None
+    ]
+    kind: Kind = "other"
+    if IDS in names:
+        logits = by_name.get("logits")
+        token_wise = logits is not None and logits.rank in (None, _LAST_AXIS_IS_TOKENS)
+        kind = "decoder" if caches or (token_wise and TYPES not in names) else "encoder"
+    known = names <= {IDS, MASK, POSITIONS, TYPES, *_SWITCHES, *(c.past for c in caches)}
+    if not known:
+        kind = "other"
+    return Signature(kind, inputs, outputs, tuple(caches), shares_buffer and bool(caches))
+
+
+def _present_of(past: str, outputs: Iterable[str]) -> str | None:
+    """The output that continues a cache input: past_key_values.0.key -> present.0.key."""
+    for prefix in ("past_key_values", "past"):
+        if past.startswith(prefix):
+            rest = past[len(prefix) :]
+            for stem in ("present", "present_key_values"):
+                if stem + rest in outputs:
+                    return stem + rest
+    return None
+
+
+def _cache(spec: TensorSpec, present: TensorSpec, facts: _CacheFacts) -> CacheSpec:
+    if spec.shape is None or spec.dtype is None or len(spec.shape) < _LAST_AXIS_IS_TOKENS:
+        raise ModelError(f"cache input '{spec.name}' has no usable shape")
+    rank = len(spec.shape)
+    sequence = next(
+        (
+            axis
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str) and ("past" in size or "seq" in size)
+        ),
+        rank - 2,
+    )
+    batch = rank - 4 if rank > 4 else 0  # an older form stacks key and value in front
+    fixed: list[int] = []
+    for axis, size in enumerate(spec.shape):
+        other = present.shape[axis] if present.shape and len(present.shape) == rank else None
+        if axis == sequence:
+            fixed.append(0)
+        elif axis == batch:
+            fixed.append(size if isinstance(size, int) and size > 0 else -1)
+        elif isinstance(size, int) and size > 0:
+            fixed.append(size)
+        elif isinstance(other, int) and other > 0:
+            fixed.append(other)
+        else:
+            known = facts.head_dim if axis == rank - 1 else facts.heads
+            if known is None:
+                raise ModelError(
+                    f"cache input '{spec.name}': the size of axis {axis} ('{size}') is unknown; "
+                    "put the model's genai_config.json beside it"
+                )
+            fixed.append(known)
+    return CacheSpec(spec.name, present.name, spec.dtype, tuple(fixed), sequence)
+
+
+def _main_output(kind: Kind, outputs: tuple[TensorSpec, ...]) -> str:
+    wanted = ("logits",) if kind == "decoder" else ("last_hidden_state", "token_embeddings")
+    for name in wanted:
+        if any(spec.name == name for spec in outputs):
+            return name
+    return outputs[0].name
+
+
+def _of_value(value: onnx.ValueInfoProto) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        return TensorSpec(value.name, None, None)
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, None)
+    shape: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        if dim.HasField("dim_value"):
+            shape.append(int(dim.dim_value))
+        else:
+            shape.append(dim.dim_param or None)
+    return TensorSpec(value.name, dtype, tuple(shape))
+
+
+def _of_session(value: Any) -> TensorSpec:
+    dtype = _ORT_TYPES.get(value.type)
+    shape = tuple(value.shape) if value.shape is not None else None
+    return TensorSpec(value.name, None if dtype is None else np.dtype(dtype), shape)

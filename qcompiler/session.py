@@ -1,0 +1,83 @@
+"""Open an ONNX Runtime session, with the op library where the model needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from qcompiler import runtime
+from qcompiler.errors import ModelError, RuntimeLibraryError
+from qcompiler.models import all_nodes, open_package
+
+OP_DOMAIN = "ai.qcompiler"
+CPU = "CPUExecutionProvider"
+
+_log = logging.getLogger(__name__)
+
+
+def uses_op_library(path: str | Path) -> bool:
+    """Whether the model has nodes of the domain ai.qcompiler."""
+    model = open_package(path).proto()
+    return any(node.domain == OP_DOMAIN for node in all_nodes(model))
+
+
+def create_session(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    library: bool | None = None,
+    options: Mapping[str, str] | None = None,
+    log_severity: int = 3,
+    providers: Sequence[str] = (CPU,),
+) -> ort.InferenceSession:
+    """Load an ONNX file or model folder.
+
+    `threads`: intra-op threads, None for ORT's choice. `library`: None registers the op library
+    when the model uses it and it loads (without it the model runs by its function bodies: right,
+    but slower); True insists; False never. `options` are session config entries.
+
+    Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
+    library does not load.
+    """
+    onnx_path = open_package(path).onnx_path
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = log_severity
+    if threads is not None:
+        if threads < 1:
+            raise ModelError(f"threads must be at least 1, not {threads}")
+        session_options.intra_op_num_threads = threads
+    for key, value in (options or {}).items():
+        session_options.add_session_config_entry(key, value)
+    _register(session_options, onnx_path, library)
+    missing = [name for name in providers if name not in ort.get_available_providers()]
+    if missing:
+        have = ", ".join(ort.get_available_providers())
+        raise ModelError(f"this onnxruntime has no {missing[0]}; it has {have}")
+    try:
+        session = ort.InferenceSession(os.fspath(onnx_path), session_options, list(providers))
+    except Exception as error:  # ORT's own exceptions share no base class
+        raise ModelError(f"{onnx_path}: ONNX Runtime refuses it: {one_line(error)}") from error
+    if providers and session.get_providers()[0] != providers[0]:
+        raise ModelError(f"{providers[0]} does not start on this machine (driver or libraries)")
+    return session
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an ORT error without its status prefix and line breaks."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 2)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def _register(options: ort.SessionOptions, onnx_path: Path, library: bool | None) -> None:
+    if library is False or (library is None and not uses_op_library(onnx_path)):
+        return
+    try:
+        runtime.register(options)
+    except RuntimeLibraryError as error:
+        if library:
+            raise
+        _log.warning("%s runs without the op library, slower: %s", onnx_path, error)
