@@ -128,7 +128,7 @@ def _reduce(
     for step, feed in enumerate(feeds):
         try:
             results = session.run(None, {k: v for k, v in feed.items() if k in needed})
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # ONNX Runtime's errors share no other base class
             raise CalibrationError(
                 f"calibration data does not fit the model: {str(error).splitlines()[0]}"
             ) from None
