@@ -1,0 +1,54 @@
+"""What the pass manager runs around every pass: verify, dump, time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qcompiler.ir.printer import print_graph
+from qcompiler.ir.verifier import verify
+from qcompiler.passmanager import Pass, PassResult
+
+
+class VerifyInstrument:
+    """Checks the graph after every pass; PassError if the pass broke it."""
+
+    def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
+        """Verify the graph; the pass manager adds the pass's name to the error."""
+        verify(result.graph)
+
+
+@dataclass(frozen=True)
+class DumpInstrument:
+    """Writes the graph after every pass to `folder`, as `003_quantize-weights.qir`."""
+
+    folder: Path
+    full_values: bool = False
+
+    def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
+        """Write one file: what the pass said as comments, then the graph."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"// {step.name}, {seconds:.3f} s, changed: {str(result.changed).lower()}"]
+        for remark in result.remarks:
+            sign = "+" if remark.applied else "-"
+            lines.append(f"// {sign} {remark.layer}: {remark.message}")
+        file = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{index:03d}_{step.name}.qir")
+        text = "\n".join(lines) + "\n" + print_graph(result.graph, self.full_values)
+        (self.folder / file).write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class TimingInstrument:
+    """Collects the seconds each pass took, in order."""
+
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+
+    def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
+        """Append one line."""
+        self.seconds.append((step.name, seconds))
+
+    @property
+    def total(self) -> float:
+        """Seconds all passes took together."""
+        return sum(seconds for _, seconds in self.seconds)

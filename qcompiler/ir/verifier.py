@@ -1,0 +1,197 @@
+"""Checks that a graph is a valid model: our own structural rules, then ONNX's checker.
+
+Weights are not needed for that: large initializers become graph inputs first, so a check takes
+a fraction of a second however large the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import checker, shape_inference
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+from qcompiler.errors import PassError
+from qcompiler.ir.graph import elem_type
+from qcompiler.ir.io import to_model
+from qcompiler.ir.order import topological
+from qcompiler.ir.tensors import MappedValues, nbytes
+
+SKELETON_BYTES = 1024
+"""Initializers above this size are replaced by inputs in a skeleton."""
+
+_CONTRIB = frozenset(
+    {
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+"""Operators that ONNX Runtime also accepts in the default domain, unknown to ONNX's checker."""
+
+
+def verify(graph: gs.Graph) -> None:
+    """Check that the graph is valid ONNX; PassError names the node and the cause."""
+    _check_structure(graph)
+    with _without_weights(graph):
+        model = to_model(graph)
+    check_model(model)
+
+
+@contextlib.contextmanager
+def _without_weights(graph: gs.Graph) -> Generator[None, None, None]:
+    """Large in-memory constants become references, so that exporting copies no weights."""
+    saved: list[tuple[gs.Constant, Any]] = []
+    try:
+        for tensor in graph.tensors().values():
+            if not isinstance(tensor, gs.Constant) or nbytes(tensor) <= SKELETON_BYTES:
+                continue
+            values = tensor._values
+            if isinstance(values, SparseValues | MappedValues):
+                continue
+            proto = onnx.TensorProto(name=tensor.name, data_type=elem_type(tensor))
+            proto.dims.extend(tensor.shape)
+            proto.data_location = onnx.TensorProto.EXTERNAL
+            proto.external_data.add(key="location", value="skeleton")
+            saved.append((tensor, values))
+            tensor._values = LazyValues(proto)
+        yield
+    finally:
+        for tensor, values in saved:
+            tensor._values = values
+
+
+def check_model(model: onnx.ModelProto) -> None:
+    """ONNX's checker and shape inference on the skeleton of a model; PassError if it is invalid."""
+    bare = skeleton(model)
+    _hide_contrib(bare)
+    try:
+        checker.check_model(bare)
+        shape_inference.infer_shapes(bare, check_type=True, strict_mode=False)
+    except (checker.ValidationError, shape_inference.InferenceError) as error:
+        cause = " ".join(str(error).split())
+        raise PassError(f"the graph is not valid ONNX: {cause}") from None
+
+
+def skeleton(model: onnx.ModelProto, above: int = SKELETON_BYTES) -> onnx.ModelProto:
+    """The model with its large initializers (over `above` bytes, or external) as graph inputs."""
+    bare = onnx.ModelProto()
+    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
+        setattr(bare, name, getattr(model, name))
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    source, target = model.graph, bare.graph
+    target.name = source.name or "graph"
+    target.node.extend(source.node)
+    target.input.extend(source.input)
+    target.output.extend(source.output)
+    target.value_info.extend(source.value_info)
+    target.sparse_initializer.extend(source.sparse_initializer)
+    declared = {entry.name for entry in source.input}
+    for tensor in source.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= above:
+            target.initializer.append(tensor)
+        elif tensor.name not in declared:
+            target.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    _drop_external(target)
+    return bare
+
+
+def _drop_external(graph: onnx.GraphProto) -> None:
+    """Subgraphs and attributes may hold external tensors too: empty stand-ins take their place."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _stand_in(attribute.t)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                for tensor in attribute.g.initializer:
+                    _stand_in(tensor)
+                _drop_external(attribute.g)
+
+
+def _stand_in(tensor: onnx.TensorProto) -> None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for dim in tensor.dims:
+            size *= dim
+        del tensor.external_data[:]
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.raw_data = bytes(size)
+
+
+def _hide_contrib(model: onnx.ModelProto) -> None:
+    moved = False
+    for node in _nodes(model.graph):
+        if node.domain in ("", "ai.onnx") and node.op_type in _CONTRIB:
+            node.domain = "com.microsoft"
+            moved = True
+    if moved and not any(entry.domain == "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
+
+
+def _check_structure(graph: gs.Graph, outside: frozenset[str] = frozenset()) -> None:
+    _check_node_names(graph)
+    made: dict[str, Any] = {}
+    for tensor in graph.inputs:
+        _declare(made, tensor, "graph input")
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if not tensor.is_empty():
+                _declare(made, tensor, f"output of {_label(node)}")
+                if isinstance(tensor, gs.Constant):
+                    raise PassError(f"{_label(node)} writes the initializer '{tensor.name}'")
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            _check_read(made, tensor, f"{_label(node)} reads", outside)
+    for tensor in graph.outputs:
+        _check_read(made, tensor, "the graph gives out", outside)
+    known = outside | frozenset(made)
+    for node in graph.nodes:
+        for subgraph in node.subgraphs():
+            _check_structure(subgraph, known)
+    topological(graph)
+
+
+def _check_node_names(graph: gs.Graph) -> None:
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if node.name and node.name in seen:
+            raise PassError(f"two nodes are named '{node.name}'")
+        seen.add(node.name)
+
+
+def _declare(made: dict[str, Any], tensor: Any, what: str) -> None:
+    if tensor.name in made:
+        raise PassError(f"two tensors are named '{tensor.name}' (one is an {what})")
+    made[tensor.name] = tensor
+
+
+def _check_read(made: dict[str, Any], tensor: Any, what: str, outside: frozenset[str]) -> None:
+    if tensor.is_empty():
+        return
+    known = made.get(tensor.name)
+    if known is None:
+        if isinstance(tensor, gs.Constant):
+            made[tensor.name] = tensor
+        elif tensor.name not in outside:
+            raise PassError(f"{what} '{tensor.name}', which nothing computes")
+    elif known is not tensor:
+        raise PassError(f"{what} a second tensor named '{tensor.name}'")
+
+
+def _label(node: gs.Node) -> str:
+    return f"node '{node.name}' ({node.op})"
