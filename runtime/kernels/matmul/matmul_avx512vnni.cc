@@ -1,0 +1,184 @@
+// vpdpbusd kernels. Everything but the two entry points has internal linkage, and no header with
+// inline functions is included: an AVX-512 copy of a shared inline function must not reach the
+// linker, which could pick it for every caller.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/matmul/matmul.h"
+
+namespace qc::kernels {
+namespace {
+
+using std::int64_t;
+
+// Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
+constexpr int kPrefetchBytes = 2048;
+
+__m512i dot(__m512i sum, __m512i unsigned_codes, const std::int8_t* signed_quad) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, signed_quad, sizeof quad);
+  return _mm512_dpbusd_epi32(sum, unsigned_codes, _mm512_set1_epi32(quad));
+}
+
+// kRows x kPanels panels, over all of K. The int32 sums of a group and the float sums of all groups
+// stay in registers.
+template <int kBits, int kRows, int kPanels>
+void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
+  constexpr int kDepth = 32 / kBits;
+  const int64_t blocks = (w.k + kDepth - 1) / kDepth;
+  const int64_t blocks_per_group = w.group_size / kDepth;
+  const int64_t groups = (w.k + w.group_size - 1) / w.group_size;
+  const int64_t panel_bytes = blocks * kBlockBytes;
+  const __m512i low_bits = _mm512_set1_epi8(15);
+
+  const std::uint8_t* codes = w.codes + panel * panel_bytes;
+  const std::int8_t* q = a.codes + row * a.stride;
+  const std::int32_t* starts = a.starts + row * groups;
+  const int64_t first_group = panel * groups * kPanel;
+
+  __m512 sums[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) sums[r][p] = _mm512_setzero_ps();
+  }
+
+  for (int64_t g = 0; g < groups; ++g) {
+    __m512i dots[kRows][kPanels];
+    if (w.zero_points == nullptr) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i start = _mm512_set1_epi32(starts[r * groups + g]);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p) dots[r][p] = start;
+      }
+    } else {
+      // Zero points are below 2^8 and sums of codes below 2^15: one 16-bit multiply, exact.
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+        const auto* at = w.zero_points + first_group + (p * groups + g) * kPanel;
+        const __m512i zero =
+            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          dots[r][p] = _mm512_madd_epi16(zero, _mm512_set1_epi32(starts[r * groups + g]));
+        }
+      }
+    }
+
+    const int64_t left = blocks - g * blocks_per_group;
+    const int64_t count = left < blocks_per_group ? left : blocks_per_group;
+    for (int64_t b = 0; b < count; ++b) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) {
+        const std::uint8_t* block = codes + p * panel_bytes;
+        if (kRows < 6)
+          _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
+        const __m512i packed = _mm512_loadu_si512(block);
+        if (kBits == 8) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], packed, q + r * a.stride);
+        } else {
+          const __m512i low = _mm512_and_si512(packed, low_bits);
+          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], low, q + r * a.stride);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], high, q + r * a.stride + 4);
+        }
+      }
+      codes += kBlockBytes;
+      q += kDepth;
+    }
+
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      const auto* at = w.scales + first_group + (p * groups + g) * kPanel;
+      const __m512 scale =
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+      if (a.scale_count == 1) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][p]), scale, sums[r][p]);
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m512 x_scale = _mm512_set1_ps(a.scales[(row + r) * groups + g]);
+          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][p]),
+                                       _mm512_mul_ps(scale, x_scale), sums[r][p]);
+        }
+      }
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+    const int64_t column = (panel + p) * kPanel;
+    const int64_t columns = t.column_end - column;
+    const __mmask16 mask = columns >= kPanel
+                               ? 0xffff
+                               : static_cast<__mmask16>((1u << (columns > 0 ? columns : 0)) - 1);
+    const __m512 bias =
+        w.bias != nullptr ? _mm512_maskz_loadu_ps(mask, w.bias + column) : _mm512_setzero_ps();
+    float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 row_scale = _mm512_set1_ps(a.scale_count == 1 ? a.scales[row + r] : 1.0f);
+      _mm512_mask_storeu_ps(out + r * t.out_stride, mask,
+                            _mm512_fmadd_ps(sums[r][p], row_scale, bias));
+    }
+  }
+}
+
+template <int kBits, int kRows, int kPanels>
+void rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
+          int64_t panel_end) {
+  for (; panel + kPanels <= panel_end; panel += kPanels) {
+    tile<kBits, kRows, kPanels>(a, w, t, row, panel);
+  }
+  for (; panel < panel_end; ++panel) tile<kBits, kRows, 1>(a, w, t, row, panel);
+}
+
+// Four panels at a time stay in L2 while all rows pass over them.
+template <int kBits>
+void matmul(const Activations& a, const Weights& w, const Tile& t) {
+  constexpr int64_t kStep = 4;
+  for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kStep) {
+    const int64_t end = panel + kStep < t.panel_end ? panel + kStep : t.panel_end;
+    int64_t row = t.row_begin;
+    for (; row + 6 <= t.row_end; row += 6) rows<kBits, 6, 2>(a, w, t, row, panel, end);
+    switch (t.row_end - row) {
+      case 1:
+        rows<kBits, 1, 4>(a, w, t, row, panel, end);
+        break;
+      case 2:
+        rows<kBits, 2, 4>(a, w, t, row, panel, end);
+        break;
+      case 3:
+        rows<kBits, 3, 4>(a, w, t, row, panel, end);
+        break;
+      case 4:
+        rows<kBits, 4, 2>(a, w, t, row, panel, end);
+        break;
+      case 5:
+        rows<kBits, 5, 2>(a, w, t, row, panel, end);
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+void matmul_s8_u4_f32_avx512vnni(const Activations& a, const Weights& w, const Tile& t) {
+  matmul<4>(a, w, t);
+}
+
+void matmul_s8_u8_f32_avx512vnni(const Activations& a, const Weights& w, const Tile& t) {
+  matmul<8>(a, w, t);
+}
+
+}  // namespace qc::kernels

@@ -1,0 +1,35 @@
+// Symmetric int8 quantization of one row of activations.
+//
+//   scale = max |x| over a block / 127, or 1 where that is 0        (dynamic)
+//   q     = clip(round_half_even(x / scale), -127, 127)
+//
+// A row with a non-finite value gets codes 0 and NaN scales.
+#ifndef QC_KERNELS_QUANTIZE_QUANTIZE_H_
+#define QC_KERNELS_QUANTIZE_QUANTIZE_H_
+
+#include <cstdint>
+
+namespace qc::kernels {
+
+struct QuantizeRow {
+  const float* x;  // [k]
+  std::int64_t k;
+  std::int64_t block;         // k, or group_size: what shares a dynamic scale
+  std::int64_t group_size;    // what shares an entry of `starts`
+  float static_scale;         // 0: dynamic
+  std::int32_t start_factor;  // starts = start_factor * sum of a group's codes
+  std::int8_t* codes;         // [padded_k]; zeros are written from k on
+  std::int64_t padded_k;
+  float* scales;         // [ceil(k / block)]
+  std::int32_t* starts;  // [ceil(k / group_size)]
+};
+
+using Quantize = void (*)(const QuantizeRow&);
+
+void quantize_f32_s8_reference(const QuantizeRow&);
+void quantize_f32_s8_avx2(const QuantizeRow&);
+void quantize_f32_s8_avx512(const QuantizeRow&);
+
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_QUANTIZE_QUANTIZE_H_

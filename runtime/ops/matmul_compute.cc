@@ -1,0 +1,232 @@
+#include "ops/matmul_compute.h"
+
+#include <algorithm>
+#include <memory>
+#include <thread>
+
+namespace qc::ops {
+namespace {
+
+using kernels::kPanel;
+
+// Rows quantized at a time: bounds the scratch memory of a long prompt.
+constexpr std::int64_t kChunkBytes = 16 << 20;
+// Multiply-adds below which a task is not worth its dispatch (about 5 us of work).
+constexpr std::int64_t kWorkPerTask = 1 << 19;
+constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;
+// A task's private tile, on the stack of the thread that runs it.
+constexpr std::int64_t kTileRows = 48;
+constexpr std::int64_t kTilePanels = 8;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Tasks worth making: enough for every thread to find work when others are late.
+std::int64_t max_tasks() {
+  static const std::int64_t tasks =
+      4 * std::max<std::int64_t>(1, std::thread::hardware_concurrency());
+  return tasks;
+}
+
+// Memory that a thread keeps between calls; what it holds does not survive the next `get`.
+class Scratch {
+ public:
+  // `bytes` of storage, aligned to a cache line.
+  char* get(std::size_t bytes) {
+    constexpr std::size_t kLine = 64;
+    if (bytes + kLine > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new char[bytes + kLine]);
+      size_ = bytes + kLine;
+    }
+    void* start = memory_.get();
+    std::size_t space = size_;
+    return static_cast<char*>(std::align(kLine, bytes, start, space));
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  std::size_t size_ = 0;
+};
+
+// Cuts one block of memory into arrays.
+class Layout {
+ public:
+  template <typename T>
+  std::size_t add(std::int64_t count) {
+    constexpr std::size_t kLine = 64;
+    const std::size_t at = bytes_;
+    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+    return at;
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::size_t bytes_ = 0;
+};
+
+std::size_t element_size(int type) { return type == abi::kFloat ? 4 : 2; }
+
+class Runner {
+ public:
+  Runner(const OrtApi* api, OrtKernelContext* context, const MatMulJob& job)
+      : api_(api), context_(context), job_(job), w_(job.weights) {
+    groups_ = w_.groups();
+    scale_count_ = job.activation_block >= w_.k ? 1 : groups_;
+    // A line more than K needs: rows a multiple of 4096 bytes apart would fall on the same cache
+    // sets.
+    stride_ = ceil_div(w_.k, 64) * 64 + 64;
+    direct_ = job.element_type == abi::kFloat;
+    for (const OutputRange& out : job.outputs) {
+      if (out.column_begin < out.column_end && out.column_begin % kPanel != 0) direct_ = false;
+    }
+  }
+
+  void run() {
+    const std::int64_t row_bytes = stride_ + (narrow() ? 4 * w_.k : 0);
+    const std::int64_t chunk = std::max<std::int64_t>(6, kChunkBytes / row_bytes / 6 * 6);
+    for (std::int64_t row = 0; row < job_.rows; row += chunk) {
+      const std::int64_t rows = std::min(chunk, job_.rows - row);
+      quantize(row, rows);
+      multiply(row, rows);
+    }
+  }
+
+ private:
+  bool narrow() const { return job_.element_type != abi::kFloat; }
+
+  void quantize(std::int64_t first_row, std::int64_t rows) {
+    Layout layout;
+    const std::size_t codes = layout.add<std::int8_t>(rows * stride_);
+    const std::size_t scales = layout.add<float>(rows * scale_count_);
+    const std::size_t starts = layout.add<std::int32_t>(rows * groups_);
+    const std::size_t wide = layout.add<float>(narrow() ? rows * w_.k : 0);
+    thread_local Scratch scratch;
+    char* memory = scratch.get(layout.bytes());
+    codes_ = reinterpret_cast<std::int8_t*>(memory + codes);
+    scales_ = reinterpret_cast<float*>(memory + scales);
+    starts_ = reinterpret_cast<std::int32_t*>(memory + starts);
+    auto* wide_x = reinterpret_cast<float*>(memory + wide);
+
+    const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerQuantizeTask / w_.k);
+    auto task = [&](std::size_t index) {
+      const std::int64_t begin = static_cast<std::int64_t>(index) * per_task;
+      const std::int64_t end = std::min(rows, begin + per_task);
+      for (std::int64_t r = begin; r < end; ++r) quantize_row(first_row + r, r, wide_x + r * w_.k);
+    };
+    parallel_for(api_, context_, static_cast<std::size_t>(ceil_div(rows, per_task)), task);
+  }
+
+  void quantize_row(std::int64_t from, std::int64_t to, float* wide) const {
+    const float* x = static_cast<const float*>(job_.x) + from * w_.k;
+    if (narrow()) {
+      const auto* source = static_cast<const std::uint16_t*>(job_.x) + from * w_.k;
+      const bool half = job_.element_type == abi::kFloat16;
+      (half ? job_.kernels->widen_f16 : kernels::widen_bf16)(source, wide, w_.k);
+      x = wide;
+    }
+    job_.kernels->quantize({x, w_.k, job_.activation_block, w_.group_size, job_.static_scale,
+                            w_.zero_points != nullptr ? -1 : -job_.zero_point,
+                            codes_ + to * stride_, stride_, scales_ + to * scale_count_,
+                            starts_ + to * groups_});
+  }
+
+  // Cuts the result into tasks: panels first, in fours as the kernels take them, then rows.
+  void multiply(std::int64_t first_row, std::int64_t rows) const {
+    const std::int64_t work = rows * w_.k * w_.n / kWorkPerTask;
+    const std::int64_t wanted = std::clamp<std::int64_t>(work, 1, max_tasks());
+    const std::int64_t quads = ceil_div(w_.panels(), 4);
+    const std::int64_t across = std::min(wanted, quads);
+    const std::int64_t down = std::min(ceil_div(wanted, across), ceil_div(rows, 6));
+    const std::int64_t rows_per_task = ceil_div(ceil_div(rows, 6), down) * 6;
+    auto task = [&](std::size_t index) {
+      const std::int64_t i = static_cast<std::int64_t>(index);
+      const std::int64_t column = i / down;
+      const std::int64_t row = i % down * rows_per_task;
+      const std::int64_t panel = quads * column / across * 4;
+      const std::int64_t panel_end = std::min(w_.panels(), quads * (column + 1) / across * 4);
+      const std::int64_t row_end = std::min(rows, row + rows_per_task);
+      if (direct_) {
+        write_direct(first_row, row, row_end, panel, panel_end);
+      } else {
+        write_converted(first_row, row, row_end, panel, panel_end);
+      }
+    };
+    parallel_for(api_, context_, static_cast<std::size_t>(across * down), task);
+  }
+
+  void kernel(const kernels::Tile& tile) const {
+    const kernels::Activations a{codes_, stride_, scales_, scale_count_, starts_};
+    (job_.bits == 4 ? job_.kernels->matmul_u4 : job_.kernels->matmul_u8)(a, w_, tile);
+  }
+
+  // Every output starts on a panel and is float: kernels write in place.
+  void write_direct(std::int64_t first_row, std::int64_t row, std::int64_t row_end,
+                    std::int64_t panel, std::int64_t panel_end) const {
+    for (const OutputRange& out : job_.outputs) {
+      const std::int64_t begin = std::max(panel, out.column_begin / kPanel);
+      const std::int64_t end = std::min(panel_end, ceil_div(out.column_end, kPanel));
+      if (begin >= end || out.data == nullptr) continue;
+      const std::int64_t width = out.column_end - out.column_begin;
+      float* to = static_cast<float*>(out.data) + (first_row + row) * width +
+                  (begin * kPanel - out.column_begin);
+      kernel({row, row_end, begin, end, out.column_end, to, width});
+    }
+  }
+
+  void write_converted(std::int64_t first_row, std::int64_t row_begin, std::int64_t row_end,
+                       std::int64_t panel_begin, std::int64_t panel_end) const {
+    constexpr std::int64_t kWidth = kTilePanels * kPanel;
+    alignas(64) float tile[kTileRows * kWidth];
+    for (std::int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
+      const std::int64_t last_panel = std::min(panel_end, panel + kTilePanels);
+      for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {
+        const std::int64_t last_row = std::min(row_end, row + kTileRows);
+        kernel({row, last_row, panel, last_panel, w_.n, tile, kWidth});
+        for (std::int64_t r = row; r < last_row; ++r) {
+          scatter(tile + (r - row) * kWidth, first_row + r, panel * kPanel,
+                  std::min(w_.n, last_panel * kPanel));
+        }
+      }
+    }
+  }
+
+  // Columns [begin, end) of one row, to the outputs they belong to, in their type.
+  void scatter(const float* from, std::int64_t row, std::int64_t begin, std::int64_t end) const {
+    for (const OutputRange& out : job_.outputs) {
+      const std::int64_t first = std::max(begin, out.column_begin);
+      const std::int64_t count = std::min(end, out.column_end) - first;
+      if (count <= 0 || out.data == nullptr) continue;
+      const std::int64_t at =
+          row * (out.column_end - out.column_begin) + (first - out.column_begin);
+      char* to = static_cast<char*>(out.data) +
+                 static_cast<std::size_t>(at) * element_size(job_.element_type);
+      const float* source = from + (first - begin);
+      if (job_.element_type == abi::kFloat) {
+        std::copy(source, source + count, reinterpret_cast<float*>(to));
+      } else {
+        const bool half = job_.element_type == abi::kFloat16;
+        (half ? job_.kernels->narrow_f16 : kernels::narrow_bf16)(
+            source, reinterpret_cast<std::uint16_t*>(to), count);
+      }
+    }
+  }
+
+  const OrtApi* api_;
+  OrtKernelContext* context_;
+  const MatMulJob& job_;
+  const kernels::Weights& w_;
+  std::int64_t groups_, scale_count_, stride_;
+  bool direct_;
+  std::int8_t* codes_ = nullptr;
+  float* scales_ = nullptr;
+  std::int32_t* starts_ = nullptr;
+};
+
+}  // namespace
+
+void run(const OrtApi* api, OrtKernelContext* context, const MatMulJob& job) {
+  Runner(api, context, job).run();
+}
+
+}  // namespace qc::ops

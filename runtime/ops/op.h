@@ -1,0 +1,132 @@
+// What all ops share: errors, attributes, tensors, and the table of callbacks ONNX Runtime asks
+// for.
+//
+// Inside the library errors are exceptions; `guarded` turns them into an OrtStatus at the border,
+// so none crosses it.
+#ifndef QC_OPS_OP_H_
+#define QC_OPS_OP_H_
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "abi/ort_abi.h"
+
+namespace qc::ops {
+
+// A node, tensor or value that can't be accepted; the text says which and why.
+class OpError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// A failure that ONNX Runtime reported; owns its status.
+class OrtError : public std::exception {
+ public:
+  explicit OrtError(OrtStatus* status) : status(status) {}
+  OrtStatus* status;
+};
+
+inline void check(OrtStatus* status) {
+  if (status != nullptr) throw OrtError(status);
+}
+
+template <typename Body>
+OrtStatus* guarded(const OrtApi* api, Body&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const OrtError& error) {
+    return error.status;
+  } catch (const OpError& error) {
+    return abi::CreateStatus(api, abi::kInvalidArgument, error.what());
+  } catch (const std::bad_alloc&) {
+    return abi::CreateStatus(api, abi::kFail, "ai.qcompiler: out of memory");
+  } catch (const std::exception& error) {
+    return abi::CreateStatus(api, abi::kFail, error.what());
+  }
+}
+
+using Shape = std::vector<std::int64_t>;
+
+std::string to_string(const Shape& shape);
+
+// Element type and dimensions of a tensor.
+struct TensorInfo {
+  int type;
+  Shape shape;
+};
+TensorInfo info_of(const OrtApi* api, const OrtValue* value);
+void* data_of(const OrtApi* api, const OrtValue* value);
+
+// A node while its kernel is being created. Errors name the op, the node and the cause.
+class Node {
+ public:
+  Node(const OrtApi* api, const OrtKernelInfo* info, const char* op);
+
+  const std::string& label() const { return label_; }  // "MatMulW4A8 node 'layer0'"
+  [[noreturn]] void refuse(const std::string& cause) const;
+
+  std::int64_t integer(const char* attribute) const;
+  std::vector<std::int64_t> integers(const char* attribute) const;
+
+  // The tensor of input `index` where it is a constant, else null.
+  const OrtValue* constant(std::size_t index) const;
+
+ private:
+  const OrtApi* api_;
+  const OrtKernelInfo* info_;
+  std::string label_;
+};
+
+// One op type with one element type of its first input, as ONNX Runtime sees it.
+struct Op : OrtCustomOp {
+  const char* name;
+  std::vector<int> input_types;
+  std::vector<int> output_types;
+  std::size_t required_outputs;
+};
+
+// An op with every callback set that does not depend on the kernel class.
+Op make_op(const char* name, std::vector<int> input_types, std::vector<int> output_types,
+           std::size_t required_outputs);
+
+// Sets the callbacks that create, run and destroy `Kernel`, a class with
+//   Kernel(const OrtApi*, const OrtKernelInfo*, const Op&)   and   void compute(OrtKernelContext*).
+template <typename Kernel>
+void set_kernel(Op& op) {
+  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
+                         void** kernel) -> OrtStatus* {
+    return guarded(api, [&] {
+      *kernel = std::make_unique<Kernel>(api, info, *static_cast<const Op*>(self)).release();
+    });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
+    auto* self = static_cast<Kernel*>(kernel);
+    return guarded(self->api(), [&] { self->compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+}
+
+// Runs body(index) for 0 <= index < count on the session's threads; `body` must not throw.
+template <typename Body>
+void parallel_for(const OrtApi* api, OrtKernelContext* context, std::size_t count, Body& body) {
+  if (count <= 1) {
+    if (count == 1) body(0);
+    return;
+  }
+  const auto call = [](void* user, std::size_t index) { (*static_cast<Body*>(user))(index); };
+  check(abi::KernelContext_ParallelFor(api, context, call, count, count, &body));
+}
+
+// The API the host gave RegisterCustomOps; shape inference gets no other.
+void set_host_api(const OrtApi* api);
+const OrtApi* host_api();
+
+}  // namespace qc::ops
+
+#endif  // QC_OPS_OP_H_

@@ -1,0 +1,81 @@
+#include "ops/packed_inputs.h"
+
+namespace qc::ops {
+namespace {
+
+constexpr std::int64_t kMaxSide = std::int64_t{1} << 28;
+constexpr std::int64_t kMaxWeights = std::int64_t{1} << 40;
+
+const Shape& one_value() {
+  static const Shape shape{1, 1, 1};
+  return shape;
+}
+
+}  // namespace
+
+MatrixAttributes MatrixAttributes::read(const Node& node) {
+  const std::int64_t layout = node.integer("layout");
+  if (layout != 1) {
+    node.refuse("layout " + std::to_string(layout) +
+                " is not known to this version of the op library, which reads layout 1");
+  }
+  const MatrixAttributes m{node.integer("K"), node.integer("N"), node.integer("group_size")};
+  if (m.k < 1 || m.k > kMaxSide) node.refuse("K=" + std::to_string(m.k) + " is out of range");
+  if (m.n < 1 || m.n > kMaxSide) node.refuse("N=" + std::to_string(m.n) + " is out of range");
+  if (m.k > kMaxWeights / m.n) {
+    node.refuse("K=" + std::to_string(m.k) + " times N=" + std::to_string(m.n) +
+                " is out of range");
+  }
+  if (m.group_size != 32 && m.group_size != 64 && m.group_size != 128 && m.group_size != 256) {
+    node.refuse("group_size=" + std::to_string(m.group_size) + " is not 32, 64, 128 or 256");
+  }
+  return m;
+}
+
+PackedInputs::PackedInputs(const OrtApi* api, const Node& node, const MatrixAttributes& matrix,
+                           int bits, std::size_t first)
+    : api_(api), label_(node.label()), matrix_(matrix), bits_(bits), first_(first) {
+  for (int which = 0; which < kCount; ++which) {
+    const OrtValue* value = node.constant(first + static_cast<std::size_t>(which));
+    if (value == nullptr) continue;
+    const Shape shape = info_of(api, value).shape;
+    check_shape(which, shape);
+    constant_[which] = true;
+    if (which == kZeroPoints) one_zero_point_ = shape == one_value();
+  }
+}
+
+PackedInputs::Pointers PackedInputs::read(const OrtKernelContext* context) const {
+  const void* data[kCount];
+  bool one = one_zero_point_;
+  for (int which = 0; which < kCount; ++which) {
+    const OrtValue* value = nullptr;
+    check(abi::KernelContext_GetInput(api_, context, first_ + static_cast<std::size_t>(which),
+                                      &value));
+    if (!constant_[which]) {
+      const Shape shape = info_of(api_, value).shape;
+      check_shape(which, shape);
+      if (which == kZeroPoints) one = shape == one_value();
+    }
+    data[which] = data_of(api_, value);
+  }
+  const auto* zero_points = static_cast<const std::uint8_t*>(data[kZeroPoints]);
+  return {static_cast<const std::uint8_t*>(data[kCodes]),
+          static_cast<const std::uint16_t*>(data[kScales]), one ? nullptr : zero_points,
+          zero_points[0]};
+}
+
+void PackedInputs::check_shape(int which, const Shape& shape) const {
+  static const char* const kNames[kCount] = {"W", "scales", "zero_points"};
+  if (which == kZeroPoints && shape == one_value()) return;
+  const std::int64_t depth = 32 / bits_;
+  const Shape expected = which == kCodes
+                             ? Shape{matrix_.panels(), (matrix_.k + depth - 1) / depth, 64}
+                             : Shape{matrix_.panels(), matrix_.groups(), 16};
+  if (shape == expected) return;
+  throw OpError(label_ + ": " + kNames[which] + " has shape " + to_string(shape) + ", expected " +
+                to_string(expected) + " for K=" + std::to_string(matrix_.k) + ", N=" +
+                std::to_string(matrix_.n) + ", group_size=" + std::to_string(matrix_.group_size));
+}
+
+}  // namespace qc::ops

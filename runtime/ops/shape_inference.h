@@ -1,0 +1,18 @@
+// Output types and shapes at load time, so that ONNX Runtime can check and plan the rest of a
+// graph.
+#ifndef QC_OPS_SHAPE_INFERENCE_H_
+#define QC_OPS_SHAPE_INFERENCE_H_
+
+#include "abi/ort_abi.h"
+
+namespace qc::ops {
+
+// Y0..Y2: X's type and leading dimensions, then splits[i].
+OrtStatus* infer_matmul(const OrtCustomOp* op, OrtShapeInferContext* context);
+
+// Y: float, the dimensions of ids, then K.
+OrtStatus* infer_gather(const OrtCustomOp* op, OrtShapeInferContext* context);
+
+}  // namespace qc::ops
+
+#endif  // QC_OPS_SHAPE_INFERENCE_H_
