@@ -15,10 +15,17 @@ using std::int64_t;
 // Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
 constexpr int kPrefetchBytes = 2048;
 
-__m512i dot(__m512i sum, __m512i unsigned_codes, const std::int8_t* signed_quad) {
-  std::int32_t quad;
-  __builtin_memcpy(&quad, signed_quad, sizeof quad);
-  return _mm512_dpbusd_epi32(sum, unsigned_codes, _mm512_set1_epi32(quad));
+// sum += dot products of 16 unsigned quads with one signed quad. In assembly because of the {1to16}
+// operand: from intrinsics GCC keeps each broadcast in a register of its own, which a 6 x 2 tile
+// does not have, and spills sums in the inner loop.
+inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigned_quads,
+                                                   const std::int8_t* signed_quad) {
+  struct Quad {
+    std::int8_t values[4];
+  };
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+          : "+v"(sum)
+          : "v"(unsigned_quads), "m"(*reinterpret_cast<const Quad*>(signed_quad)));
 }
 
 // kRows x kPanels panels, over all of K. The int32 sums of a group and the float sums of all groups
@@ -33,7 +40,14 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
   const __m512i low_bits = _mm512_set1_epi8(15);
 
   const std::uint8_t* codes = w.codes + panel * panel_bytes;
-  const std::int8_t* q = a.codes + row * a.stride;
+  const std::int8_t* q[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    q[r] = a.codes + (row + r) * a.stride;
+    // Hides where the pointer came from: GCC would rather recompute all six for every block.
+    __asm__("" : "+r"(q[r]));
+  }
+  int64_t k = 0;
   const std::int32_t* starts = a.starts + row * groups;
   const int64_t first_group = panel * groups * kPanel;
 
@@ -78,18 +92,18 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
         const __m512i packed = _mm512_loadu_si512(block);
         if (kBits == 8) {
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], packed, q + r * a.stride);
+          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], packed, q[r] + k);
         } else {
           const __m512i low = _mm512_and_si512(packed, low_bits);
           const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], low, q + r * a.stride);
+          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], low, q[r] + k);
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) dots[r][p] = dot(dots[r][p], high, q + r * a.stride + 4);
+          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], high, q[r] + k + 4);
         }
       }
       codes += kBlockBytes;
-      q += kDepth;
+      k += kDepth;
     }
 
 #pragma GCC unroll 8
