@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from qcompiler import ops
 from qcompiler.errors import ModelError
+from qcompiler.models import external_files, read_proto
 from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
 
 EXTERNAL_THRESHOLD = 1024
@@ -32,74 +32,6 @@ ALIGNMENT = 64
 
 _PAGE = 4096
 """Offset alignment of arrays of a page or more: ONNX Runtime maps those without a copy."""
-
-
-def load_proto(path: Path) -> onnx.ModelProto:
-    """The model without its external data; ModelError if it is missing or is not ONNX."""
-    if not path.exists():
-        raise ModelError(f"{path}: no such file; give an .onnx file or a model folder")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; expected an .onnx file")
-    try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ModelError(
-            f"{path} is not an ONNX model or is truncated ({error}); export it again"
-        ) from None
-    if not model.graph.node and not model.graph.output:
-        raise ModelError(f"{path} holds no graph: it is not an ONNX model, or it is truncated")
-    return model
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
-            elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for subgraph in attribute.graphs:
-                    yield from _tensors(subgraph)
-
-
-def check_external_data(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """The data files a model refers to; ModelError if one is missing, short or outside its folder."""
-    folder = path.parent.resolve()
-    sizes: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entry = external_entry(tensor)
-        location = entry.get("location", "")
-        data = folder / location
-        if not location or not data.resolve().is_relative_to(folder):
-            raise ModelError(
-                f"{path}: external data of '{tensor.name}' lies at '{location}', outside the "
-                "model's folder; save the model again with its data beside it"
-            )
-        if location not in sizes:
-            if not data.is_file():
-                raise ModelError(
-                    f"{path}: external data file '{location}' is missing; it must lie beside the model"
-                )
-            sizes[location] = data.stat().st_size
-        if any(dim < 0 for dim in tensor.dims):
-            raise ModelError(f"{path}: initializer '{tensor.name}' has a negative dimension")
-        try:
-            offset = int(entry.get("offset", 0))
-            need = nbytes(gs.Constant(tensor.name, LazyValues(tensor)))
-        except (ValueError, KeyError):
-            raise ModelError(
-                f"{path}: external data of '{tensor.name}' has a bad offset or type"
-            ) from None
-        if offset < 0 or offset + need > sizes[location]:
-            raise ModelError(
-                f"{path}: '{location}' is truncated: '{tensor.name}' needs bytes up to "
-                f"{offset + need}, the file has {sizes[location]}; copy or export it again"
-            )
-    return [folder / location for location in sizes]
 
 
 def _map_constants(graph: gs.Graph, folder: Path) -> None:
@@ -116,6 +48,23 @@ def _map_constants(graph: gs.Graph, folder: Path) -> None:
                 and values.tensor.data_location == onnx.TensorProto.EXTERNAL
             ):
                 tensor._values = MappedValues(values.tensor, folder)
+                _check_extent(tensor)
+
+
+def _check_extent(tensor: gs.Constant) -> None:
+    """ModelError where a tensor's shape and type need more bytes than its file holds."""
+    values = tensor._values
+    if any(dim < 0 for dim in values.tensor.dims):
+        raise ModelError(f"initializer '{tensor.name}' has a negative dimension; export it again")
+    entry = external_entry(values.tensor)
+    path = values.folder / entry["location"]
+    end = int(entry.get("offset", 0)) + nbytes(tensor)
+    size = path.stat().st_size
+    if end > size:
+        raise ModelError(
+            f"{path} is truncated: '{tensor.name}' needs bytes up to {end}, the file has {size}; "
+            "copy or export it again"
+        )
 
 
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
@@ -132,8 +81,8 @@ def read_model(path: Path) -> gs.Graph:
     Raises ModelError for a missing, truncated or non-ONNX file and for external data that is
     missing, short, or outside the model's folder.
     """
-    model = load_proto(path)
-    check_external_data(model, path)
+    model = read_proto(path)
+    external_files(model, path)
     return import_proto(model, path.parent.resolve())
 
 

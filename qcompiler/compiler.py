@@ -1,0 +1,360 @@
+"""compile(): the only orchestration. Reads a model, runs a recipe, writes and checks the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import __version__, ir, runtime
+from qcompiler import recipe as recipes
+from qcompiler.calibration.observe import observe
+from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.errors import ModelError, RecipeError, VerificationError
+from qcompiler.instruments import DumpInstrument, VerifyInstrument
+from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
+from qcompiler.numerics.rounding import sqnr_db
+from qcompiler.passmanager import Instrument, Pass, PassContext, PassManager, Record
+from qcompiler.recipe import Recipe
+from qcompiler.report import Report, build_report
+from qcompiler.session import create_session
+
+TARGETS: dict[str, str] = {
+    "ort-custom": "fuse-norm,merge-linears,lower-ort-custom",
+    "ort-contrib": "fuse-norm,lower-ort-contrib",
+    "qdq": "",
+}
+"""What each target runs after the recipe's passes."""
+
+MINIMUM_ORT = {"ort-custom": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
+
+_HELD_BACK = 2
+_VERIFY_TOKENS = 128
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Compiled against source on calibration data held back from the passes."""
+
+    sqnr_db: float
+    """Signal-to-noise of the first output in dB; inf where they are equal."""
+    top1_agreement: float | None
+    """Share of positions with the same most likely token; None for models without logits."""
+    samples: int
+    finite: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileResult:
+    """What `compile` wrote, and the report on every layer."""
+
+    output: Path
+    files: tuple[Path, ...]
+    report: Report
+
+
+def compile(  # noqa: A001 (the project's main verb)
+    model: str | Path,
+    *,
+    recipe: str | Path = "w4a8",
+    output: str | Path | None = None,
+    target: str = "ort-custom",
+    calib: str | Path | None = None,
+    calib_samples: int = 16,
+    calib_length: int = 512,
+    overrides: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    dump_ir: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Quantize an ONNX file or an onnxruntime-genai model folder.
+
+    `output` defaults to `<stem>.<recipe>.onnx` beside a file and `<folder>.<recipe>` beside a
+    folder. `calib` names the calibration source (see `qcompiler.calibration.sources`); by
+    default random tokens for language models. `overrides` are `pass.option=value` texts,
+    `exclude` regular expressions of layer names to leave in float. The result is compared with
+    its source on held-back data and refused when it is broken, unless `force`.
+
+    Raises a QcError subclass whose message names cause and remedy; nothing is left behind then.
+    """
+    started = time.perf_counter()
+    package = open_package(model)
+    chosen = recipes.load(recipe, overrides)
+    passes = pipeline(chosen, target)
+    final = _output_path(package, Path(model), chosen.name, output)
+    source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
+    graph = ir.read_model(package.onnx_path)
+    instruments: list[Instrument] = [VerifyInstrument()]
+    if dump_ir is not None:
+        instruments.append(DumpInstrument(Path(dump_ir)))
+    manager = PassManager(passes, instruments)
+    context = PassContext(
+        target=target, exclude=tuple(exclude), observe=source.observe, progress=progress
+    )
+    graph, _ = manager.run(graph, context)
+    _require_quantized(manager.history, package)
+    metadata = _metadata(package, chosen, target, source)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as scratch:
+        name = final.name if package.folder is None else package.onnx_path.name
+        staged = Path(scratch) / name
+        written = ir.write_model(graph, staged, metadata=metadata)
+        del graph
+        checked = None
+        if verify:
+            checked = _verify(package, staged, source.held_back(), chosen, force)
+        if package.folder is not None:
+            written += _companions(package, Path(scratch), name, target)
+        sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
+        files = _install(written, Path(scratch), final, package)
+    report = build_report(
+        manager.history,
+        recipe=chosen,
+        target=target,
+        source=package.onnx_path,
+        output=final,
+        source_bytes=sizes[0],
+        output_bytes=sizes[1],
+        calibration=source.description,
+        verification=None if checked is None else checked.to_dict(),
+        seconds=time.perf_counter() - started,
+    )
+    return CompileResult(output=final, files=tuple(files), report=report)
+
+
+def pipeline(chosen: Recipe, target: str) -> tuple[Pass, ...]:
+    """The passes of a recipe followed by those of a target; RecipeError for an unknown target."""
+    if target not in TARGETS:
+        hint = recipes.did_you_mean(target, list(TARGETS))
+        raise RecipeError(f"unknown target '{target}'; {hint}")
+    tail = TARGETS[target]
+    return chosen.passes + (recipes.parse_pipeline(tail) if tail else ())
+
+
+class _Calibration:
+    """Loads the calibration source when a pass first asks, and keeps some of it back."""
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        spec: str | Path | None,
+        samples: int,
+        length: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self._package = package
+        self._spec = default_spec(package) if spec is None else spec
+        self._samples, self._length, self._seed = samples, length, seed
+        self._progress = progress
+        self._data: CalibrationData | None = None
+        self.used = False
+
+    def _load(self) -> CalibrationData:
+        if self._data is None:
+            self._data = load_source(
+                self._spec,
+                self._package,
+                samples=self._samples + _HELD_BACK,
+                length=self._length,
+                seed=self._seed,
+            )
+        return self._data
+
+    @property
+    def description(self) -> str:
+        """What the statistics come from, "none" where no pass asked."""
+        return self._load().description if self.used else "none"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the data, empty where no pass asked."""
+        return self._load().sha256 if self.used else ""
+
+    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        """Statistics of activations over the data not held back."""
+        self.used = True
+        data = self._load()
+        feeds = list(data.feeds)
+        feeds = feeds[:-_HELD_BACK] if len(feeds) > _HELD_BACK else feeds
+
+        def tick(done: int) -> None:
+            if self._progress is not None:
+                self._progress("calibrating", done, len(feeds))
+
+        return observe(graph, names, feeds, source=data.description, progress=tick)
+
+    def held_back(self) -> list[Mapping[str, np.ndarray[Any, Any]]]:
+        """Feeds no pass has seen (the only ones there are, where the source has just one or two)."""
+        return list(self._load().feeds)[-_HELD_BACK:]
+
+
+def _output_path(
+    package: ModelPackage, model: Path, recipe: str, output: str | Path | None
+) -> Path:
+    if output is not None:
+        final = Path(output).absolute()
+        if package.folder is None and final.suffix != ".onnx":
+            raise ModelError(f"output '{output}' must end in .onnx, like the model it comes from")
+    elif package.folder is not None:
+        folder = package.folder.resolve()
+        final = folder.with_name(f"{folder.name}.{recipe}")
+    else:
+        final = model.absolute().with_name(f"{model.stem}.{recipe}.onnx")
+    sources = [package.onnx_path, *package.data_files()]
+    if package.folder is not None:
+        sources.append(package.folder)
+    results = [final, final.with_name(final.name + ".data")]
+    if any(a.resolve() == b.resolve() for a in sources for b in results):
+        raise ModelError(f"output '{final}' would overwrite its source; choose another with -o")
+    if package.folder is not None and final.is_file():
+        raise ModelError(f"output '{final}' is a file; a model folder compiles to a folder")
+    if package.folder is None and final.is_dir():
+        raise ModelError(f"output '{final}' is a folder; a model file compiles to a file")
+    return final
+
+
+def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:
+    steps = [r for r in history if r.name in ("quantize-weights", "quantize-embedding")]
+    if any(remark.applied for step in steps for remark in step.remarks):
+        return
+    reasons = [r.message for step in history for r in step.remarks if not r.applied]
+    why = f" (for example: {reasons[0]})" if reasons else ": it has no matrix product by a constant"
+    raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
+
+
+def _metadata(
+    package: ModelPackage, chosen: Recipe, target: str, source: _Calibration
+) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for path in (package.onnx_path, *package.data_files()):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return {
+        "qcompiler.version": __version__,
+        "qcompiler.recipe": json.dumps(chosen.to_dict(), sort_keys=True),
+        "qcompiler.target": target,
+        "qcompiler.source_sha256": digest.hexdigest(),
+        "qcompiler.calibration": source.description,
+        "qcompiler.calibration_sha256": source.sha256,
+        "qcompiler.minimum_onnxruntime": MINIMUM_ORT[target],
+    }
+
+
+def _verify(
+    package: ModelPackage,
+    staged: Path,
+    feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+    chosen: Recipe,
+    force: bool,
+) -> Verification:
+    """Run source and result, one after the other, and judge the first output."""
+    short = [_shortened(feed) for feed in feeds]
+    wanted = _outputs(package.onnx_path, short)
+    found = _outputs(staged, short)
+    reference = np.concatenate([w.reshape(-1, w.shape[-1]) for w in wanted])
+    result = np.concatenate([f.reshape(-1, f.shape[-1]) for f in found])
+    finite = bool(np.isfinite(result).all())
+    logits = reference.shape[-1] > 1024
+    checked = Verification(
+        sqnr_db=sqnr_db(reference, result) if finite else float("-inf"),
+        top1_agreement=(
+            float(np.mean(reference.argmax(-1) == result.argmax(-1))) if logits else None
+        ),
+        samples=len(short),
+        finite=finite,
+    )
+    if (not finite or checked.sqnr_db < chosen.min_sqnr_db) and not force:
+        what = (
+            f"has {checked.sqnr_db:.1f} dB signal-to-noise at its output, less than the "
+            f"{chosen.min_sqnr_db:.1f} dB this recipe promises"
+            if finite
+            else "gives NaN or infinity"
+        )
+        raise VerificationError(
+            f"the compiled model {what}; try another recipe, calibration text (--calib), smaller "
+            "groups, or exclude layers; --force writes it all the same"
+        )
+    return checked
+
+
+def _shortened(
+    feed: Mapping[str, np.ndarray[Any, Any]],
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The first tokens of a feed: enough to judge, cheap in memory."""
+    length = max((v.shape[1] for v in feed.values() if v.ndim == 2), default=0)
+    return {
+        name: value[:, :_VERIFY_TOKENS] if value.ndim == 2 and value.shape[1] == length else value
+        for name, value in feed.items()
+    }
+
+
+def _outputs(
+    path: Path, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
+) -> list[np.ndarray[Any, Any]]:
+    # Weights packed for speed would double the memory of a session that runs twice.
+    session = create_session(path, options={"session.disable_prepacking": "1"})
+    first = session.get_outputs()[0].name
+    return [np.asarray(session.run([first], dict(feed))[0], np.float32) for feed in feeds]
+
+
+def _companions(package: ModelPackage, scratch: Path, name: str, target: str) -> list[Path]:
+    """Everything else of a model folder: tokenizer, configuration, and the op library."""
+    assert package.folder is not None  # the caller asks for folders only
+    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files())}
+    copied: list[Path] = []
+    for path in sorted(package.folder.iterdir()):
+        if path.is_file() and path.resolve() not in skip:
+            shutil.copyfile(path, scratch / path.name)
+            copied.append(scratch / path.name)
+    if target != "ort-custom":
+        return copied
+    library = runtime.library_path()
+    shutil.copyfile(library, scratch / library.name)
+    copied.append(scratch / library.name)
+    config = scratch / GENAI_CONFIG
+    if config.is_file():
+        data = json.loads(config.read_text(encoding="utf-8"))
+        decoder = data.setdefault("model", {}).setdefault("decoder", {})
+        decoder["filename"] = name
+        decoder.setdefault("session_options", {})["custom_ops_library"] = library.name
+        config.write_text(json.dumps(data, indent=4), encoding="utf-8")
+    return copied
+
+
+def _install(
+    written: Sequence[Path], scratch: Path, final: Path, package: ModelPackage
+) -> list[Path]:
+    """Move complete files to their place, the model itself last."""
+    folder = final if package.folder is not None else final.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    model = scratch / (final.name if package.folder is None else package.onnx_path.name)
+    ordered = [path for path in written if path != model] + [model]
+    placed: list[Path] = []
+    for path in ordered:
+        path.replace(folder / path.name)
+        placed.append(folder / path.name)
+    return placed
+
+
+__all__ = ["TARGETS", "CompileResult", "Verification", "compile", "pipeline"]
