@@ -36,11 +36,12 @@ class Canonicalize(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
         namer = ir.Namer(graph)
         changed = _share_duplicates(graph)
+        weights: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         for node in list(graph.nodes):
             if node.domain:
                 continue
             if node.op == "Gemm":
-                changed |= _gemm(graph, node, namer)
+                changed |= _gemm(graph, node, namer, weights)
             elif node.op == "MatMul":
                 changed |= _fold_cast(node, namer)
                 changed |= _fold_transpose(graph, node, namer)
@@ -76,8 +77,16 @@ def _digest(tensor: Any) -> bytes:
     return hashlib.sha256(memoryview(np.ascontiguousarray(ir.array(tensor)))).digest()
 
 
-def _gemm(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
-    """Gemm -> MatMul + Add; False where the form does not allow it."""
+def _gemm(
+    graph: gs.Graph,
+    node: gs.Node,
+    namer: ir.Namer,
+    weights: dict[tuple[Any, ...], tuple[Any, Any]],
+) -> bool:
+    """Gemm -> MatMul + Add; False where the form does not allow it.
+
+    `weights` holds the (source, [K, N]) weights made so far, so that shared ones stay shared.
+    """
     attrs = node.attrs
     x, weight = node.inputs[0], node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
@@ -85,14 +94,12 @@ def _gemm(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
         return False
     if bias is not None and not ir.is_constant(bias):
         return False
-    values = ir.array(weight)
-    if attrs.get("transB", 0):
-        values = values.T
     alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
-    if alpha != 1.0:
-        values = values * np.asarray(alpha, values.dtype)
+    key = (id(weight), bool(attrs.get("transB", 0)), alpha)
+    if key not in weights:
+        weights[key] = (weight, _plain_weight(weight, key[1], alpha, namer))
+    new_weight = weights[key][1]
     output = node.outputs[0]
-    new_weight = ir.constant(namer(f"{weight.name}_kn"), values)
     product = output
     node.outputs.clear()
     if bias is not None:
@@ -100,7 +107,7 @@ def _gemm(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
         if shift.ndim == 2 and shift.shape[0] == 1:
             shift = shift[0]
         if shift.size == 1:
-            shift = np.full(values.shape[1], shift.reshape(-1)[0], shift.dtype)
+            shift = np.full(new_weight.shape[1], shift.reshape(-1)[0], shift.dtype)
         product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
         graph.nodes.append(
             gs.Node(
@@ -116,6 +123,16 @@ def _gemm(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
     node.name = namer(f"{node.name}_gemm")
     node.inputs.clear()
     return True
+
+
+def _plain_weight(weight: Any, transposed: bool, alpha: float, namer: ir.Namer) -> Any:
+    """alpha * W as [K, N]; the weight itself where that is what it is."""
+    if not transposed and alpha == 1.0:
+        return weight
+    values = ir.array(weight).T if transposed else ir.array(weight)
+    if alpha != 1.0:
+        values = values * np.asarray(alpha, values.dtype)
+    return ir.constant(namer(f"{weight.name}_kn"), values)
 
 
 def _fold_cast(node: gs.Node, namer: ir.Namer) -> bool:

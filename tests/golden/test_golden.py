@@ -1,0 +1,234 @@
+"""Golden tests: what each pass makes of a small graph, written out in full.
+
+Add a case: write `options:` and `input:` to tests/golden/<pass>/<case>.qir, run
+`pytest tests/golden --update-golden`, and read what it wrote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from golden_case import Case, generate, read_case, same_text
+from onnx import shape_inference
+
+from qcompiler.analysis.linears import find_linears
+from qcompiler.calibration.observe import observe
+from qcompiler.calibration.statistics import Statistics, TensorStatistics
+from qcompiler.errors import QcError
+from qcompiler.instruments import VerifyInstrument
+from qcompiler.ir import to_model
+from qcompiler.ir.io import import_proto
+from qcompiler.ir.printer import print_graph
+from qcompiler.passes import registry
+from qcompiler.passmanager import (
+    ActivationPlan,
+    Fact,
+    Granularity,
+    Numerics,
+    PassContext,
+    PassManager,
+)
+from qcompiler.recipe import parse_pipeline
+
+FOLDER = Path(__file__).parent
+CASES = sorted(FOLDER.glob("*/*.qir"))
+EXACT_TOLERANCE = 1e-5
+
+
+def context_of(case: Case, graph) -> PassContext:
+    """The pass context a case describes."""
+    tensors = graph.tensors()
+    plan = {}
+    for line in case.context.get("plan", []):
+        layer, granularity, *rest = line.split()
+        names = [linear.name for linear in find_linears(graph)[0]] if layer == "*" else [layer]
+        chosen = ActivationPlan(granularity=Granularity(granularity), equalize="equalize" in rest)
+        plan |= dict.fromkeys(names, chosen)
+    statistics = None
+    if case.context.get("statistics"):
+        found = {}
+        for tensor, calls in case.statistics().items():
+            shape = (int(tensors[tensor].shape[-1]),)
+            kinds = [calls.get(kind, "full(1)") for kind in ("absmax", "mean_square")]
+            absmax, square = (generate(call, shape).astype(np.float32) for call in kinds)
+            found[tensor] = TensorStatistics(absmax, square, tokens=8)
+        statistics = Statistics(found, "golden")
+    batches = int(case.context.get("calibrate", ["0"])[0])
+
+    def run_observers(graph, names):
+        model = to_model(graph)
+        feeds = [case.feeds(model, seed) for seed in range(batches)]
+        return observe(graph, names, feeds, source="golden")
+
+    return PassContext(
+        target=case.context.get("target", ["ort-custom"])[0],
+        exclude=tuple(case.context.get("exclude", [])),
+        statistics=statistics,
+        plan=plan,
+        observe=run_observers if batches else None,
+    )
+
+
+def import_case(case: Case):
+    """The graph of a case, with shapes as every pass but 'import' may expect them."""
+    model = case.model()
+    if not case.pipeline.startswith("import"):
+        model = shape_inference.infer_shapes(model, data_prop=True)
+    return import_proto(model)
+
+
+def learned(before: PassContext, after: PassContext) -> str:
+    """Plans and statistics the passes added or changed, one a line."""
+    lines = [
+        f"plan: {name} {plan.granularity.value}{' equalize' if plan.equalize else ''}"
+        for name, plan in after.plan.items()
+        if before.plan.get(name) != plan
+    ]
+    if after.statistics is not None and after.statistics is not before.statistics:
+        for name, item in after.statistics.tensors.items():
+            peak = ", ".join(f"{value:.5g}" for value in item.absmax[:8])
+            square = ", ".join(f"{value:.5g}" for value in item.mean_square[:8])
+            lines.append(
+                f"statistics: {name} tokens={item.tokens} absmax=[{peak}] mean_square=[{square}]"
+            )
+    return "\n".join(lines)
+
+
+def run_model(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Outputs of a model in stock ONNX Runtime, without the op library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    # By default ONNX Runtime fuses a 4-bit DequantizeLinear into a MatMul with int8 activations.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)
+
+
+def check(case: Case, name: str, actual: str) -> None:
+    """Compare a section with what was got."""
+    expected = case.sections.get(name, "").strip()
+    actual = actual.strip()
+    if not same_text(actual, expected):
+        # Plain equality for pytest's diff; a difference within tolerance does not get here.
+        assert actual == expected, f"section '{name}' differs; if right, use --update-golden"
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_golden(path: Path, request: pytest.FixtureRequest) -> None:
+    case = read_case(path)
+    update = request.config.getoption("--update-golden")
+    if case.kind == "reject":
+        with pytest.raises(QcError) as caught:
+            transform(case)
+        if update:
+            case.write(expected=str(caught.value), remarks="", learned="")
+        else:
+            check(case, "expected", str(caught.value))
+        return
+    before, texts, changed, steps = transform(case)
+    if case.kind == "nomatch":
+        assert not changed, "a nomatch case must leave the graph as it is"
+        assert texts["expected"] == before.text
+        texts["expected"] = ""
+    check_numerics(case, before.model, steps)
+    if update:
+        case.write(**texts)
+        return
+    for name, text in texts.items():
+        check(case, name, text)
+
+
+class Snapshot:
+    """A graph as text and as a model."""
+
+    def __init__(self, graph) -> None:
+        self.text = print_graph(graph, float_digests=False)
+        self.model = to_model(graph)
+
+
+@dataclass
+class Recorder:
+    """Keeps the model after every pass, with what the pass promises."""
+
+    steps: list[tuple[Numerics, onnx.ModelProto]] = field(default_factory=list)
+
+    def after(self, index, step, result, seconds) -> None:
+        self.steps.append((step.numerics, to_model(result.graph)))
+
+
+def transform(case: Case):
+    """Run the pipeline of a case: the graph before, the sections, whether it changed, the steps."""
+    graph = import_case(case)
+    before = Snapshot(graph)
+    ctx = context_of(case, graph)
+    recorder = Recorder()
+    manager = PassManager(
+        parse_pipeline(case.pipeline), [VerifyInstrument(), recorder], given=frozenset(Fact)
+    )
+    graph, after = manager.run(graph, ctx)
+    remarks = [
+        f"{'+' if remark.applied else '-'} {remark.layer}: {remark.message}"
+        for record in manager.history
+        for remark in record.remarks
+    ]
+    texts = {
+        "expected": print_graph(graph, float_digests=False),
+        "remarks": "\n".join(remarks),
+        "learned": learned(ctx, after),
+    }
+    return before, texts, any(record.changed for record in manager.history), recorder.steps
+
+
+def check_numerics(case: Case, model: onnx.ModelProto, steps) -> None:
+    """Stock ONNX Runtime runs every graph, and exact passes keep the outputs."""
+    feeds = case.feeds(model, seed=7)
+    outputs = run_model(model, feeds)
+    for numerics, changed in steps:
+        results = run_model(changed, feeds)
+        assert len(outputs) == len(results)
+        for before, after in zip(outputs, results, strict=True):
+            assert before.shape == after.shape and before.dtype == after.dtype
+            if np.issubdtype(after.dtype, np.floating):
+                assert np.isfinite(after).all()
+            if numerics is Numerics.EXACT:
+                close(after.astype(np.float64), before.astype(np.float64))
+        outputs = results
+
+
+def close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to 1e-5 of the largest value."""
+    scale = max(float(np.abs(expected).max(initial=0.0)), 1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT_TOLERANCE * scale)
+
+
+def test_every_pass_has_a_rewrite_and_a_negative_case() -> None:
+    kinds: dict[str, set[str]] = {}
+    for path in CASES:
+        kinds.setdefault(path.parent.name, set()).add(read_case(path).kind)
+    assert set(kinds) == set(registry())
+    lacking = [name for name, found in kinds.items() if "rewrite" not in found or len(found) < 2]
+    assert not lacking, f"passes without a rewrite or a nomatch/reject case: {lacking}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("min=0.5 max=2", "min=0.50001 max=2", True),
+        ("min=0.5 max=2", "min=0.51 max=2", False),
+        ("K=576", "K=577", False),
+        ("K=100000", "K=100001", False),
+        ("sha256:12ab34cd", "sha256:12ab34ce", False),
+        ("%a_1 = Neg(%b)", "%a_2 = Neg(%b)", False),
+        ("[1, 2]", "[1, 2, 3]", False),
+    ],
+)
+def test_texts_agree_to_a_tolerance_in_fractions_only(one: str, other: str, same: bool) -> None:
+    assert same_text(one, other) is same
