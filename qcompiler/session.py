@@ -69,7 +69,7 @@ def create_session(
 def one_line(error: BaseException) -> str:
     """The message of an ORT error without its status prefix and line breaks."""
     text = " ".join(str(error).split())
-    return text.split(" : ", 2)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
 def _register(options: ort.SessionOptions, onnx_path: Path, library: bool | None) -> None:

@@ -1,11 +1,13 @@
 """Texts to calibrate with and to evaluate on: files, and the English every Python ships.
 
 `pydoc:first` and `pydoc:second` are the halves of `pydoc_data.topics`, the language reference as
-plain text (about 230 kB each). The split lies between topics, so nothing is in both.
+plain text. Topics quote each other, a fifth of all sentences: each paragraph counts once, where it
+comes first, and the split lies between topics, so nothing is in both.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -19,14 +21,17 @@ MAX_BYTES = 64 * 2**20
 
 def pydoc_text(half: str) -> str:
     """The text of "pydoc:first" or "pydoc:second"."""
-    articles = list(topics.values())
-    total = sum(map(len, articles))
-    split, seen = 0, 0
-    while seen < total / 2:
-        seen += len(articles[split])
-        split += 1
+    seen: set[str] = set()
+    articles: list[str] = []
+    for article in topics.values():
+        fresh = [p for p in re.split(r"\n\s*\n", article) if p.strip() and p not in seen]
+        seen.update(fresh)
+        articles.append("\n\n".join(fresh))
+    middle = sum(map(len, articles)) / 2
+    ends = itertools.accumulate(map(len, articles))
+    split = 1 + next(i for i, end in enumerate(ends) if end >= middle)
     chosen = articles[:split] if half == PYDOC[0] else articles[split:]
-    return "\n\n".join(chosen)
+    return "\n\n".join(filter(None, chosen))
 
 
 def read_text(spec: str) -> str:

