@@ -54,7 +54,8 @@ def quantize_activations(X: Array, block: int, scale: float | None = None) -> Qu
         scales[scales == 0] = 1
     else:
         scales = np.full(m * blocks, scale, dtype=np.float32)
-    codes = np.clip(np.rint(blocked / scales[:, None]), -127, 127).astype(np.int8)
+    with np.errstate(over="ignore"):  # an infinite quotient clips like any other
+        codes = np.clip(np.rint(blocked / scales[:, None]), -127, 127).astype(np.int8)
     row_scales = np.where(finite, scales.reshape(m, blocks), np.float32(np.nan))
     return QuantizedActivations(codes.reshape(m, blocks * block)[:, :k], row_scales, block)
 

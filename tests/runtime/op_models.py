@@ -14,6 +14,10 @@ from qcompiler.numerics import packing, reference
 from qcompiler.numerics.packing import PackedMatrix
 
 X_SCALE = 0.02
+ACTIVATIONS = ("row", "group", "static")
+
+# What a result stored in a narrower type adds to its relative error.
+ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 FLOAT_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -110,7 +114,19 @@ def matmul_model(
     values |= tensors or {}
     elem = FLOAT_TYPES[dtype]
     outputs = outputs or [f"Y{i}" if s else "" for i, s in enumerate(splits)]
-    node = helper.make_node(op_type, ["X", *values], outputs, name=name, domain=ops.DOMAIN, **attrs)
+    op_outputs = [f"{o}_narrow" if o and dtype == "bfloat16" else o for o in outputs]
+    nodes = []
+    x_name = "X"
+    if dtype == "bfloat16":  # numpy has no such type: the model converts
+        x_name, elem = "X_narrow", TensorProto.FLOAT
+        nodes.append(helper.make_node("Cast", ["X"], [x_name], to=TensorProto.BFLOAT16))
+    node = helper.make_node(
+        op_type, [x_name, *values], op_outputs, name=name, domain=ops.DOMAIN, **attrs
+    )
+    nodes.append(node)
+    for narrow, wide in zip(op_outputs, outputs, strict=True):
+        if narrow != wide:
+            nodes.append(helper.make_node("Cast", [narrow], [wide], to=TensorProto.FLOAT))
     leading_dims = list(leading)
     graph_outputs = [
         helper.make_tensor_value_info(o, elem, [*leading_dims, s])
@@ -127,7 +143,8 @@ def matmul_model(
         for v in as_inputs
     ]
     return _model(
-        node,
+        op_type,
+        nodes,
         graph_inputs,
         graph_outputs,
         {k: v for k, v in values.items() if k not in as_inputs},
@@ -152,7 +169,8 @@ def gather_model(
     )
     elem = TensorProto.INT64 if ids_type == "int64" else TensorProto.INT32
     return _model(
-        node,
+        "GatherW8",
+        [node],
         [helper.make_tensor_value_info("ids", elem, list(ids_shape))],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.w.K])],
         values,
@@ -160,9 +178,9 @@ def gather_model(
     )
 
 
-def _model(node, inputs, outputs, initializers, *, functions: bool) -> onnx.ModelProto:
+def _model(op_type, nodes, inputs, outputs, initializers, *, functions) -> onnx.ModelProto:
     graph = helper.make_graph(
-        [node],
+        nodes,
         "test",
         inputs,
         outputs,
@@ -174,6 +192,15 @@ def _model(node, inputs, outputs, initializers, *, functions: bool) -> onnx.Mode
             helper.make_opsetid("", ops.ONNX_OPSET),
             helper.make_opsetid(ops.DOMAIN, ops.OPSET_VERSION),
         ],
-        functions=[ops.function(node.op_type)] if functions else [],
+        functions=[ops.function(op_type)] if functions else [],
         ir_version=10,
     )
+
+
+def assert_close(y, expected, tolerance, dtype="float32") -> None:
+    """NaN where expected, else within tolerance and the rounding of dtype."""
+    assert y.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    excess = np.abs(np.nan_to_num(y - expected)) - tolerance
+    excess -= ROUNDING[dtype] * np.abs(np.nan_to_num(expected))
+    assert excess.size == 0 or excess.max() <= 0, f"off by {excess.max():.3g} beyond the tolerance"

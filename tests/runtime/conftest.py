@@ -1,0 +1,41 @@
+"""Fixtures of the runtime tests."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+from kernel_library import KernelLibrary
+
+from qcompiler import runtime
+
+ISAS = ("reference", "avx2", "avx512vnni")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> KernelLibrary:
+    return KernelLibrary()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, kernels) -> str:
+    """Each ISA that this machine runs."""
+    if kernels.choose(kernels.cpu_flags(), request.param) is None:
+        pytest.skip(f"this machine has no {request.param} kernels")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def session():
+    """session(model, library=..., threads=...) -> onnxruntime.InferenceSession on the CPU."""
+
+    def create(model, *, library=True, threads=2):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if library:
+            runtime.register(options)
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    return create

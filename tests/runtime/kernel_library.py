@@ -1,0 +1,220 @@
+"""The kernels behind their C test interface, on buffers that end at an unreadable page.
+
+A kernel that reads or writes past the end of anything it was given kills the test run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.numerics.packing import PackedMatrix, ceil_div
+from qcompiler.runtime import installed_library
+
+# A library from another build, such as one with sanitizers, instead of the installed one.
+PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
+
+FLAGS = {
+    name: 1 << i
+    for i, name in enumerate(
+        ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+    )
+}
+
+
+class Activations(Structure):
+    _fields_ = (
+        ("codes", c_void_p),
+        ("stride", c_int64),
+        ("scales", c_void_p),
+        ("scale_count", c_int64),
+        ("starts", c_void_p),
+    )
+
+
+class Weights(Structure):
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("zero_points", c_void_p),
+        ("bias", c_void_p),
+        ("k", c_int64),
+        ("n", c_int64),
+        ("group_size", c_int64),
+    )
+
+
+class Tile(Structure):
+    _fields_ = (
+        ("row_begin", c_int64),
+        ("row_end", c_int64),
+        ("panel_begin", c_int64),
+        ("panel_end", c_int64),
+        ("column_end", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class PackedTable(Structure):
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("zero_points", c_void_p),
+        ("zero_point", ctypes.c_uint8),
+        ("k", c_int64),
+        ("n", c_int64),
+        ("group_size", c_int64),
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = c_void_p
+_libc.mmap.argtypes = (c_void_p, ctypes.c_size_t, c_int, c_int, c_int, c_int64)
+_libc.mprotect.argtypes = (c_void_p, ctypes.c_size_t, c_int)
+_libc.munmap.argtypes = (c_void_p, ctypes.c_size_t)
+
+
+def guarded(array: np.ndarray) -> np.ndarray:
+    """A copy that ends where an unreadable page begins, and starts after another one."""
+    page = mmap.PAGESIZE
+    size = ceil_div(max(array.nbytes, 1), page) * page
+    base = _libc.mmap(
+        None, size + 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | 0x20, -1, 0
+    )
+    assert base not in (None, c_void_p(-1).value)
+    for at in (base, base + page + size):
+        assert _libc.mprotect(at, page, 0) == 0
+    raw = (ctypes.c_uint8 * array.nbytes).from_address(base + page + size - array.nbytes)
+    weakref.finalize(raw, _libc.munmap, base, size + 2 * page)
+    copy = np.frombuffer(raw, dtype=array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One row as the quantizer writes it."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    starts: np.ndarray
+
+
+class KernelLibrary:
+    def __init__(self) -> None:
+        path = os.environ.get(PATH_VARIABLE) or str(installed_library("qcompiler_kernels_test"))
+        self._c = ctypes.CDLL(path)
+        self._c.qc_cpu_flags.restype = ctypes.c_uint32
+        self._c.qc_choose.restype = c_char_p
+        self._c.qc_choose.argtypes = (ctypes.c_uint32, c_char_p)
+        self._c.qc_table.argtypes = (c_int, POINTER(c_char_p), POINTER(ctypes.c_uint32))
+        self._c.qc_quantize.argtypes = (
+            *(c_char_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_int32),
+            *(c_void_p, c_int64, c_void_p, c_void_p),
+        )
+        self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
+        self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
+
+    def cpu_flags(self) -> int:
+        return self._c.qc_cpu_flags()
+
+    def choose(self, flags: int, forced: str | None = None) -> str | None:
+        name = self._c.qc_choose(flags, None if forced is None else forced.encode())
+        return None if name is None else name.decode()
+
+    def tables(self) -> dict[str, int]:
+        """ISA -> the flags it needs, best first."""
+        isa, needs = c_char_p(), ctypes.c_uint32()
+        tables = {}
+        while self._c.qc_table(len(tables), isa, needs):
+            tables[isa.value.decode()] = needs.value
+        return tables
+
+    def quantize(self, isa, x, block, group_size, *, scale=0.0, start_factor=-1) -> Quantized:
+        k = x.size
+        x = guarded(x)
+        codes = guarded(np.full(ceil_div(k, 8) * 8 + 8, 99, np.int8))
+        scales = guarded(np.zeros(ceil_div(k, block), np.float32))
+        starts = guarded(np.zeros(ceil_div(k, group_size), np.int32))
+        done = self._c.qc_quantize(
+            *(isa.encode(), address(x), k, block, group_size, scale, start_factor),
+            *(address(codes), codes.size, address(scales), address(starts)),
+        )
+        assert done
+        return Quantized(codes, scales, starts)
+
+    def matmul(
+        self, isa, codes, x_scales, w: PackedMatrix, bias=None, *, rows=None, panels=None
+    ) -> np.ndarray:
+        """Rows and panels (begin, end) of the product; the rest stays NaN.
+
+        codes: int8 [M, K]. x_scales: float32 [M, 1] or [M, G].
+        """
+        m, k = codes.shape
+        row_begin, row_end = rows or (0, m)
+        panel_begin, panel_end = panels or (0, w.W.shape[0])
+        padded = np.zeros((m, ceil_div(k, 8) * 8), np.int8)
+        padded[:, :k] = codes
+        one_zero = w.zero_points.size == 1
+        sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.group_size), axis=1)
+        starts = -sums * (int(w.zero_points.item()) if one_zero else 1)
+        keep = [guarded(a) for a in (padded, x_scales, starts.astype(np.int32), w.W, w.scales)]
+        zero_points = None if one_zero else guarded(w.zero_points)
+        bias = None if bias is None else guarded(bias)
+        columns = min(w.N, panel_end * 16) - panel_begin * 16
+        out = guarded(np.full((row_end - row_begin, columns), np.nan, np.float32))
+        done = self._c.qc_matmul(
+            isa.encode(),
+            w.bits,
+            ctypes.byref(
+                Activations(
+                    *(address(keep[0]), padded.shape[1], address(keep[1])),
+                    *(x_scales.shape[1], address(keep[2])),
+                )
+            ),
+            ctypes.byref(
+                Weights(
+                    *(address(keep[3]), address(keep[4]), address(zero_points), address(bias)),
+                    *(k, w.N, w.group_size),
+                )
+            ),
+            ctypes.byref(
+                Tile(
+                    *(row_begin, row_end, panel_begin, panel_end, min(w.N, panel_end * 16)),
+                    *(address(out), columns),
+                )
+            ),
+        )
+        assert done
+        return out
+
+    def convert(self, isa, values, *, bfloat=False) -> np.ndarray:
+        """uint16 values to float32, float32 values to uint16."""
+        narrow = values.dtype == np.float32
+        source = guarded(values)
+        target = guarded(np.zeros(values.shape, np.uint16 if narrow else np.float32))
+        args = (int(bfloat), int(narrow), address(source), address(target), values.size)
+        assert self._c.qc_convert(isa.encode(), *args)
+        return target
+
+    def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
+        out = guarded(np.zeros(w.K, np.float32))
+        codes, scales, zero_points = (guarded(a) for a in (w.W, w.scales, w.zero_points))
+        one_zero = w.zero_points.size == 1
+        table = PackedTable(
+            *(address(codes), address(scales), None if one_zero else address(zero_points)),
+            *(int(zero_points.flat[0]), w.K, w.N, w.group_size),
+        )
+        self._c.qc_gather(ctypes.byref(table), column, address(out))
+        return out

@@ -1,0 +1,92 @@
+"""Every matrix kernel of every ISA against the numpy reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from op_models import ACTIVATIONS, assert_close, make_layer
+
+from qcompiler.numerics import reference
+from qcompiler.numerics.packing import PackedMatrix
+
+# K, N, group size: below, at and above blocks, panels and groups.
+SHAPES = [
+    (1, 1, 32),
+    (7, 5, 32),
+    (8, 16, 32),
+    (33, 17, 32),
+    (64, 48, 64),
+    (100, 35, 32),
+    (129, 64, 128),
+    (300, 70, 256),
+    (520, 150, 128),
+]
+# Bits, symmetric.
+FORMS = [(4, True), (4, False), (8, True), (8, False)]
+ROWS = (1, 2, 3, 4, 5, 6, 7, 13)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_reference(kernels, isa, shape, activation, form):
+    bits, symmetric = form
+    layer = make_layer(*shape, bits=bits, symmetric=symmetric, bias=symmetric)
+    bias = layer.bias if layer.bias.size == layer.w.N else None
+    rng = np.random.default_rng(5)
+    for m in ROWS:
+        x = rng.normal(size=(m, layer.w.K)).astype(np.float32)
+        x[0, 0] = np.nan
+        a = layer.quantize(x, activation)
+        y = kernels.matmul(isa, a.codes, a.scales, layer.w, bias)
+        assert_close(y, layer.expected(x, activation), layer.tolerance(x, activation))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero_point", [None, "lowest", "highest", "mixed"])
+def test_integer_part_is_exact_at_the_extremes(kernels, isa, zero_point, bits):
+    """With all scales 1 the result is the integer sum itself: nothing saturates or rounds."""
+    top, k, n, group = (1 << bits) - 1, 512, 20, 256
+    rng = np.random.default_rng(0)
+    codes = rng.choice(np.array([0, top], np.uint8), (k, n))
+    codes[:, 0], codes[:, 1] = 0, top
+    zero_points = {
+        None: None,
+        "lowest": np.zeros((2, n), np.uint8),
+        "highest": np.full((2, n), top, np.uint8),
+        "mixed": rng.integers(0, top + 1, (2, n), dtype=np.uint8),
+    }[zero_point]
+    ones = np.ones((2, n), np.float16)
+    w = PackedMatrix.pack(codes, ones, zero_points, bits=bits, group_size=group)
+    q = rng.choice(np.array([-127, 127], np.int8), (8, k))
+    q[0], q[1] = 127, -127
+    y = kernels.matmul(isa, q, np.ones((8, 1), np.float32), w)
+    expected = reference.integer_dots(q, w).sum(axis=1)
+    assert np.abs(expected).max() < 2**24
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("activation", ["row", "group"])
+def test_bits_do_not_depend_on_the_tile(kernels, isa, activation, bits):
+    layer = make_layer(200, 100, 64, bits=bits, symmetric=False)
+    x = np.random.default_rng(2).normal(size=(13, 200)).astype(np.float32)
+    a = layer.quantize(x, activation)
+    whole = kernels.matmul(isa, a.codes, a.scales, layer.w, layer.bias)
+    for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 13)):
+        for panels in ((0, 1), (1, 3), (3, 7), (6, 7)):
+            part = kernels.matmul(
+                isa, a.codes, a.scales, layer.w, layer.bias, rows=rows, panels=panels
+            )
+            np.testing.assert_array_equal(
+                part, whole[slice(*rows), panels[0] * 16 : panels[1] * 16]
+            )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32), (33, 17, 32), (100, 35, 64)], ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gather_is_exact(kernels, shape, symmetric):
+    w = make_layer(*shape, bits=8, symmetric=symmetric).w
+    dense = w.dequantized()
+    for column in range(w.N):
+        np.testing.assert_array_equal(kernels.gather(w, column), dense[:, column])

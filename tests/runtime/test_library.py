@@ -1,0 +1,66 @@
+"""Finding and loading the library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+
+from qcompiler import ops, runtime
+from qcompiler.errors import RuntimeLibraryError
+
+
+def test_info(kernels, monkeypatch):
+    monkeypatch.delenv(runtime.ISA_VARIABLE, raising=False)
+    info = runtime.info()
+    assert info["path"] == str(runtime.library_path())
+    assert info["isa"] == kernels.choose(kernels.cpu_flags())
+    assert info["bytes"] > 10_000
+    assert info["onnxruntime"] == onnxruntime.__version__
+    monkeypatch.setenv(runtime.ISA_VARIABLE, "reference")
+    code = "from qcompiler import runtime; print(runtime.info()['isa'])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "reference\n"
+
+
+def test_override(monkeypatch, tmp_path):
+    file = tmp_path / "other.so"
+    monkeypatch.setenv(runtime.LIBRARY_VARIABLE, str(file))
+    with pytest.raises(RuntimeLibraryError, match="names no file"):
+        runtime.library_path()
+    file.write_text("not a library")
+    assert runtime.library_path() == file
+    with pytest.raises(RuntimeLibraryError, match="does not load"):
+        runtime.register(onnxruntime.SessionOptions())
+
+
+def test_missing_library_says_what_to_do():
+    with pytest.raises(RuntimeLibraryError, match="reinstall it with a C"):
+        runtime.installed_library("no_such_library")
+
+
+def test_only_two_symbols_are_exported(tmp_path):
+    try:
+        table = subprocess.check_output(
+            ["nm", "-D", "--defined-only", runtime.library_path()], text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("nm (binutils) is not installed")
+    assert {line.split()[-1] for line in table.splitlines()} == {
+        "RegisterCustomOps",
+        "qcompiler_isa",
+    }
+
+
+@pytest.mark.parametrize("op_type", ops.OP_TYPES)
+def test_functions(op_type):
+    function = ops.function(op_type)
+    assert (function.domain, function.name) == (ops.DOMAIN, op_type)
+    assert [(o.domain, o.version) for o in function.opset_import] == [("", ops.ONNX_OPSET)]
+    assert {"K", "N", "group_size", "layout"} <= set(function.attribute)
+
+
+def test_unknown_function():
+    with pytest.raises(ValueError, match="the ops are MatMulW4A8"):
+        ops.function("MatMulW2A8")
