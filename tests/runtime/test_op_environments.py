@@ -92,5 +92,5 @@ def test_forced_isa(cases, kernels, tmp_path, isa):
 
 def test_an_unknown_isa_is_refused(cases, tmp_path):
     some = dict([next(iter(cases.items()))])
-    with pytest.raises(AssertionError, match="QCOMPILER_ISA=z80 names no kernels .* reference"):
+    with pytest.raises(AssertionError, match=r"QCOMPILER_ISA=z80 names no kernels .* reference"):
         run_elsewhere(some, tmp_path, sys.executable, True, {runtime.ISA_VARIABLE: "z80"})
