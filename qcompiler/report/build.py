@@ -1,0 +1,160 @@
+"""The report of one compilation: a row for every layer, sizes, times and the verification."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompiler import __version__
+from qcompiler.passmanager import Record
+from qcompiler.recipe import Recipe
+from qcompiler.report.layers import Layer, gather
+
+SCHEMA_VERSION = 1
+"""Of `Report.to_dict`: raised when a field changes its meaning or goes away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassTime:
+    """One pass that ran."""
+
+    name: str
+    changed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a compilation did, layer by layer, and what it cost."""
+
+    recipe: Mapping[str, Any]
+    target: str
+    source: Path
+    output: Path
+    source_bytes: int
+    output_bytes: int
+    calibration: str
+    verification: Mapping[str, Any] | None
+    seconds: float
+    passes: tuple[PassTime, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the result is."""
+        return self.source_bytes / max(self.output_bytes, 1)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Layers by what became of them."""
+        linears = [layer for layer in self.layers if layer.kind == "linear"]
+        tables = [layer for layer in self.layers if layer.kind == "embedding"]
+        return {
+            "linear": len(linears),
+            "linear_quantized": sum(layer.quantized for layer in linears),
+            "embedding": len(tables),
+            "embedding_quantized": sum(layer.quantized for layer in tables),
+            "equalized": sum(layer.equalized is not None for layer in linears),
+            "other": sum(layer.kind == "other" for layer in self.layers),
+        }
+
+    @property
+    def ops(self) -> dict[str, int]:
+        """Layers by the operator that computes them in the result, most first."""
+        return dict(Counter(layer.op for layer in self.layers if layer.op).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data that JSON can hold; numbers that are not finite become None."""
+        return _plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "qcompiler_version": __version__,
+                "recipe": self.recipe,
+                "target": self.target,
+                "source": str(self.source),
+                "output": str(self.output),
+                "source_bytes": self.source_bytes,
+                "output_bytes": self.output_bytes,
+                "ratio": self.ratio,
+                "calibration": self.calibration,
+                "verification": self.verification,
+                "seconds": self.seconds,
+                "counts": self.counts,
+                "ops": self.ops,
+                "passes": [dict(vars(step)) for step in self.passes],
+                "layers": [layer.to_dict() for layer in self.layers],
+            }
+        )
+
+
+def build_report(
+    history: Sequence[Record],
+    *,
+    recipe: Recipe,
+    target: str,
+    source: Path,
+    output: Path,
+    source_bytes: int,
+    output_bytes: int,
+    calibration: str = "none",
+    verification: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+) -> Report:
+    """The report of a pipeline's history; sizes in bytes, weights included."""
+    return Report(
+        recipe=recipe.to_dict(),
+        target=target,
+        source=source,
+        output=output,
+        source_bytes=source_bytes,
+        output_bytes=output_bytes,
+        calibration=calibration,
+        verification=verification,
+        seconds=seconds,
+        passes=tuple(
+            PassTime(name=record.name, changed=record.changed, seconds=record.seconds)
+            for record in history
+        ),
+        layers=gather(history),
+    )
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write the report as JSON."""
+    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        scratch = Path(name)
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "item"):  # a numpy scalar
+        return _plain(value.item())
+    return value

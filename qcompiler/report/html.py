@@ -1,0 +1,88 @@
+"""The report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+
+from qcompiler.report.build import Report, write_text
+from qcompiler.report.layers import Layer
+from qcompiler.report.text import COLUMNS, summary, table
+
+_FULL_SCALE_DB = 50.0
+_BAR = 90  # width of a full bar in pixels
+
+_STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 90rem;
+       padding: 0 1rem }
+h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin-top: 2rem }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e3e8ee;
+         vertical-align: top }
+th { position: sticky; top: 0; background: #f4f6f9 }
+td:first-child { font-family: ui-monospace, monospace; font-size: 12px; word-break: break-all }
+tr.float td { color: #8a5a00; background: #fff8ec }
+tr.other td { color: #7a8694 }
+svg { vertical-align: middle; margin-right: .4rem }
+pre { background: #f4f6f9; padding: .8rem; overflow-x: auto }
+"""
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the report as a self-contained page."""
+    write_text(path, render(report))
+
+
+def render(report: Report) -> str:
+    """The page's text."""
+    title = html.escape(f"qc: {report.output.name}")
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(report))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n{lines}\n"
+        f"<h2>Layers</h2>\n{_layers(report)}\n<h2>Passes</h2>\n{_passes(report)}\n"
+        "</body></html>\n"
+    )
+
+
+def _layers(report: Report) -> str:
+    _, rows = table(report)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+    body = "\n".join(_row(layer, cells) for layer, cells in zip(report.layers, rows, strict=True))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _row(layer: Layer, cells: list[str]) -> str:
+    kind = (
+        "" if layer.quantized else ' class="other"' if layer.kind == "other" else ' class="float"'
+    )
+    shown = [html.escape(cell) for cell in cells]
+    noise = COLUMNS.index("SNR dB")
+    shown[noise] = _bar(layer.sqnr_db) + shown[noise]
+    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>"
+
+
+def _bar(decibel: float | None) -> str:
+    """Signal-to-noise as a bar: 50 dB fills it."""
+    if decibel is None or math.isnan(decibel):
+        return ""
+    width = _BAR * min(max(decibel, 0.0), _FULL_SCALE_DB) / _FULL_SCALE_DB
+    hue = int(120 * width / _BAR)
+    return (
+        f'<svg width="{_BAR}" height="9" role="img" aria-label="{decibel:.1f} dB">'
+        f'<rect width="{_BAR}" height="9" fill="#e3e8ee"/>'
+        f'<rect width="{width:.1f}" height="9" fill="hsl({hue} 60% 45%)"/></svg>'
+    )
+
+
+def _passes(report: Report) -> str:
+    rows = "\n".join(
+        f"<tr><td>{html.escape(step.name)}</td><td>{step.seconds:.3f}</td>"
+        f"<td>{'yes' if step.changed else 'no'}</td></tr>"
+        for step in report.passes
+    )
+    return (
+        "<table><thead><tr><th>pass</th><th>seconds</th><th>changed the graph</th></tr></thead>"
+        f"<tbody>\n{rows}\n</tbody></table>"
+    )

@@ -1,0 +1,107 @@
+"""What happened to each layer, gathered from the remarks of the passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qcompiler.passmanager import Record, Remark
+
+KEPT_AS_QDQ = "Q/DQ"
+"""The `op` of a quantized layer no target pass replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One linear layer, embedding, or other matrix product of the source model."""
+
+    name: str
+    kind: str = "other"
+    """"linear", "embedding", or "other": a matrix product that is no linear layer."""
+    K: int | None = None
+    N: int | None = None
+    scheme: str | None = None
+    """Of the weight, such as "int4 g32 asym"; None where it stays in float."""
+    activation: str | None = None
+    """How the input becomes int8: "per-token", "per-group", "per-tensor", "none"."""
+    input_absmax: float | None = None
+    equalized: str | None = None
+    """Method and edge, such as "lae through norm"."""
+    not_equalized: str | None = None
+    """Why equalization left the layer alone; None where it was not asked for."""
+    sqnr_db: float | None = None
+    """Signal-to-noise of the weight."""
+    op: str | None = None
+    """The operator that computes the layer in the result."""
+    merged_with: tuple[str, ...] = ()
+    tied: bool = False
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    reason: str | None = None
+    """Why the layer was left alone, or not given an op of its own."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weight is quantized."""
+        return self.scheme is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return dataclasses.asdict(self) | {"quantized": self.quantized}
+
+
+def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
+    """Layers in the order they were first spoken of; other matrix products last."""
+    layers: dict[str, Layer] = {}
+    members: dict[str, Sequence[str]] = {}
+    for record in history:
+        for remark in record.remarks:
+            if "merged_into" in remark.data:
+                members[str(remark.data["merged_into"])] = remark.data["merged"]
+            for name in members.get(remark.layer, (remark.layer,)):
+                layer = layers.get(name, Layer(name=name))
+                change = _change(record.name, remark, layer)
+                layers[name] = dataclasses.replace(layer, **change)
+    finished = [_finished(layer) for layer in layers.values()]
+    return tuple(sorted(finished, key=lambda layer: layer.kind == "other"))
+
+
+def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
+    """The fields a remark settles."""
+    data = remark.data
+    change = {key: data[key] for key in ("kind", "K", "N") if key in data}
+    if "activation" in data:
+        change["activation"] = data["activation"]
+    if step == "equalize":
+        return change | _equalized(remark)
+    if step == "merge-linears":
+        others = [name for name in data.get("merged", ()) if name != layer.name]
+        return change | {"merged_with": tuple(others)}
+    if not remark.applied:
+        return change | {"reason": remark.message}
+    for key in ("input_absmax", "sqnr_db", "op", "bytes_before", "bytes_after", "tied"):
+        if key in data:
+            change[key] = data[key]
+    if "bits" in data:
+        change |= {"scheme": scheme(data), "reason": None}
+    return change
+
+
+def _equalized(remark: Remark) -> dict[str, Any]:
+    if not remark.applied:
+        return {"not_equalized": remark.message.removeprefix("not equalized: ")}
+    return {"equalized": f"{remark.data['method']} through {remark.data['edge']}"}
+
+
+def scheme(data: Mapping[str, Any]) -> str:
+    """A weight's scheme in one word each: type, group, symmetry."""
+    symmetry = "sym" if data["symmetric"] else "asym"
+    return f"int{data['bits']} g{data['group_size']} {symmetry}"
+
+
+def _finished(layer: Layer) -> Layer:
+    if layer.quantized and layer.op is None:
+        return dataclasses.replace(layer, op=KEPT_AS_QDQ)
+    return layer if layer.quantized else dataclasses.replace(layer, activation=None)

@@ -1,0 +1,100 @@
+"""The report for a terminal: a summary, and a table of layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qcompiler.report.build import Report
+from qcompiler.report.layers import Layer
+
+COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "equalized", "op", "MB", "note")
+
+
+def summary(report: Report) -> list[str]:
+    """The outcome in a few lines: sizes, counts, quality."""
+    before, after = report.source_bytes / 1e6, report.output_bytes / 1e6
+    counts = report.counts
+    linears = f"{counts['linear_quantized']} of {counts['linear']} linear layers"
+    tables = f"{counts['embedding_quantized']} of {counts['embedding']} embeddings"
+    lines = [
+        f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
+        f"in {report.seconds:.1f} s",
+        f"recipe {report.recipe['name']}, target {report.target}, calibration {report.calibration}",
+        f"quantized {linears}, {tables}; equalized {counts['equalized']}",
+    ]
+    if report.ops:
+        lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
+    lines += _verification(report)
+    return lines
+
+
+def _verification(report: Report) -> list[str]:
+    found = report.verification
+    if found is None:
+        return ["not verified"]
+    line = f"signal-to-noise of the output {_decibel(found['sqnr_db'])} dB"
+    if found.get("top1_agreement") is not None:
+        line += f", same most likely token {100 * found['top1_agreement']:.1f}%"
+    return [line + f", on {found['samples']} held-back samples"]
+
+
+def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Columns and one row a layer.
+
+    `grouped` folds layers whose names differ in numbers only, and whose treatment is the same,
+    into one row that says how many they are.
+    """
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for index, layer in enumerate(report.layers):
+        key: tuple[object, ...] = (index,)
+        if grouped:
+            key = (pattern(layer.name), layer.K, layer.N, *_treatment(layer))
+        groups.setdefault(key, []).append(layer)
+    return list(COLUMNS), [_row(layers) for layers in groups.values()]
+
+
+def pattern(name: str) -> str:
+    """A layer's name with its numbers as stars: the same for every block of a model."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _treatment(layer: Layer) -> list[str]:
+    merged = f"one node with {len(layer.merged_with)} more" if layer.merged_with else ""
+    note = layer.reason or layer.not_equalized or merged
+    return [
+        layer.scheme or "float",
+        layer.activation or "-",
+        layer.equalized or "-",
+        layer.op or "-",
+        re.sub(r"'[^']*\d[^']*'", lambda found: pattern(found[0]), note),
+    ]
+
+
+def short(name: str) -> str:
+    """The telling part of a long layer name: '/model/layers.0/mlp/up_proj/MatMul' -> 'up_proj'."""
+    parts = [part for part in re.split(r"[/]", name) if part]
+    if len(parts) > 1 and parts[-1] in ("MatMul", "Gemm", "Gather"):
+        parts.pop()
+    return parts[-1] if parts else name
+
+
+def _row(layers: Sequence[Layer]) -> list[str]:
+    first = layers[0]
+    name = first.name if len(layers) == 1 else f"{pattern(first.name)} ({len(layers)})"
+    size = "-" if first.K is None else f"{first.K} x {first.N}"
+    weight, activation, equalized, op, note = _treatment(first)
+    if len(layers) == 1:
+        merged = ", ".join(short(name) for name in first.merged_with)
+        note = first.reason or first.not_equalized or (merged and f"with {merged}")
+    ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
+    worst, best = (min(ratios), max(ratios)) if ratios else (None, None)
+    noise = _decibel(worst) if worst == best else f"{_decibel(worst)}..{_decibel(best)}"
+    before = sum(layer.bytes_before or 0 for layer in layers)
+    after = sum(layer.bytes_after or 0 for layer in layers)
+    megabytes = f"{before / 1e6:.2f} -> {after / 1e6:.2f}" if first.quantized else "-"
+    return [name, size, weight, noise, activation, equalized, op, megabytes, note]
+
+
+def _decibel(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
