@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.analysis.linears import find_linears
-from qcompiler.errors import CalibrationError
+from qcompiler.analysis.linears import Linear, find_linears
+from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.passmanager import (
     ActivationPlan,
     Fact,
@@ -46,14 +46,16 @@ class PlanActivations(Pass):
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         linears, others = find_linears(graph)
-        excluded = [re.compile(pattern) for pattern in ctx.exclude]
+        excluded = [_compiled(pattern) for pattern in ctx.exclude]
         plan: dict[str, ActivationPlan] = {}
         remarks = [Remark(layer=o.name, applied=False, message=o.reason) for o in others]
         for linear in linears:
             hit = next((r.pattern for r in excluded if r.search(linear.name)), None)
             if hit is not None:
                 reason = f"excluded by pattern '{hit}'"
-                remarks.append(Remark(layer=linear.name, applied=False, message=reason))
+                remarks.append(
+                    Remark(layer=linear.name, applied=False, message=reason, data=_size(linear))
+                )
                 continue
             peak = self._peak(linear.name, linear.x.name, ctx)
             chosen = self._choose(peak)
@@ -64,7 +66,8 @@ class PlanActivations(Pass):
                     layer=linear.name,
                     applied=True,
                     message=f"activations {how}",
-                    data={"activation": chosen.granularity.value, "input_absmax": peak},
+                    data=_size(linear)
+                    | {"activation": chosen.granularity.value, "input_absmax": peak},
                 )
             )
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
@@ -85,3 +88,14 @@ class PlanActivations(Pass):
         if peak is None or peak >= self.v1:
             return ActivationPlan(granularity=Granularity.PER_TOKEN)
         return ActivationPlan(granularity=Granularity.PER_TENSOR, equalize=peak > self.v0)
+
+
+def _size(linear: Linear) -> dict[str, Any]:
+    return {"kind": "linear", "K": linear.shape[0], "N": linear.shape[1]}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler import __version__, console
+from qcompiler import __version__, cli_compile, console
 from qcompiler.errors import QcError
 
 INTERRUPTED = 130
@@ -55,6 +55,7 @@ runtime_app = typer.Typer(
     rich_markup_mode="rich",
     help="The op library that runs compiled models at full speed.",
 )
+app.add_typer(cli_compile.recipe_app, name="recipe")
 app.add_typer(runtime_app, name="runtime")
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
@@ -133,6 +134,10 @@ def export(
         console.print_json(result.to_dict())
         return
     print(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
+
+
+app.command(name="compile")(cli_compile.compile_model)
+app.command()(cli_compile.inspect)
 
 
 @app.command(name="eval")
@@ -304,6 +309,9 @@ def generate(
     print()
     rate = (len(result.token_ids) - 1) / result.decode_seconds if len(result.token_ids) > 1 else 0
     print(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+
+
+app.command()(cli_compile.opt)
 
 
 @runtime_app.command()

@@ -33,6 +33,21 @@ def progress(description: str) -> Generator[Advance, None, None]:
 
 
 @contextmanager
+def phases() -> Generator[Callable[[str, int, int], None], None, None]:
+    """Progress of work in several phases, called with (phase, done, total); nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _phase, _done, _total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+        yield lambda phase, done, total: bar.update(
+            task, description=phase, completed=done, total=total
+        )
+
+
+@contextmanager
 def status(description: str) -> Generator[None, None, None]:
     """A spinner on a terminal for work of unknown length; nothing in a pipe."""
     console = Console(stderr=True)

@@ -59,6 +59,11 @@ def pattern(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
+def unnumbered(text: str) -> str:
+    """A text with the numbers in the names it quotes as stars."""
+    return re.sub(r"'[^']*\d[^']*'", lambda found: pattern(found[0]), text)
+
+
 def _treatment(layer: Layer) -> list[str]:
     merged = f"one node with {len(layer.merged_with)} more" if layer.merged_with else ""
     note = layer.reason or layer.not_equalized or merged
@@ -67,7 +72,7 @@ def _treatment(layer: Layer) -> list[str]:
         layer.activation or "-",
         layer.equalized or "-",
         layer.op or "-",
-        re.sub(r"'[^']*\d[^']*'", lambda found: pattern(found[0]), note),
+        unnumbered(note),
     ]
 
 

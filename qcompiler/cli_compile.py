@@ -1,0 +1,313 @@
+"""The commands that compile and look into models: compile, inspect, opt, recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qcompiler import console
+
+recipe_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="The recipes that say how to quantize.",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Target = Annotated[
+    str,
+    typer.Option("--target", "-t", help="What it runs on: ort-custom, ort-contrib or qdq."),
+]
+Calib = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SRC",
+        help="Calibration data: random-tokens (usual for language models), self, pydoc:first, "
+        "a text, .jsonl or .npz file, a folder of .npz, or random.",
+    ),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens a calibration sample.")]
+Seed = Annotated[int, typer.Option(help="Seed of random calibration data.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nodes-to-exclude", metavar="REGEX", help="Leave layers of such names in float."
+    ),
+]
+DumpIr = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write the graph after every pass there.")
+]
+
+
+def compile_model(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Usually <stem>.<recipe>.onnx."),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A recipe's name or a .toml file.")
+    ] = "w4a8",
+    target: Target = "ort-custom",
+    calib: Calib = None,
+    calib_samples: Samples = 16,
+    calib_length: Length = 512,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe."),
+    ] = None,
+    exclude: Exclude = None,
+    dump_ir: DumpIr = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the report on every layer: .json or .html."),
+    ] = None,
+    seed: Seed = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a result that fails verification.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the result with its source.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Quantize an ONNX model.
+
+    A file compiles to a file, with its weights in OUT.data; a model folder in onnxruntime-genai's
+    layout to a folder that is ready to run.
+
+    [dim]Examples:[/]
+
+      qc compile smol
+
+      qc compile model.onnx -o small.onnx --recipe fptq --calib prompts.jsonl
+
+      qc compile model.onnx --set quantize-weights.group_size=64 --report layers.html
+
+      qc compile model.onnx --target qdq --nodes-to-exclude lm_head
+    """
+    if report is not None and report.suffix not in (".json", ".html"):
+        raise typer.BadParameter("name a .json or .html file", param_hint="--report")
+    from qcompiler.compiler import compile as run
+    from qcompiler.report import summary, table, write_html, write_json
+
+    _quiet()
+    with console.phases() as progress:
+        result = run(
+            model,
+            recipe=recipe,
+            output=output,
+            target=target,
+            calib=calib,
+            calib_samples=calib_samples,
+            calib_length=calib_length,
+            overrides=overrides or [],
+            exclude=exclude or [],
+            dump_ir=dump_ir,
+            seed=seed,
+            force=force,
+            verify=verify,
+            progress=progress,
+        )
+    if report is not None:
+        (write_html if report.suffix == ".html" else write_json)(result.report, report)
+    if json:
+        files = [str(file) for file in result.files]
+        console.print_json(result.report.to_dict() | {"files": files})
+        return
+    print("\n".join(summary(result.report)))
+    console.print_table(*table(result.report, grouped=True))
+
+
+def inspect(
+    model: Model,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="A row for each layer, not for each kind.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what is in a model: types, sizes, operators, linear layers, foldable edges.
+
+    [dim]Examples:[/]
+
+      qc inspect model.onnx
+
+      qc inspect smol.w4a8 --json
+    """
+    from qcompiler.inspection import inspect as run
+
+    _quiet()
+    with console.status(f"reading {model}"):
+        found = run(model)
+    if json:
+        console.print_json(found.to_dict())
+        return
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    print(f"{found.path}: IR version {found.ir_version}, opsets {opsets}")
+    for key, value in found.metadata.items():
+        print(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
+    for title, entries in (("input", found.inputs), ("output", found.outputs)):
+        for row in _folded([[entry] for entry in entries], every):
+            print(f"{title} {row[0]}")
+    rows = [[kind, str(n), console.megabytes(size)] for kind, (n, size) in found.sizes.items()]
+    console.print_table(["initializers", "count", "MB"], rows)
+    rows = [[op, str(count)] for op, count in found.operators.items()]
+    console.print_table(["operator", "count"], rows)
+    _print_layers(found, every)
+    if found.note is not None:
+        print(f"not analyzed further: {found.note}")
+
+
+def _print_layers(found: Any, every: bool) -> None:
+    rows = [
+        [layer.name, layer.op, f"{layer.K} x {layer.N}", layer.scheme, layer.activation]
+        for layer in found.layers
+    ]
+    if rows:
+        columns = ["layer", "op", "K x N", "weight", "activations"]
+        console.print_table(columns, _folded(rows, every))
+    edges = [
+        [edge.activation, edge.kind, str(len(edge.readers)), edge.veto or "foldable"]
+        for edge in found.edges
+    ]
+    if edges:
+        columns = ["activation", "edge", "readers", "equalization"]
+        console.print_table(columns, _folded(edges, every))
+    others = [[name, reason] for name, reason in found.left_alone.items()]
+    if others:
+        console.print_table(["no linear layer", "because"], _folded(others, every))
+
+
+def _folded(rows: list[list[str]], every: bool) -> list[list[str]]:
+    """One row for those that differ in numbers within names only, with their count."""
+    from qcompiler.report.text import pattern, unnumbered
+
+    if every:
+        return rows
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in rows:
+        key = (pattern(row[0]), *map(unnumbered, row[1:]))
+        groups.setdefault(key, []).append(row)
+    return [
+        same[0] if len(same) == 1 else [f"{key[0]} ({len(same)})", *key[1:]]
+        for key, same in groups.items()
+    ]
+
+
+def opt(
+    model: Model,
+    pipeline: Annotated[
+        str, typer.Option("-p", "--pipeline", help="Passes: name{option=value,...},name,...")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Write the model there.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--print", help="Print the resulting graph as text.")
+    ] = False,
+    calib: Calib = None,
+    calib_samples: Samples = 16,
+    calib_length: Length = 512,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FACT", help="What already holds of the model, such as qdq."),
+    ] = None,
+    target: Target = "ort-custom",
+    exclude: Exclude = None,
+    dump_ir: DumpIr = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Run passes by hand, and say what each did.
+
+    [dim]Examples:[/]
+
+      qc opt model.onnx -p import,canonicalize --print
+
+      qc opt model.onnx -p 'import,canonicalize,plan-activations,quantize-weights{bits=8}' -o q.onnx
+
+      qc opt model.qdq.onnx -p merge-linears,lower-ort-custom --assume qdq -o fast.onnx
+    """
+    from qcompiler.ir import write_model
+    from qcompiler.ir.printer import print_graph
+    from qcompiler.opt import run_pipeline
+
+    _quiet()
+    with console.phases() as progress:
+        result = run_pipeline(
+            model,
+            pipeline,
+            calib=calib,
+            calib_samples=calib_samples,
+            calib_length=calib_length,
+            seed=seed,
+            assume=assume or [],
+            target=target,
+            exclude=exclude or [],
+            dump_ir=dump_ir,
+            progress=progress,
+        )
+    text = print_graph(result.graph) if show else None
+    files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
+    if json:
+        passes = [
+            {
+                "name": record.name,
+                "changed": record.changed,
+                "seconds": record.seconds,
+                "remarks": [dict(vars(remark)) for remark in record.remarks],
+            }
+            for record in result.history
+        ]
+        console.print_json({"passes": passes, "files": files, "graph": text})
+        return
+    if text is not None:
+        print(text, end="")
+        return
+    for record in result.history:
+        did = "changed the graph" if record.changed else "nothing to change"
+        print(f"{record.name}: {did}, {record.seconds:.2f} s")
+        for remark in record.remarks:
+            print(f"  {'+' if remark.applied else '-'} {remark.layer}: {remark.message}")
+
+
+@recipe_app.command(name="list")
+def list_recipes(json: Json = False) -> None:
+    """List the recipes that come with qcompiler."""
+    from qcompiler.recipe import available, load
+
+    recipes = [load(name) for name in available()]
+    if json:
+        console.print_json([recipe.to_dict() for recipe in recipes])
+        return
+    for recipe in recipes:
+        print(f"{recipe.name}: {' '.join(recipe.description.split())}")
+
+
+@recipe_app.command(name="show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name or a .toml file.")],
+    json: Json = False,
+) -> None:
+    """Show a recipe: its TOML, to copy and change, or every option with --json.
+
+    [dim]Example:[/]  qc recipe show w4a8 > mine.toml
+    """
+    from qcompiler.recipe import available, load
+
+    found = load(name)
+    if json:
+        console.print_json(found.to_dict())
+        return
+    print(available().get(name, Path(name)).read_text(encoding="utf-8"), end="")
+
+
+def _quiet() -> None:
+    """Keep graphsurgeon from warning on standard output, where results go."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    G_LOGGER.severity = G_LOGGER.ERROR
