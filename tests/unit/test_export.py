@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import qcompiler.export as export
+from qcompiler import export
 from qcompiler.errors import ExportError
 from qcompiler.export import export_model, genai
 from qcompiler.export.sources import find_source, is_decoder
@@ -114,7 +114,7 @@ def test_existing_output_is_kept_unless_asked(tmp_path, hf_folder, monkeypatch):
     out.mkdir()
     (out / "precious").write_text("mine")
     monkeypatch.setattr(export, "_export", write_model)
-    with pytest.raises(ExportError, match="not empty.*--force"):
+    with pytest.raises(ExportError, match=r"not empty.*--force"):
         export_model(hf_folder, out)
     assert (out / "precious").exists()
     export_model(hf_folder, out, overwrite=True)
