@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "ops/matmul_compute.h"
@@ -55,15 +56,14 @@ class MatMulKernel {
     const auto* bias_data = static_cast<const float*>(data_of(api_, bias));
     if (bias_checked_ ? one_bias_ : info_of(api_, bias).shape == Shape{1}) {
       // One value for all columns: 0 by convention, else spread here.
-      if (bias_data[0] != 0.0f) {
-        spread_bias.assign(static_cast<std::size_t>(matrix_.n), bias_data[0]);
-      }
+      const float value = float_at(bias);
+      if (value != 0.0f) spread_bias.assign(static_cast<std::size_t>(matrix_.n), value);
       bias_data = spread_bias.empty() ? nullptr : spread_bias.data();
     }
     if (kForm.is_static) {
       const OrtValue* scale = input(context, kXScale);
       if (!x_scale_checked_) check_x_scale(scale);
-      job.static_scale = *static_cast<const float*>(data_of(api_, scale));
+      job.static_scale = float_at(scale);
     }
     if (job.rows == 0) return;
 
@@ -138,11 +138,18 @@ class MatMulKernel {
     if (!shape.empty() && shape != Shape{1}) {
       throw OpError(label_ + ": x_scale has shape " + to_string(shape) + ", expected [] or [1]");
     }
-    const float scale = *static_cast<const float*>(data_of(api_, value));
+    const float scale = float_at(value);
     if (!std::isfinite(scale) || scale <= 0.0f) {
       throw OpError(label_ + ": x_scale is " + std::to_string(scale) +
                     ", it must be finite and above 0");
     }
+  }
+
+  // The only element of a tensor, which may lie unaligned in a mapped file.
+  float float_at(const OrtValue* tensor) const {
+    float value;
+    std::memcpy(&value, data_of(api_, tensor), sizeof value);
+    return value;
   }
 
   const OrtValue* input(const OrtKernelContext* context, std::size_t index) const {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from op_models import ACTIVATIONS, assert_close, make_layer, matmul_model
+
+from qcompiler import runtime
 
 RNG = np.random.default_rng(3)
 BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
@@ -138,6 +141,43 @@ def test_an_output_may_be_left_out(session, library):
     expected = layer.expected(x, "row")
     expected = np.concatenate([expected[..., :16], expected[..., 32:]], axis=-1)
     assert_close(y, expected, 1e-4)
+
+
+@BOTH
+def test_weights_may_lie_unaligned_in_a_mapped_file(tmp_path, library):
+    layer = make_layer(100, 35, 32, symmetric=False)
+    model = matmul_model(layer, "row")
+    data = bytearray()
+    for tensor in model.graph.initializer:
+        data += bytes(1 + len(data) % 2)  # what follows starts at an odd offset
+        onnx.external_data_helper.set_external_data(
+            tensor, "weights.data", offset=len(data), length=len(tensor.raw_data)
+        )
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    (tmp_path / "weights.data").write_bytes(data)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    if library:
+        runtime.register(options)
+    runner = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    x = RNG.normal(size=(1, 3, 100)).astype(np.float32)
+    assert_close(run(runner, x), layer.expected(x, "row"), layer.tolerance(x, "row"))
+
+
+@BOTH
+def test_x_of_unknown_rank(session, library):
+    layer = make_layer(64, 48, 32)
+    model = matmul_model(layer, "row", splits=(16, 32, 0))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    runner = session(model, library=library)
+    for leading in ((3,), (2, 1)):
+        x = RNG.normal(size=(*leading, 64)).astype(np.float32)
+        assert_close(run(runner, x), layer.expected(x, "row"), layer.tolerance(x, "row"))
 
 
 def test_output_shapes_are_inferred_without_functions(session):
