@@ -11,8 +11,8 @@ using kernels::kPanel;
 
 // Rows quantized at a time: bounds the scratch memory of a long prompt.
 constexpr std::int64_t kChunkBytes = 16 << 20;
-// Multiply-adds below which a task is not worth its dispatch (about 5 us of work).
-constexpr std::int64_t kWorkPerTask = 1 << 19;
+// Multiply-adds below which a task is not worth its dispatch (about 3 us of work).
+constexpr std::int64_t kWorkPerTask = 1 << 18;
 constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;
 // A task's private tile, on the stack of the thread that runs it.
 constexpr std::int64_t kTileRows = 48;
@@ -20,11 +20,14 @@ constexpr std::int64_t kTilePanels = 8;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Tasks worth making: enough for every thread to find work when others are late.
-std::int64_t max_tasks() {
-  static const std::int64_t tasks =
-      4 * std::max<std::int64_t>(1, std::thread::hardware_concurrency());
-  return tasks;
+// Into how many tasks to cut `work` multiply-adds. The session's number of threads can't be asked
+// for; the machine's stands for it. Beyond one a thread, tasks come in whole rounds, up to four, so
+// that no thread waits long for another.
+std::int64_t task_count(std::int64_t work) {
+  static const std::int64_t threads =
+      std::max<std::int64_t>(1, std::thread::hardware_concurrency());
+  const std::int64_t worth = std::max<std::int64_t>(1, work / kWorkPerTask);
+  return worth <= threads ? worth : std::min<std::int64_t>(4, worth / threads) * threads;
 }
 
 // Memory that a thread keeps between calls; what it holds does not survive the next `get`.
@@ -133,8 +136,7 @@ class Runner {
 
   // Cuts the result into tasks: panels first, in fours as the kernels take them, then rows.
   void multiply(std::int64_t first_row, std::int64_t rows) const {
-    const std::int64_t work = rows * w_.k * w_.n / kWorkPerTask;
-    const std::int64_t wanted = std::clamp<std::int64_t>(work, 1, max_tasks());
+    const std::int64_t wanted = task_count(rows * w_.k * w_.n);
     const std::int64_t quads = ceil_div(w_.panels(), 4);
     const std::int64_t across = std::min(wanted, quads);
     const std::int64_t down = std::min(ceil_div(wanted, across), ceil_div(rows, 6));
