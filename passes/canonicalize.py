@@ -1,10 +1,10 @@
 """canonicalize: one spelling for a linear layer.
 
-    Gemm(X, W, b)  transB, alpha, beta    ->  MatMul(X, W') + Add(b')
-    MatMul(X, Transpose(W))               ->  MatMul(X, W')
-    MatMul(X, Transpose(E)), Gather(E, i) ->  MatMul(X, E'), Gather(Transpose(E'), i)    tied
-    MatMul(X, Cast(W))                    ->  MatMul(X, W')
-    MatMul(X2, W), MatMul(X1, W)          ->  one initializer, however often it is read
+Gemm(X, W, b)  transB, alpha, beta    ->  MatMul(X, W') + Add(b')
+MatMul(X, Transpose(W))               ->  MatMul(X, W')
+MatMul(X, Transpose(E)), Gather(E, i) ->  MatMul(X, E'), Gather(Transpose(E'), i)    tied
+MatMul(X, Cast(W))                    ->  MatMul(X, W')
+MatMul(X2, W), MatMul(X1, W)          ->  one initializer, however often it is read
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Canonicalize(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
 
-    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         changed = _share_duplicates(graph)
         weights: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -74,7 +74,7 @@ def _share_duplicates(graph: gs.Graph) -> bool:
 
 
 def _digest(tensor: Any) -> bytes:
-    return hashlib.sha256(memoryview(np.ascontiguousarray(ir.array(tensor)))).digest()
+    return hashlib.sha256(np.ascontiguousarray(ir.array(tensor)).data).digest()
 
 
 def _gemm(
@@ -117,9 +117,7 @@ def _gemm(
                 outputs=[output],
             )
         )
-    graph.nodes.append(
-        gs.Node("MatMul", node.name, inputs=[x, new_weight], outputs=[product])
-    )
+    graph.nodes.append(gs.Node("MatMul", node.name, inputs=[x, new_weight], outputs=[product]))
     node.name = namer(f"{node.name}_gemm")
     node.inputs.clear()
     return True
@@ -141,8 +139,10 @@ def _fold_cast(node: gs.Node, namer: ir.Namer) -> bool:
     if cast is None or not is_weight(cast.inputs[0]):
         return False
     target = cast.attrs["to"]
-    target = int(target) if isinstance(target, int) else onnx.helper.np_dtype_to_tensor_dtype(
-        np.dtype(target)
+    target = (
+        int(target)
+        if isinstance(target, int)
+        else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
     )
     if target not in FLOAT_TYPES or len(ir.consumers(cast.outputs[0])) != 1:
         return False
@@ -160,9 +160,7 @@ def _fold_transpose(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
     if list(transpose.attrs.get("perm", [1, 0])) != [1, 0]:
         return False
     source = transpose.inputs[0]
-    weight = ir.constant(
-        namer(f"{source.name}_kn"), np.ascontiguousarray(ir.array(source).T)
-    )
+    weight = ir.constant(namer(f"{source.name}_kn"), np.ascontiguousarray(ir.array(source).T))
     for reader in ir.consumers(transpose.outputs[0]):
         ir.rewire_input(reader, transpose.outputs[0], weight)
     others = [reader for reader in ir.consumers(source) if reader is not transpose]

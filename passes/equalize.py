@@ -75,8 +75,7 @@ class Equalize(Pass):
             data = {"method": self.method, "edge": edge.kind, "scale_max": float(scale.max())}
             message = f"equalized by {self.method} through {edge.kind}"
             remarks += [
-                Remark(layer=r.name, applied=True, message=message, data=data)
-                for r in edge.readers
+                Remark(layer=r.name, applied=True, message=message, data=data) for r in edge.readers
             ]
         if changed:
             ir.remove_dead(graph)

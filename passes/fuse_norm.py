@@ -63,7 +63,7 @@ class FuseNorm(Pass):
     standard_only: bool = False
     """Emit only operators of the ONNX standard."""
 
-    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         changed = False
         for found in find(_LAYER_NORM, graph):

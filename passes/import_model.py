@@ -1,10 +1,10 @@
 """import: bring any valid model to the form every other pass reads.
 
-    opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types)
-    model-local functions       ->  inlined
-    Constant, Identity          ->  initializers, wires
-    unnamed or same-named nodes ->  unique names
-    unknown shapes              ->  inferred where ONNX can
+opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types)
+model-local functions       ->  inlined
+Constant, Identity          ->  initializers, wires
+unnamed or same-named nodes ->  unique names
+unknown shapes              ->  inferred where ONNX can
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ImportModel(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
-    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         folder = ir.model_folder(graph)
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):

@@ -1,10 +1,10 @@
 """insert-qdq: state how the input of each quantized layer becomes int8.
 
-    MatMul(X, Wq)  ->  MatMul(DequantizeLinear(QuantizeLinear(X, s), s), Wq)
+MatMul(X, Wq)  ->  MatMul(DequantizeLinear(QuantizeLinear(X, s), s), Wq)
 
-    per-tensor   s constant, from calibration; X is clipped to ±127·s first
-    per-token    s = max|row| / 127, computed
-    per-group    s = max|group| / 127, computed, groups as the weight's
+per-tensor   s constant, from calibration; X is clipped to ±127·s first
+per-token    s = max|row| / 127, computed
+per-group    s = max|group| / 127, computed, groups as the weight's
 """
 
 from __future__ import annotations

@@ -109,9 +109,7 @@ def _stay(layer: str, reason: str) -> Remark:
     return Remark(layer=layer, applied=False, message=f"kept as Q/DQ: {reason}")
 
 
-def _lower_linear(
-    graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Packer
-) -> Remark:
+def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Packer) -> Remark:
     activation = activation_qdq(node.inputs[0])
     if activation is None:
         return _stay(node.name, "its activations are not quantized, and the ops need int8")
@@ -191,7 +189,7 @@ def _split(graph: gs.Graph, tensor: Any, columns: int) -> tuple[gs.Node, list[in
 def _lower_table(graph: gs.Graph, found: Match, packer: _Packer) -> Remark:
     node = found.root
     codes, scales = found["codes"], found["scales"]
-    transposed = ir.producer(ir.producer(node.inputs[0]).inputs[0], "Transpose") is not None
+    transposed = any(each.op == "Transpose" for each in found.nodes)
     group_size = int(node.attrs.get("block_size", 0))
     if ir.elem_type(codes) != onnx.TensorProto.INT8 or group_size not in GROUP_SIZES:
         return _stay(node.name, "only symmetric 8-bit tables have a kernel")

@@ -51,7 +51,7 @@ class MergeLinears(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
 
-    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:  # noqa: ARG002
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         remarks: list[Remark] = []
         for members in _siblings(graph):

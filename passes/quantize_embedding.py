@@ -71,9 +71,7 @@ class QuantizeEmbedding(Pass):
     ) -> list[Remark]:
         stored = np.asarray(ir.array(table), np.float32)
         weight = stored if transposed else stored.T
-        quantized = quantize_weight(
-            weight, bits=8, group_size=self.group_size, search=self.search
-        )
+        quantized = quantize_weight(weight, bits=8, group_size=self.group_size, search=self.search)
         base = str(table.name)
         codes, scales = weight_constants(quantized, base, namer)
         if not transposed:
@@ -88,7 +86,9 @@ class QuantizeEmbedding(Pass):
         same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
         tied = bool(transposed and linears and same_type)
         remarks = [
-            Remark(layer=gather.name, applied=True, message="int8 table", data=data | {"tied": tied})
+            Remark(
+                layer=gather.name, applied=True, message="int8 table", data=data | {"tied": tied}
+            )
         ]
         if tied:
             output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(weight.shape))

@@ -69,7 +69,7 @@ class CompileResult:
     report: Report
 
 
-def compile(  # noqa: A001 (the project's main verb)
+def compile(
     model: str | Path,
     *,
     recipe: str | Path = "w4a8",
@@ -203,8 +203,8 @@ class _Calibration:
 
         return observe(graph, names, feeds, source=data.description, progress=tick)
 
-    def held_back(self) -> list[Mapping[str, np.ndarray[Any, Any]]]:
-        """Feeds no pass has seen (the only ones there are, where the source has just one or two)."""
+    def held_back(self) -> Sequence[Mapping[str, np.ndarray[Any, Any]]]:
+        """Feeds no pass has seen (or all there are, where the source has just one or two)."""
         return list(self._load().feeds)[-_HELD_BACK:]
 
 

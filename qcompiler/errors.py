@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class QcError(Exception):
-    """Root of every error qcompiler raises on purpose; the CLI prints it on one line, exit code 1."""
+    """Root of every error raised on purpose; the CLI prints it on one line, exit code 1."""
 
 
 class ModelError(QcError):

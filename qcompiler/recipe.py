@@ -127,8 +127,6 @@ def _scalar(text: str) -> Any:
     lowered = text.strip().lower()
     if lowered in ("true", "false"):
         return lowered == "true"
-    if lowered == "none":
-        return None
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
@@ -207,8 +205,9 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         hits = [step for step in steps if step.get("name") == name]
         if not hits:
             names = [str(step.get("name")) for step in steps]
-            raise RecipeError(f"--set {override}: the recipe has no pass '{name}'; "
-                              f"{did_you_mean(name, names)}")
+            raise RecipeError(
+                f"--set {override}: the recipe has no pass '{name}'; {did_you_mean(name, names)}"
+            )
         for step in hits:
             step[option] = _scalar(value)
     passes: list[Pass] = []

@@ -108,8 +108,10 @@ def _edge(
     if node.op == "Mul":
         for position in (0, 1):
             operand, other = node.inputs[position], node.inputs[1 - position]
-            if ir.is_constant(operand) and _is_vector(operand, channels) and not ir.is_constant(
-                other
+            if (
+                ir.is_constant(operand)
+                and _is_vector(operand, channels)
+                and not ir.is_constant(other)
             ):
                 return FoldEdge("norm", x, readers, (Absorber(node, position),))
         for operand in (node.inputs[1], node.inputs[0]):
@@ -184,7 +186,7 @@ def _fused_attention(
 
     if node.op != "GroupQueryAttention":
         return veto(f"folding through {node.op} is not supported")
-    heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
+    heads, kv_heads = int(ir.attribute(node, "num_heads")), int(ir.attribute(node, "kv_num_heads"))
     channels = readers[0].shape[0]
     head = channels // heads
     cached = any(ir.is_graph_output(graph, output) for output in node.outputs[1:])
@@ -196,9 +198,7 @@ def _fused_attention(
         return veto("the values don't come straight from a linear layer")
     size = kv_heads * head
     columns = (writer.shape[1] - size, writer.shape[1])
-    return _columns(
-        graph, "v-o", x, readers, writer, columns, _head_ties(channels, size, head)
-    )
+    return _columns(graph, "v-o", x, readers, writer, columns, _head_ties(channels, size, head))
 
 
 def _plain_attention(
@@ -240,9 +240,7 @@ def _plain_attention(
     ties = _head_ties(readers[0].shape[0], writer.shape[1], head)
     if ties is None:
         return veto("the heads of values and output don't line up")
-    return _columns(
-        graph, "v-o", x, readers, writer, (0, writer.shape[1]), ties
-    )
+    return _columns(graph, "v-o", x, readers, writer, (0, writer.shape[1]), ties)
 
 
 def _only_shapes(tensor: Any) -> bool:
@@ -258,11 +256,11 @@ def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:
     if edge.veto is not None:
         raise ValueError(f"edge '{edge.name}' can't be folded: {edge.veto}")
     scale = np.asarray(scale, np.float32)
-    inverse = 1.0 / scale
+    inverse: NDArray[Any] = np.float32(1.0) / scale
     if edge.ties is not None:
-        compact = np.ones(int(edge.ties.max()) + 1, np.float32)
-        compact[edge.ties] = inverse
-        inverse = compact
+        by_column = np.ones(int(edge.ties.max()) + 1, np.float32)
+        by_column[edge.ties] = inverse
+        inverse = by_column
     for absorber in edge.absorbers:
         old = absorber.node.inputs[absorber.input]
         values = np.array(ir.array(old), np.float32)

@@ -88,7 +88,7 @@ def bias_of(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
 
 
 def find_linears(graph: gs.Graph) -> tuple[list[Linear], list[NotLinear]]:
-    """Every linear layer in graph order, and every other matrix product with the reason it isn't."""
+    """Every linear layer in graph order, and every other matrix product with why it isn't one."""
     linears: list[Linear] = []
     others: list[NotLinear] = []
     for node in graph.nodes:
@@ -140,7 +140,10 @@ def find_tables(graph: gs.Graph) -> list[tuple[gs.Node, Any, bool]]:
         transpose = ir.producer(source, "Transpose")
         if is_weight(source):
             tables.append((node, source, False))
-        elif transpose is not None and is_weight(transpose.inputs[0]):
-            if list(transpose.attrs.get("perm", [1, 0])) == [1, 0]:
-                tables.append((node, transpose.inputs[0], True))
+        elif (
+            transpose is not None
+            and is_weight(transpose.inputs[0])
+            and list(ir.attribute(transpose, "perm", [1, 0])) == [1, 0]
+        ):
+            tables.append((node, transpose.inputs[0], True))
     return tables

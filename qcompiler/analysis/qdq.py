@@ -19,13 +19,13 @@ from qcompiler.ir.matcher import Match, const, match, op, var
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passmanager import Granularity
 
-_MIDDLE = {
+_MIDDLE: dict[int, int] = {
     onnx.TensorProto.INT4: 8,
     onnx.TensorProto.UINT4: 0,
     onnx.TensorProto.INT8: 128,
     onnx.TensorProto.UINT8: 0,
 }
-_FOUR_BIT = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+_FOUR_BIT: tuple[int, ...] = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 _DYNAMIC_SCALE = op(
     "Where",
@@ -119,7 +119,7 @@ def weight_dq(tensor: Any) -> WeightDq | None:
     unsigned = _MIDDLE[ir.elem_type(codes)] == 0
     if unsigned == (zeros is None):  # unsigned codes without a zero point start at 0: not ours
         return None
-    return WeightDq(node, codes, scales, zeros, int(node.attrs["block_size"]))
+    return WeightDq(node, codes, scales, zeros, int(ir.attribute(node, "block_size")))
 
 
 def activation_qdq(tensor: Any) -> ActivationQdq | None:
@@ -134,7 +134,7 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
     if not isinstance(found, Match):
         return None
     quantize = found.node("quantize")
-    x, block = found["x"], int(quantize.attrs.get("block_size", 0))
+    x, block = found["x"], int(ir.attribute(quantize, "block_size", 0))
     if not block or not _reads(found["peak"], x) or quantize.inputs[1] is not found["s"]:
         return None
     channels = x.shape[-1] if x.shape else None
@@ -155,14 +155,13 @@ def insert_weight_dq(
 ) -> gs.Variable:
     """Add a quantized weight to the graph; returns its dequantized tensor, float32 [K, N]."""
     output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(weight.codes.shape))
-    graph.nodes.append(
-        gs.Node(
-            "DequantizeLinear",
-            namer(f"{base}_DequantizeLinear"),
-            attrs={"axis": 0, "block_size": weight.group_size},
-            inputs=weight_constants(weight, base, namer),
-            outputs=[output],
-        )
+    ir.add_node(
+        graph,
+        "DequantizeLinear",
+        namer(f"{base}_DequantizeLinear"),
+        weight_constants(weight, base, namer),
+        [output],
+        attrs={"axis": 0, "block_size": weight.group_size},
     )
     return output
 
@@ -202,9 +201,7 @@ class ActivationWriter:
     ) -> gs.Variable:
         output = gs.Variable(self._namer(f"{base}_{op_type}"), np.dtype(dtype), shape)
         name = self._namer(f"{base}/{op_type}")
-        self._graph.nodes.append(
-            gs.Node(op_type, name, attrs=attrs, inputs=inputs, outputs=[output])
-        )
+        ir.add_node(self._graph, op_type, name, inputs, [output], attrs=attrs)
         return output
 
     def _scalar(self, base: str, value: NDArray[Any]) -> gs.Constant:

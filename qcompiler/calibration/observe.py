@@ -10,7 +10,7 @@ even computed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
 
 
 @contextmanager
-def _session(model: onnx.ModelProto, folder: Path | None) -> Iterator[ort.InferenceSession]:
+def _session(
+    model: onnx.ModelProto, folder: Path | None
+) -> Generator[ort.InferenceSession, None, None]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if folder is not None:
@@ -133,7 +135,7 @@ def _reduce(
                 f"calibration data does not fit the model: {str(error).splitlines()[0]}"
             ) from None
         for index, name in enumerate(names):
-            peak, square, count = results[3 * index : 3 * index + 3]
+            peak, square, count = (np.asarray(r) for r in results[3 * index : 3 * index + 3])
             if not np.isfinite(square).all():
                 raise CalibrationError(
                     f"activation '{name}' is not finite on the calibration data; "

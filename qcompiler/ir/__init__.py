@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from qcompiler.ir.graph import (
     Namer,
+    add_node,
+    attribute,
     consumers,
     elem_type,
     is_graph_output,
@@ -18,7 +20,9 @@ from qcompiler.ir.tensors import array, constant, is_constant, nbytes
 
 __all__ = [
     "Namer",
+    "add_node",
     "array",
+    "attribute",
     "constant",
     "consumers",
     "elem_type",

@@ -5,6 +5,7 @@ Tensors and nodes are unhashable and compare loosely there, so identity is used 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,31 @@ def remove_dead(graph: gs.Graph) -> None:
     """Drop nodes and initializers nothing reads; graph inputs and outputs stay."""
     graph.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False)
     graph.toposort()
+
+
+def attribute(node: gs.Node, name: str, default: Any = None) -> Any:
+    """An attribute of a node, `default` where it is not set."""
+    attrs: Any = node.attrs
+    return attrs.get(name, default)
+
+
+def add_node(
+    graph: gs.Graph,
+    op: str,
+    name: str,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    attrs: Mapping[str, Any] | None = None,
+    domain: str | None = None,
+) -> gs.Node:
+    """Append a node to a graph; `remove_dead` later puts it where it belongs."""
+    nodes: Any = graph.nodes
+    made = gs.Node(
+        op, name, dict(attrs or {}), inputs=list(inputs), outputs=list(outputs), domain=domain
+    )
+    nodes.append(made)
+    return made
 
 
 class Namer:

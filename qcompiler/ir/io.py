@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +21,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from qcompiler import ops
 from qcompiler.errors import ModelError
-from qcompiler.models import external_files, read_proto
 from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
+from qcompiler.models import external_files, read_proto
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""
@@ -53,7 +53,7 @@ def _map_constants(graph: gs.Graph, folder: Path) -> None:
 
 def _check_extent(tensor: gs.Constant) -> None:
     """ModelError where a tensor's shape and type need more bytes than its file holds."""
-    values = tensor._values
+    values: MappedValues = tensor._values  # pyright: ignore[reportAssignmentType]
     if any(dim < 0 for dim in values.tensor.dims):
         raise ModelError(f"initializer '{tensor.name}' has a negative dimension; export it again")
     entry = external_entry(values.tensor)
@@ -125,13 +125,13 @@ def _raw_bytes(values: Any) -> bytes | memoryview:
     if isinstance(values, MappedValues):
         if values.tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
             return numpy_helper.from_array(values.load()).raw_data
-        return memoryview(np.ascontiguousarray(values.load()).view(np.uint8).reshape(-1))
+        return np.ascontiguousarray(values.load()).reshape(-1).view(np.uint8).data
     if isinstance(values, LazyValues):
         proto = values.tensor
         if proto.HasField("raw_data"):
             return proto.raw_data
         return numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _spill(tensor: gs.Constant, file: BinaryIO, location: str) -> LazyValues:
@@ -157,7 +157,7 @@ def _spill(tensor: gs.Constant, file: BinaryIO, location: str) -> LazyValues:
 
 
 @contextlib.contextmanager
-def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Iterator[None]:
+def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, None, None]:
     """The graph with every large constant replaced by its reference, for as long as it lasts."""
     saved: list[tuple[gs.Constant, Any]] = []
     seen: set[int] = set()

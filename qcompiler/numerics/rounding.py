@@ -88,11 +88,11 @@ def quantize_weight(
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((groups, columns), np.float16)
     zeros = None if symmetric else np.empty((groups, columns), np.uint8)
-    if importance is None or search != "output":
-        importance = np.ones(rows, np.float32)
     error_weight = np.zeros((groups * group_size, 1), np.float32)
-    # Normalised so that squared errors of tiny activations don't vanish in float32.
-    error_weight[:rows, 0] = importance / max(float(np.mean(importance)), 1e-30)
+    error_weight[:rows] = 1.0
+    if importance is not None and search == "output":
+        # Normalised so that squared errors of tiny activations don't vanish in float32.
+        error_weight[:rows, 0] = importance / max(float(np.mean(importance)), 1e-30)
     error_weight = error_weight.reshape(groups, group_size, 1)
     step = max(1, _CHUNK // max(1, groups * group_size))
     for start in range(0, columns, step):
