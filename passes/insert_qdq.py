@@ -2,7 +2,7 @@
 
 MatMul(X, Wq)  ->  MatMul(DequantizeLinear(QuantizeLinear(X, s), s), Wq)
 
-per-tensor   s constant, from calibration; X is clipped to ±127·s first
+per-tensor   s constant, from calibration; then a Clip to ±127·s
 per-token    s = max|row| / 127, computed
 per-group    s = max|group| / 127, computed, groups as the weight's
 """

@@ -1,7 +1,8 @@
 """The Q/DQ language between passes: how quantized weights and activations are written and read.
 
 Weight [K, N]:  DequantizeLinear(codes, scales[, zero_points], axis=0, block_size)
-Activation:     DequantizeLinear(QuantizeLinear(X, s), s), s computed from X or constant
+Activation:     DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
+                where s is constant, Clip(.., -127 s, 127 s) of that
 """
 
 from __future__ import annotations
@@ -41,17 +42,15 @@ _DYNAMIC = op(
     capture="dequantize",
 )
 _STATIC = op(
-    "DequantizeLinear",
+    "Clip",
     op(
-        "QuantizeLinear",
-        op("Clip", var("x"), const(), const()),
-        const("s"),
+        "DequantizeLinear",
+        op("QuantizeLinear", var("x"), const("s", size=1), const("zero", value=0.0)),
+        const("s", size=1),
         const("zero"),
-        capture="quantize",
     ),
-    const("s"),
-    const("zero"),
-    capture="dequantize",
+    const("low", size=1),
+    const("high", size=1),
 )
 
 
@@ -124,11 +123,11 @@ def weight_dq(tensor: Any) -> WeightDq | None:
 
 def activation_qdq(tensor: Any) -> ActivationQdq | None:
     """The quantized activation a tensor is, if it is one in the form `insert_*` write."""
-    node = ir.producer(tensor, "DequantizeLinear")
+    node = ir.producer(tensor)
     if node is None:
         return None
     found = match(_STATIC, node)
-    if isinstance(found, Match) and ir.array(found["s"]).size == 1:
+    if isinstance(found, Match) and _clips_to_127(found):
         return ActivationQdq(found["x"], Granularity.PER_TENSOR, 0, found["s"])
     found = match(_DYNAMIC, node)
     if not isinstance(found, Match):
@@ -140,6 +139,14 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
     channels = x.shape[-1] if x.shape else None
     whole = isinstance(channels, int) and block >= channels
     return ActivationQdq(x, Granularity.PER_TOKEN if whole else Granularity.PER_GROUP, block, None)
+
+
+def _clips_to_127(found: Match) -> bool:
+    """Whether a static activation is int8 in [-127, 127], so that its clip takes -128 only."""
+    top = 127.0 * found.array("s").item()
+    bounds = [found.array("low").item(), found.array("high").item()]
+    int8 = ir.elem_type(found["zero"]) == onnx.TensorProto.INT8
+    return int8 and bool(np.allclose(bounds, [-top, top], rtol=1e-6, atol=0.0))
 
 
 def _reads(peak: Any, x: Any) -> bool:
@@ -219,11 +226,12 @@ class ActivationWriter:
             )
             s = self._scalar(f"{name}_scale", np.asarray(scale, np.float32))
             zero = self._scalar(f"{name}_zero", np.asarray(0, np.int8))
-            clipped = self._node("Clip", name, [x, low, high], x.shape, np.float32)
-            codes = self._node("QuantizeLinear", name, [clipped, s, zero], x.shape, np.int8)
-            self._made[key] = self._node(
-                "DequantizeLinear", name, [codes, s, zero], x.shape, np.float32
-            )
+            codes = self._node("QuantizeLinear", name, [x, s, zero], x.shape, np.int8)
+            steps = self._node("DequantizeLinear", name, [codes, s, zero], x.shape, np.float32)
+            # The clip takes code -128 away. It comes last because ONNX Runtime (1.31 too) fuses a
+            # static DequantizeLinear next to a MatMul by a blocked 8-bit one into
+            # MatMulIntegerToFloat, which ignores the blocks and gives wrong numbers.
+            self._made[key] = self._node("Clip", name, [steps, low, high], x.shape, np.float32)
         return self._made[key]
 
     def dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:

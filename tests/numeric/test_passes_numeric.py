@@ -1,0 +1,153 @@
+"""Every pass keeps what it promises: exact passes the outputs, lossy ones their noise budget.
+
+Each pipeline runs over each model; stock ONNX Runtime runs the graph after every pass, and what a
+pass did is judged against the outputs just before it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from block_models import MODELS, feeds
+
+from qcompiler.calibration.observe import observe
+from qcompiler.compiler import pipeline
+from qcompiler.instruments import VerifyInstrument
+from qcompiler.ir import to_model
+from qcompiler.ir.io import import_proto
+from qcompiler.numerics.rounding import sqnr_db
+from qcompiler.passes import registry
+from qcompiler.passmanager import Fact, Numerics, PassContext, PassManager
+from qcompiler.recipe import load, parse_pipeline
+
+EXACT = 1e-5
+"""Of the largest output."""
+
+ROUNDING_DB = 45.0
+"""Once activations are rounded to int8, a difference in the last bit can tip a code: an exact pass
+then keeps the outputs to this, and the golden tests of single layers to 1e-5."""
+
+LOSSY_DB = {
+    "quantize-embedding": 30.0,
+    "quantize-weights": 8.0,
+    "insert-qdq": 8.0,
+    "lower-ort-contrib": 15.0,
+}
+"""Least signal-to-noise a lossy pass may leave, against the outputs before it."""
+
+PIPELINES = {
+    "w4a8 on ort-custom": ("w4a8", "ort-custom", ()),
+    "fptq on ort-custom": ("fptq", "ort-custom", ()),
+    "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
+    "smoothquant on qdq": ("smoothquant", "qdq", ()),
+    "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
+}
+
+
+def steps_of(name: str):
+    """The passes of a pipeline above; thin layers are quantized too."""
+    recipe, target, overrides = PIPELINES[name]
+    return pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
+
+
+def run_model(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output in stock ONNX Runtime, without the op library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    # By default ONNX Runtime fuses a 4-bit DequantizeLinear into a MatMul with int8 activations.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, inputs)[0]
+
+
+class Judge:
+    """An instrument that runs the graph after every pass and compares."""
+
+    def __init__(self, model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> None:
+        self._inputs = inputs
+        self._before = run_model(model, inputs)
+        self._rounded = False
+
+    def after(self, index, step, result, seconds) -> None:
+        model = to_model(result.graph)
+        onnx.checker.check_model(_without_contrib(model), full_check=True)
+        after = run_model(model, self._inputs)
+        assert after.shape == self._before.shape, step.name
+        noise = sqnr_db(self._before, after)
+        print(f"{step.name}: {noise:.1f} dB")
+        if step.numerics is Numerics.LOSSY:
+            assert noise >= LOSSY_DB[step.name], step.name
+        elif self._rounded:
+            assert noise >= ROUNDING_DB, step.name
+        else:
+            scale = float(np.abs(self._before).max())
+            np.testing.assert_allclose(
+                after, self._before, rtol=0, atol=EXACT * scale, err_msg=step.name
+            )
+        self._before = after
+        self._rounded = self._rounded or Fact.QDQ in step.provides
+
+
+def _without_contrib(model: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX's checker does not know the operators ONNX Runtime adds to the default domain."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = "com.microsoft"
+    if not any(entry.domain == "com.microsoft" for entry in copy.opset_import):
+        copy.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return copy
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("model_name", MODELS)
+def test_passes_keep_their_promise(model_name: str, name: str) -> None:
+    model = MODELS[model_name]()
+
+    def run_observers(graph, names):
+        data = [feeds(model, seed, batch=8) for seed in range(1, 4)]
+        return observe(graph, names, data, source="test")
+
+    manager = PassManager(steps_of(name), [VerifyInstrument(), Judge(model, feeds(model, seed=0))])
+    context = PassContext(target=PIPELINES[name][1], observe=run_observers)
+    manager.run(import_proto(model), context)
+    quantized = next(r for r in manager.history if r.name == "quantize-weights")
+    assert any(remark.applied for remark in quantized.remarks)
+
+
+def test_every_registered_pass_is_in_a_pipeline() -> None:
+    covered = {step.name for name in PIPELINES for step in steps_of(name)}
+    assert covered == set(registry())
+
+
+def test_every_lossy_pass_states_a_budget() -> None:
+    lossy = {name for name, cls in registry().items() if cls.numerics is Numerics.LOSSY}
+    assert lossy == set(LOSSY_DB)
+
+
+def test_equalization_lowers_the_noise_of_static_activations() -> None:
+    """What the transform is for: outliers in the norm must hurt less than without it."""
+    model = MODELS["encoder"]()
+    inputs = feeds(model, seed=0)
+    reference = run_model(model, inputs)
+
+    def noise(middle: str) -> float:
+        def run_observers(graph, names):
+            return observe(graph, names, [feeds(model, 1, batch=32)], source="test")
+
+        steps = parse_pipeline(
+            "import,canonicalize,fuse-norm,calibrate,plan-activations{policy=per-tensor},"
+            f"{middle}quantize-weights{{bits=8,group_size=32}},insert-qdq"
+        )
+        graph, _ = PassManager(steps).run(
+            import_proto(MODELS["encoder"]()), PassContext(observe=run_observers)
+        )
+        return sqnr_db(reference, run_model(to_model(graph), inputs))
+
+    assert noise("equalize{select=all,method=smoothquant},") > noise("") + 1.0
