@@ -15,6 +15,13 @@ using std::int64_t;
 // Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
 constexpr int kPrefetchBytes = 2048;
 
+// Four codes of activations, for all columns alike.
+__m512i broadcast(const std::int8_t* quad) {
+  std::int32_t bits;
+  __builtin_memcpy(&bits, quad, sizeof bits);
+  return _mm512_set1_epi32(bits);
+}
+
 // sum += dot products of 16 unsigned quads with one signed quad. In assembly because of the {1to16}
 // operand: from intrinsics GCC keeps each broadcast in a register of its own, which a 6 x 2 tile
 // does not have, and spills sums in the inner loop.
@@ -28,11 +35,19 @@ inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigne
           : "v"(unsigned_quads), "m"(*reinterpret_cast<const Quad*>(signed_quad)));
 }
 
+// The same with the signed quad in a register; in assembly so that the sum is updated in place.
+inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigned_quads,
+                                                   __m512i signed_quads) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_quads), "v"(signed_quads));
+}
+
 // kRows x kPanels panels, over all of K. The int32 sums of a group and the float sums of all groups
 // stay in registers.
 template <int kBits, int kRows, int kPanels>
 void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
   constexpr int kDepth = 32 / kBits;
+  // With few rows there are registers to load a quad once for all panels.
+  constexpr bool kShared = kRows <= 3;
   const int64_t blocks = (w.k + kDepth - 1) / kDepth;
   const int64_t blocks_per_group = w.group_size / kDepth;
   const int64_t groups = (w.k + w.group_size - 1) / w.group_size;
@@ -84,22 +99,38 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
     const int64_t left = blocks - g * blocks_per_group;
     const int64_t count = left < blocks_per_group ? left : blocks_per_group;
     for (int64_t b = 0; b < count; ++b) {
+      __m512i low_quads[kRows], high_quads[kRows];
+      if (kShared) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          low_quads[r] = broadcast(q[r] + k);
+          if (kBits == 4) high_quads[r] = broadcast(q[r] + k + 4);
+        }
+      }
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
         const std::uint8_t* block = codes + p * panel_bytes;
         if (kRows < 6)
           _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
         const __m512i packed = _mm512_loadu_si512(block);
-        if (kBits == 8) {
+        const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], packed, q[r] + k);
-        } else {
-          const __m512i low = _mm512_and_si512(packed, low_bits);
-          const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+        for (int r = 0; r < kRows; ++r) {
+          if (kShared) {
+            add_dot(dots[r][p], low, low_quads[r]);
+          } else {
+            add_dot(dots[r][p], low, q[r] + k);
+          }
+        }
+        if (kBits == 8) continue;
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], low, q[r] + k);
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) add_dot(dots[r][p], high, q[r] + k + 4);
+        for (int r = 0; r < kRows; ++r) {
+          if (kShared) {
+            add_dot(dots[r][p], high, high_quads[r]);
+          } else {
+            add_dot(dots[r][p], high, q[r] + k + 4);
+          }
         }
       }
       codes += kBlockBytes;
