@@ -154,3 +154,13 @@ def test_other_element_types(session, layer):
     )
     assert "layer0" in message
     assert "tensor(float)" in message
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("activation", ["row", "static"])
+def test_the_kernel_replaces_the_function(session, activation, bits):
+    """Only the kernel looks at the layout: its refusal shows that it is the one in use."""
+    layer = make_layer(100, 35, 32, bits=bits)
+    model = matmul_model(layer, activation, attributes={"layout": 7}, functions=True)
+    assert "layout 7" in refusal(session, model)
+    session(model, library=False)
