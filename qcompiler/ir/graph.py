@@ -93,9 +93,8 @@ def add_node(
 ) -> gs.Node:
     """Append a node to a graph; `remove_dead` later puts it where it belongs."""
     nodes: Any = graph.nodes
-    made = gs.Node(
-        op, name, dict(attrs or {}), inputs=list(inputs), outputs=list(outputs), domain=domain
-    )
+    extra = {} if domain is None else {"domain": domain}
+    made = gs.Node(op, name, dict(attrs or {}), inputs=list(inputs), outputs=list(outputs), **extra)
     nodes.append(made)
     return made
 
