@@ -1,9 +1,9 @@
 """qcompiler: a quantizing compiler for ONNX.
 
-    import qcompiler
+import qcompiler
 
-    result = qcompiler.compile("model.onnx", recipe="w4a8")
-    options.register_custom_ops_library(str(qcompiler.library_path()))
+result = qcompiler.compile("model.onnx", recipe="w4a8")
+options.register_custom_ops_library(str(qcompiler.library_path()))
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["CompileResult", "QcError", "__version__", "compile", "library_path"]
 
 if TYPE_CHECKING:
-    from qcompiler.compiler import CompileResult, compile  # noqa: A004
+    from qcompiler.compiler import CompileResult, compile
     from qcompiler.errors import QcError
     from qcompiler.runtime import library_path
 

@@ -101,6 +101,14 @@ class ModelPackage:
         eos = self._token_of("eos_token")
         return () if eos is None else (eos,)
 
+    def context_length(self) -> int | None:
+        """Tokens the model reads at most, or None where its files don't say."""
+        for settings in self._token_settings():
+            for key in ("context_length", "max_position_embeddings"):
+                if isinstance(limit := settings.get(key), int):
+                    return limit
+        return None
+
     def frame(self) -> tuple[list[int], list[int]]:
         """The tokens that the tokenizer puts before and after a text, e.g. [CLS] and [SEP].
 

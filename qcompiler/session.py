@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from qcompiler import runtime
 from qcompiler.errors import ModelError, RuntimeLibraryError
-from qcompiler.models import all_nodes, open_package
+from qcompiler.models import all_nodes, open_package, read_proto
 
 OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
@@ -21,8 +21,7 @@ _log = logging.getLogger(__name__)
 
 def uses_op_library(path: str | Path) -> bool:
     """Whether the model has nodes of the domain ai.qcompiler."""
-    model = open_package(path).proto()
-    return any(node.domain == OP_DOMAIN for node in all_nodes(model))
+    return _uses_op_library(open_package(path).onnx_path)
 
 
 def create_session(
@@ -72,8 +71,12 @@ def one_line(error: BaseException) -> str:
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 
 
+def _uses_op_library(onnx_path: Path) -> bool:
+    return any(node.domain == OP_DOMAIN for node in all_nodes(read_proto(onnx_path)))
+
+
 def _register(options: ort.SessionOptions, onnx_path: Path, library: bool | None) -> None:
-    if library is False or (library is None and not uses_op_library(onnx_path)):
+    if library is False or (library is None and not _uses_op_library(onnx_path)):
         return
     try:
         runtime.register(options)

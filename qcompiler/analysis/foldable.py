@@ -84,8 +84,19 @@ def find_fold_edges(
             edge = _vetoed(edge, f"{other.op} '{other.name}' reads the same activation unscaled")
         elif edge.veto is None and ir.is_graph_output(graph, x):
             edge = _vetoed(edge, "the activation is an output of the model")
+        elif edge.veto is None and (tied := _tied_weight(group, own)) is not None:
+            edge = _vetoed(edge, tied)
         edges.append(edge)
     return edges
+
+
+def _tied_weight(group: Sequence[Linear], own: set[int]) -> str | None:
+    """A weight that others read too would have to be stored twice."""
+    for linear in group:
+        for node in ir.consumers(linear.weight):
+            if id(node) not in own:
+                return f"the weight of '{linear.name}' is shared with '{node.name}'"
+    return None
 
 
 def _vetoed(edge: FoldEdge, reason: str) -> FoldEdge:

@@ -63,12 +63,13 @@ def load_source(
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
-    The same arguments give the same data. Raises CalibrationError, naming the input or the file,
+    `length` is cut to what the model can read. The same arguments give the same data. Raises CalibrationError, naming the input or the file,
     when the data is missing, malformed, too little, or does not fit the model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
     signature = Signature.of(package)
+    length = min(length, package.context_length() or length)
     source = str(spec)
     try:
         feeds, description = _load(source, _Request(package, signature, samples, length, seed))
