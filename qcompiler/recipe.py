@@ -85,7 +85,7 @@ def _convert(where: str, annotation: Any, value: Any) -> Any:
         return tuple(_convert(where, item, entry) for entry in value)
     if origin is typing.Literal:
         allowed = typing.get_args(annotation)
-        if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+        if not any(type(value) is type(option) and value == option for option in allowed):
             known = ", ".join(map(repr, allowed))
             raise RecipeError(f"{where} must be one of {known}, not {value!r}")
         return value
@@ -134,6 +134,7 @@ def _scalar(text: str) -> Any:
 
 
 _SPEC = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+_COMMA = re.compile(r",(?![^\[]*\])")  # between options, not inside a list
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
@@ -148,7 +149,7 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
                 "write name{option=value,...},name,..."
             )
         options: dict[str, Any] = {}
-        for part in filter(None, (piece.strip() for piece in (match[2] or "").split(","))):
+        for part in filter(None, (piece.strip() for piece in _COMMA.split(match[2] or ""))):
             key, equals, value = part.partition("=")
             if not equals:
                 raise RecipeError(f"option '{part}' of pass '{match[1]}' has no value")
@@ -194,9 +195,7 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
     for key in data:
         if key not in keys:
             raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
-    steps: list[dict[str, Any]] = [dict(step) for step in data.get("pass", [])]
-    if not steps:
-        raise RecipeError(f"{path} lists no [[pass]]")
+    steps = _steps(data, path)
     for override in overrides:
         target, equals, value = override.partition("=")
         name, dot, option = target.rpartition(".")
@@ -221,5 +220,15 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         description=str(data.get("description", "")).strip(),
         source=str(data.get("source", "")).strip(),
         passes=tuple(passes),
-        min_sqnr_db=float(data.get("min_sqnr_db", 3.0)),
+        min_sqnr_db=_convert(f"{path}: 'min_sqnr_db'", float, data.get("min_sqnr_db", 3.0)),
     )
+
+
+def _steps(data: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Copies of the [[pass]] tables of a recipe."""
+    tables = data.get("pass", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError(f"{path}: write each pass as a table of its own, [[pass]]")
+    if not tables:
+        raise RecipeError(f"{path} lists no [[pass]]")
+    return [dict(table) for table in tables]

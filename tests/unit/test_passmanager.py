@@ -1,0 +1,125 @@
+"""The pass manager: order, facts, context, history, and errors that name the pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.errors import CalibrationError, PassError, RecipeError
+from qcompiler.passes import register, registry
+from qcompiler.passmanager import (
+    ActivationPlan,
+    Fact,
+    Granularity,
+    Numerics,
+    Pass,
+    PassContext,
+    PassManager,
+    PassResult,
+    Remark,
+)
+from qcompiler.recipe import parse_pipeline
+
+GRAPH = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+
+
+def graph() -> gs.Graph:
+    return gs.import_onnx(onnx.parser.parse_model(GRAPH))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner(Pass):
+    """Learns a plan and statistics."""
+
+    name: ClassVar[str] = "planner"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLANNED})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        plan = {"fc": ActivationPlan(granularity=Granularity.PER_TOKEN)}
+        return PassResult(graph=graph, changed=False, plan=plan, statistics=Statistics({}, "here"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker(Pass):
+    """Runs a function; needs a plan."""
+
+    name: ClassVar[str] = "worker"
+    numerics: ClassVar[Numerics] = Numerics.LOSSY
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLANNED})
+
+    work: Callable[[gs.Graph, PassContext], None]
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        self.work(graph, ctx)
+        remark = Remark(layer="fc", applied=True, message="done")
+        return PassResult(graph=graph, changed=True, remarks=(remark,))
+
+
+def test_context_travels_and_history_remembers() -> None:
+    seen: list[PassContext] = []
+    manager = PassManager([Planner(), Worker(work=lambda _, ctx: seen.append(ctx))])
+    first = PassContext(target="qdq")
+    _, last = manager.run(graph(), first)
+    assert seen[0].plan["fc"].granularity is Granularity.PER_TOKEN
+    assert seen[0].statistics is not None and seen[0].statistics.source == "here"
+    assert (last.target, first.plan) == ("qdq", {}), "contexts are never changed in place"
+    names = [(record.name, record.changed) for record in manager.history]
+    assert names == [("planner", False), ("worker", True)]
+    assert manager.history[1].remarks[0].layer == "fc"
+    assert manager.history[1].seconds >= 0
+
+
+def test_missing_facts_are_found_when_the_pipeline_is_built() -> None:
+    with pytest.raises(RecipeError, match=r"'worker' needs a graph that is planned.*before it"):
+        PassManager([Worker(work=print)])
+    PassManager([Worker(work=print)], given=frozenset({Fact.PLANNED}))
+    with pytest.raises(RecipeError, match="put 'plan-activations' before it"):
+        PassManager(parse_pipeline("import,canonicalize,quantize-weights"))
+
+
+def test_errors_of_ours_gain_the_pass_and_keep_their_type() -> None:
+    def refuse(graph: gs.Graph, ctx: PassContext) -> None:
+        raise CalibrationError("too little data")
+
+    with pytest.raises(CalibrationError, match=r"^pass 'worker': too little data$"):
+        PassManager([Planner(), Worker(work=refuse)]).run(graph(), PassContext())
+
+
+@pytest.mark.parametrize("error", [KeyError("weight"), ValueError("bad"), AttributeError("no")])
+def test_surprises_name_the_pass_and_what_had_run(error: Exception) -> None:
+    def stumble(graph: gs.Graph, ctx: PassContext) -> None:
+        raise error
+
+    with pytest.raises(PassError, match=r"'worker' failed.*already run: planner") as caught:
+        PassManager([Planner(), Worker(work=stumble)]).run(graph(), PassContext())
+    assert caught.value.__cause__ is error
+
+
+def test_instruments_run_after_every_pass_in_order() -> None:
+    calls: list[tuple[int, str, bool]] = []
+
+    class Watch:
+        def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
+            calls.append((index, step.name, result.changed))
+
+    PassManager([Planner(), Worker(work=lambda *_: None)], [Watch()]).run(graph(), PassContext())
+    assert calls == [(0, "planner", False), (1, "worker", True)]
+
+
+def test_passes_from_outside_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcompiler.passes._EXTRA", {})
+    assert register(Planner) is Planner
+    assert registry()["planner"] is Planner
+    assert isinstance(parse_pipeline("planner")[0], Planner)
+
+
+def test_a_pass_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Planner().work = None  # type: ignore[attr-defined]

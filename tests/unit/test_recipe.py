@@ -1,0 +1,159 @@
+"""Recipes and pipelines: what is accepted, and what the refusals say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.errors import RecipeError
+from qcompiler.passes import registry
+from qcompiler.passmanager import PassManager
+from qcompiler.recipe import available, load, make_pass, options_of, parse_pipeline
+
+TOML = """
+name = "mine"
+description = "For a test."
+min_sqnr_db = 5
+[[pass]]
+name = "import"
+[[pass]]
+name = "plan-activations"
+policy = "none"
+[[pass]]
+name = "quantize-weights"
+bits = 8
+group-size = 64
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_becomes_typed_passes(tmp_path: Path) -> None:
+    recipe = load(write(tmp_path, TOML))
+    assert recipe.name == "mine"
+    assert recipe.min_sqnr_db == 5.0
+    assert [step.name for step in recipe.passes] == [
+        "import",
+        "plan-activations",
+        "quantize-weights",
+    ]
+    options = options_of(recipe.passes[2])
+    assert (options["bits"], options["group_size"]) == (8, 64)
+    assert options_of(recipe.passes[1])["policy"] == "none"
+
+
+def test_every_shipped_recipe_builds_and_describes_itself() -> None:
+    assert {"w4a8", "fptq", "smoothquant", "rtn"} <= set(available())
+    for name in available():
+        recipe = load(name)
+        assert recipe.name == name
+        assert recipe.description and recipe.source
+        PassManager(recipe.passes)  # the facts each pass needs are there
+
+
+def test_a_recipe_survives_its_own_dictionary() -> None:
+    recipe = load("fptq")
+    for step, data in zip(recipe.passes, recipe.to_dict()["pass"], strict=True):
+        name = data.pop("name")
+        assert make_pass(name, data) == step
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, TOML)
+    recipe = load(path, ["quantize-weights.bits=4", "quantize-weights.search=mse"])
+    options = options_of(recipe.passes[2])
+    assert (options["bits"], options["search"]) == (4, "mse")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("quantize-weights.bits", "write pass.option=value"),
+        ("bits=4", "write pass.option=value"),
+        ("quantise-weights.bits=4", "did you mean 'quantize-weights'"),
+        ("quantize-weights.bit=4", "did you mean 'bits'"),
+        ("quantize-weights.bits=5", "must be one of 4, 8, not 5"),
+        ("quantize-weights.bits=4.0", "must be one of 4, 8, not 4.0"),
+        ("quantize-weights.bits=true", "must be one of 4, 8, not True"),
+        ("quantize-weights.symmetric=1", "must be bool, not 1"),
+        ("quantize-weights.min_channels=true", "must be int, not True"),
+        ("plan-activations.v0=high", "must be float, not 'high'"),
+    ],
+)
+def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(write(tmp_path, TOML), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "not valid TOML"),
+        ('name = "empty"', r"lists no \[\[pass\]\]"),
+        ('nmae = "x"\n[[pass]]\nname = "import"', "unknown key 'nmae'; did you mean 'name'"),
+        ("[[pass]]\nbits = 4", "has no name"),
+        ('[pass]\nname = "import"', r"\[\[pass\]\]"),
+        ('pass = "import"', r"\[\[pass\]\]"),
+        ('pass = ["import"]', r"\[\[pass\]\]"),
+        ('min_sqnr_db = "loud"\n[[pass]]\nname = "import"', "min_sqnr_db"),
+        ('[[pass]]\nname = "imprt"', "did you mean 'import'"),
+        ('[[pass]]\nname = "import"\nbits = 4', "has no options"),
+        ('[[pass]]\nname = "equalize"\nedges = "norm"', "must be a list"),
+        ('[[pass]]\nname = "equalize"\nedges = ["nrom"]', "must be one of 'norm'"),
+    ],
+)
+def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(write(tmp_path, text))
+
+
+def test_an_unknown_recipe_is_guessed() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'w4a8'.*\.toml"):
+        load("w4a9")
+
+
+def test_pipeline_text() -> None:
+    steps = parse_pipeline(
+        "import, canonicalize,quantize-weights{bits=8, search=mse,symmetric=false},"
+        "equalize{edges=['norm', 'v-o'],alpha=1},plan-activations{policy=none}"
+    )
+    assert [step.name for step in steps] == [
+        "import",
+        "canonicalize",
+        "quantize-weights",
+        "equalize",
+        "plan-activations",
+    ]
+    assert options_of(steps[2]) | {"bits": 8, "search": "mse", "symmetric": False} == options_of(
+        steps[2]
+    )
+    assert options_of(steps[3])["edges"] == ("norm", "v-o")
+    assert options_of(steps[3])["alpha"] == 1.0
+    assert options_of(steps[4])["policy"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no pass"),
+        ("import{", "can't read the pipeline at 'import{'"),
+        ("import canonicalize", "can't read the pipeline"),
+        ("quantize-weights{bits}", "option 'bits' of pass 'quantize-weights' has no value"),
+        ("quantise-weights", "did you mean 'quantize-weights'"),
+        ("quantize-weights{bit=4}", "did you mean 'bits'"),
+    ],
+)
+def test_bad_pipelines_are_explained(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_pipeline(text)
+
+
+def test_every_registered_name_is_its_class_name() -> None:
+    for name, cls in registry().items():
+        assert cls.name == name
+        assert cls.__doc__ and cls.__doc__.strip()
