@@ -54,10 +54,12 @@ def _map_constants(graph: gs.Graph, folder: Path) -> None:
 def _check_extent(tensor: gs.Constant) -> None:
     """ModelError where a tensor's shape and type need more bytes than its file holds."""
     values: MappedValues = tensor._values  # pyright: ignore[reportAssignmentType]
-    if any(dim < 0 for dim in values.tensor.dims):
-        raise ModelError(f"initializer '{tensor.name}' has a negative dimension; export it again")
     entry = external_entry(values.tensor)
     path = values.folder / entry["location"]
+    if any(dim < 0 for dim in values.tensor.dims):
+        raise ModelError(
+            f"{path}: initializer '{tensor.name}' has a negative dimension; export it again"
+        )
     end = int(entry.get("offset", 0)) + nbytes(tensor)
     size = path.stat().st_size
     if end > size:

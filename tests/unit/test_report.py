@@ -1,0 +1,243 @@
+"""The report: every layer accounted for, in data, in text and as a page."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.passmanager import Record, Remark
+from qcompiler.recipe import load
+from qcompiler.report import Report, build_report, summary, table, write_html, write_json
+
+
+def record(name: str, *remarks: Remark) -> Record:
+    return Record(name=name, changed=bool(remarks), seconds=0.25, remarks=remarks)
+
+
+def done(layer: str, message: str = "done", **data: object) -> Remark:
+    return Remark(layer=layer, applied=True, message=message, data=data)
+
+
+def left(layer: str, message: str, **data: object) -> Remark:
+    return Remark(layer=layer, applied=False, message=message, data=data)
+
+
+def weight(kind: str = "linear", **data: object) -> dict[str, object]:
+    usual = {"K": 64, "N": 32, "bits": 4, "group_size": 32, "symmetric": False, "sqnr_db": 20.0}
+    return {"kind": kind, "bytes_before": 8192, "bytes_after": 1280, **usual, **data}
+
+
+HISTORY = [
+    record(
+        "plan-activations",
+        left("attention", "both operands are computed (attention)"),
+        left("lm_head", "excluded by pattern 'head'", kind="linear", K=64, N=100),
+        *(
+            done(f"layer.{i}.{name}", activation="per-tensor", input_absmax=3.5)
+            for i in range(2)
+            for name in ("gate", "up", "down")
+        ),
+    ),
+    record(
+        "equalize",
+        *(
+            done(f"layer.{i}.{name}", method="lae", edge="norm")
+            for i in range(2)
+            for name in ("gate", "up")
+        ),
+        left("layer.1.down", "not equalized: Gelu 'g1' reads it", activation="per-token"),
+    ),
+    record(
+        "quantize-embedding",
+        done("embed", **weight("embedding", bits=8, symmetric=True, sqnr_db=np.float32(44.0))),
+        left("positions", "a small table (2 rows), kept in float", kind="embedding"),
+    ),
+    record(
+        "quantize-weights",
+        *(done(f"layer.{i}.{name}", **weight()) for i in range(2) for name in ("gate", "up")),
+        done("layer.0.down", **weight(sqnr_db=float("inf"))),
+        done("layer.1.down", **weight(sqnr_db=17.5)),
+    ),
+    record(
+        "merge-linears",
+        *(
+            done(
+                f"layer.{i}.{name}",
+                merged=[f"layer.{i}.gate", f"layer.{i}.up"],
+                merged_into=f"layer.{i}.gate+up",
+            )
+            for i in range(2)
+            for name in ("gate", "up")
+        ),
+    ),
+    record(
+        "lower-ort-custom",
+        *(done(f"layer.{i}.gate+up", op="MatMulW4A8Static") for i in range(2)),
+        done("layer.0.down", op="MatMulW4A8Static"),
+        left("layer.1.down", "kept as Q/DQ: no kernel"),
+        done("embed", op="GatherW8"),
+    ),
+]
+
+
+@pytest.fixture
+def report() -> Report:
+    return build_report(
+        HISTORY,
+        recipe=load("w4a8"),
+        target="ort-custom",
+        source=Path("in.onnx"),
+        output=Path("out.onnx"),
+        source_bytes=8_000_000,
+        output_bytes=2_000_000,
+        calibration="random-tokens",
+        verification={"sqnr_db": float("inf"), "top1_agreement": 0.5, "samples": 2},
+        seconds=1.5,
+    )
+
+
+def test_every_layer_of_the_history_has_one_row(report: Report) -> None:
+    spoken = {remark.layer for entry in HISTORY for remark in entry.remarks}
+    names = [layer.name for layer in report.layers]
+    assert set(names) == spoken - {"layer.0.gate+up", "layer.1.gate+up"}
+    assert len(names) == len(set(names))
+    assert names[-1] == "attention", "other products come last"
+
+
+def test_what_passes_said_is_gathered(report: Report) -> None:
+    layers = {layer.name: layer for layer in report.layers}
+    up = layers["layer.1.up"]
+    assert (up.scheme, up.activation, up.equalized) == (
+        "int4 g32 asym",
+        "per-tensor",
+        "lae through norm",
+    )
+    assert (up.op, up.merged_with, up.sqnr_db) == ("MatMulW4A8Static", ("layer.1.gate",), 20.0)
+    assert (up.bytes_before, up.bytes_after, up.input_absmax) == (8192, 1280, 3.5)
+    down = layers["layer.1.down"]
+    assert (down.activation, down.not_equalized) == ("per-token", "Gelu 'g1' reads it")
+    assert (down.op, down.reason) == ("Q/DQ", "kept as Q/DQ: no kernel")
+    head = layers["lm_head"]
+    assert not head.quantized
+    assert (head.reason, head.activation, head.op) == ("excluded by pattern 'head'", None, None)
+
+
+def test_counts(report: Report) -> None:
+    assert report.ratio == 4.0
+    assert report.counts == {
+        "linear": 7,
+        "linear_quantized": 6,
+        "embedding": 2,
+        "embedding_quantized": 1,
+        "equalized": 4,
+        "other": 1,
+    }
+    assert report.ops == {"MatMulW4A8Static": 5, "Q/DQ": 1, "GatherW8": 1}
+
+
+def test_json_is_valid_everywhere(report: Report, tmp_path: Path) -> None:
+    write_json(report, tmp_path / "deep" / "r.json")
+
+    def never(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "deep" / "r.json").read_text()
+    data = json.loads(text, parse_constant=never)
+    assert data["schema_version"] == 1
+    assert data["verification"]["sqnr_db"] is None
+    assert data["recipe"]["name"] == "w4a8"
+    layers = {layer["name"]: layer for layer in data["layers"]}
+    assert layers["layer.0.down"]["sqnr_db"] is None
+    assert layers["embed"]["sqnr_db"] == 44.0
+    assert layers["embed"]["quantized"] is True
+    assert [step["name"] for step in data["passes"]][-1] == "lower-ort-custom"
+
+
+def test_summary(report: Report) -> None:
+    text = "\n".join(summary(report))
+    assert "8.0 MB -> 2.0 MB (4.0 times smaller)" in text
+    assert "6 of 7 linear layers, 1 of 2 embeddings; equalized 4" in text
+    assert "5 MatMulW4A8Static" in text
+    assert "same most likely token 50.0%" in text
+
+
+def test_an_unverified_compilation_says_so(report: Report) -> None:
+    assert "not verified" in summary(
+        build_report(
+            HISTORY,
+            recipe=load("rtn"),
+            target="qdq",
+            source=Path("a"),
+            output=Path("b"),
+            source_bytes=1,
+            output_bytes=0,
+        )
+    )
+
+
+def test_table_rows(report: Report) -> None:
+    columns, rows = table(report)
+    assert len(rows) == len(report.layers)
+    cells = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    assert cells["layer.0.up"]["note"] == "with layer.0.gate"
+    assert cells["layer.1.down"]["note"] == "kept as Q/DQ: no kernel"
+    assert cells["lm_head"]["weight"] == "float"
+    assert cells["lm_head"]["K x N"] == "64 x 100"
+    assert cells["embed"]["MB"] == "0.01 -> 0.00"
+
+
+def test_grouped_rows_fold_blocks_that_were_treated_alike(report: Report) -> None:
+    _, rows = table(report, grouped=True)
+    names = [row[0] for row in rows]
+    assert "layer.*.gate (2)" in names
+    assert "layer.0.down" in names and "layer.1.down" in names, "these differ"
+    assert sum(int(name.split("(")[1][:-1]) if "(" in name else 1 for name in names) == len(
+        report.layers
+    )
+
+
+class Checker(HTMLParser):
+    """Counts rows, and notes anything fetched from elsewhere or left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.open, self.outside = 0, [], []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.outside += [value for name, value in attrs if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+        self.rows += tag == "tr"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(report: Report, tmp_path: Path) -> None:
+    write_html(report, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == [] and checker.outside == []
+    assert checker.rows == 2 + len(report.layers) + len(report.passes)
+    assert text.count("<svg") == 7
+    assert 'class="float"' in text and 'class="other"' in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>'
+    made = build_report(
+        [record("plan-activations", left(evil, f"because {evil}", kind="linear", K=1, N=1))],
+        recipe=load("rtn"),
+        target="qdq",
+        source=Path("a"),
+        output=Path("b"),
+        source_bytes=1,
+        output_bytes=1,
+    )
+    write_html(made, tmp_path / "r.html")
+    assert "<script" not in (tmp_path / "r.html").read_text()
