@@ -16,6 +16,7 @@ from typing import Any
 
 import qcompiler
 from qcompiler import console
+from qcompiler.errors import QcError
 from qcompiler.evaluation import evaluate
 from qcompiler.evaluation.benchmark import benchmark
 from qcompiler.export import export_model
@@ -127,4 +128,7 @@ def show(piece: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except QcError as error:
+        sys.exit(f"error: {error}")

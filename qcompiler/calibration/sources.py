@@ -63,8 +63,9 @@ def load_source(
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
-    `length` is cut to what the model can read. The same arguments give the same data. Raises CalibrationError, naming the input or the file,
-    when the data is missing, malformed, too little, or does not fit the model.
+    `length` is cut to what the model can read. The same arguments give the same data. Raises
+    CalibrationError, naming the input or the file, when the data is missing, malformed, too
+    little, or does not fit the model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")

@@ -56,6 +56,12 @@ def test_seed_decides(decoder):
     assert same[0].sha256 == same[1].sha256 != other.sha256
 
 
+def test_length_is_cut_to_what_the_model_reads(encoder):
+    (encoder.onnx_path.parent / "config.json").write_text('{"max_position_embeddings": 12}')
+    data = load_source("random-tokens", encoder, samples=1, length=512)
+    assert data.feeds[0]["input_ids"].shape == (1, 12)
+
+
 def test_random_tokens_for_encoders_are_framed(encoder):
     ids = load_source("random-tokens", encoder, samples=1, length=10).feeds[0]["input_ids"][0]
     assert len(ids) == 10
