@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
+from qcompiler.analysis.layout import value_columns
 from qcompiler.analysis.linears import Linear
 
 # operator -> input positions of its weight and bias vectors
@@ -166,7 +167,9 @@ def _columns(
 ) -> FoldEdge:
     """An edge whose inverse scale goes into (a range of) the columns of an earlier linear."""
     output = writer.output
-    if columns is None and (len(ir.consumers(output)) != 1 or ir.is_graph_output(graph, output)):
+    if ir.is_graph_output(graph, output):
+        return FoldEdge(kind, x, readers, veto=f"'{writer.name}' is an output of the model")
+    if columns is None and _uses(output) != 1:
         return FoldEdge(kind, x, readers, veto=f"the output of '{writer.name}' has other readers")
     absorbers = [Absorber(writer.node, 1, columns)]
     if writer.bias_node is not None:
@@ -205,7 +208,7 @@ def _fused_attention(
         return veto("the values are handed out as KV cache, and folding would rescale them")
     value = node.inputs[2] if not node.inputs[2].is_empty() else node.inputs[0]
     writer = by_output.get(id(value))
-    if writer is None or len(ir.consumers(value)) != 1:
+    if writer is None or _uses(value) != 1:
         return veto("the values don't come straight from a linear layer")
     size = kv_heads * head
     columns = (writer.shape[1] - size, writer.shape[1])
@@ -225,38 +228,44 @@ def _plain_attention(
     def veto(reason: str) -> FoldEdge:
         return FoldEdge("v-o", x, readers, veto=reason)
 
+    after: list[gs.Node] = []
     step: gs.Node | None = node
     while step is not None and step.op in ("Reshape", "Transpose"):
+        after.insert(0, step)
+        if after[1:] and (
+            _uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0])
+        ):
+            return veto("its reshaped parts have other readers")
         step = ir.producer(step.inputs[0])
     if step is None or step.op != "MatMul" or ir.is_constant(step.inputs[1]):
         return veto("it is reshaped from something that is not an attention product")
+    if _uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0]):
+        return veto("the attention product has other readers")
+    before: list[gs.Node] = []
     tensor = step.inputs[1]
-    shape = tensor.shape
-    head = shape[-1] if shape else None
-    if not isinstance(head, int):
-        return veto("the size of an attention head is unknown")
     while id(tensor) not in by_output:
         source = ir.producer(tensor)
         if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
-        if len(ir.consumers(tensor)) != 1 and not _only_shapes(tensor):
+        if _uses(tensor) != 1:
             return veto("the values have other readers")
         if ir.is_graph_output(graph, tensor) and not through_cache:
             return veto("the values are handed out as KV cache, and folding would rescale them")
+        before.insert(0, source)
         tensor = source.inputs[0]
     writer = by_output[id(tensor)]
-    if len(ir.consumers(tensor)) != 1 and not _only_shapes(tensor):
+    if _uses(tensor) != 1:
         return veto(f"the output of '{writer.name}' has other readers")
-    ties = _head_ties(readers[0].shape[0], writer.shape[1], head)
-    if ties is None:
-        return veto("the heads of values and output don't line up")
+    ties = value_columns(before, after, tensor, writer.shape[1])
+    if ties is None or ties.shape != (readers[0].shape[0],):
+        return veto("which value each output channel averages can't be told from the shapes")
     return _columns(graph, "v-o", x, readers, writer, (0, writer.shape[1]), ties)
 
 
-def _only_shapes(tensor: Any) -> bool:
-    """Whether all but one reader only ask for the tensor's shape."""
-    return sum(node.op != "Shape" for node in ir.consumers(tensor)) == 1
+def _uses(tensor: Any) -> int:
+    """How often a tensor's values are read, other than for their shape; twice by x * x."""
+    return sum(node.op != "Shape" for node in tensor.outputs)
 
 
 def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:

@@ -1,0 +1,88 @@
+"""Which column of V each channel of an attention output averages, found by moving column numbers
+through the very operators that move the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from qcompiler import ir
+
+_SIZES = (2, 3, 5, 7, 11, 13)
+"""Stand for symbolic dimensions, each its own, so that no two are taken for one another."""
+
+Index = NDArray[np.int64]
+
+
+def value_columns(
+    before: Sequence[gs.Node], after: Sequence[gs.Node], values: Any, columns: int
+) -> Index | None:
+    """For each channel of the result the column of V [..., columns] it comes from.
+
+    `before` are the nodes from V to the attention product, `after` those from the product to its
+    readers, each in order: Reshape, Transpose, Unsqueeze, Expand. `values` is V. None where a shape
+    is not known, a channel has no column of its own, or a column no channel.
+    """
+    sizes: dict[str, int] = {}
+    lead = [_size(dim, sizes) for dim in (values.shape or [])[:-1]]
+    if values.shape is None or None in lead:
+        return None
+    index: Index | None = np.broadcast_to(np.arange(columns), (*map(int, lead), columns))  # pyright: ignore[reportArgumentType]
+    for node in before:
+        index = None if index is None else _moved(node, index, sizes)
+    # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
+    if index is None or index.ndim < 3 or not (index == index[..., :1, :]).all():
+        return None
+    for node in after:
+        index = None if index is None else _moved(node, index, sizes)
+    if index is None:
+        return None
+    rows = index.reshape(-1, index.shape[-1])
+    if not (rows == rows[0]).all() or np.unique(rows[0]).size != columns:
+        return None
+    return rows[0].copy()
+
+
+def _size(dim: Any, sizes: dict[str, int]) -> int | None:
+    if isinstance(dim, str) and dim and dim not in sizes and len(sizes) < len(_SIZES):
+        sizes[dim] = _SIZES[len(sizes)]
+    return sizes.get(dim) if isinstance(dim, str) else dim
+
+
+def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
+    """What a node that moves elements makes of the column numbers; None if it can't be told."""
+    try:
+        if node.op == "Transpose":
+            order = ir.attribute(node, "perm", list(range(index.ndim))[::-1])
+            return index.transpose(order)
+        if node.op == "Unsqueeze":
+            axes = ir.array(node.inputs[1]) if ir.is_constant(node.inputs[1]) else None
+            return None if axes is None else np.expand_dims(index, tuple(map(int, axes.ravel())))
+        target = _target(node, index, sizes)
+        if target is None:
+            return None
+        if node.op == "Expand":
+            return np.broadcast_to(index, np.broadcast_shapes(index.shape, tuple(target)))
+        return index.reshape(target)
+    except ValueError:  # the shapes don't fit: an inferred dimension was not what it seemed
+        return None
+
+
+def _target(node: gs.Node, index: Index, sizes: dict[str, int]) -> list[int] | None:
+    """The shape a Reshape or Expand gives, at most one dimension left open as -1."""
+    if ir.is_constant(node.inputs[1]):
+        wanted = [int(dim) for dim in ir.array(node.inputs[1]).ravel()]
+        if node.op == "Reshape" and not ir.attribute(node, "allowzero", 0):
+            return [index.shape[i] if dim == 0 else dim for i, dim in enumerate(wanted)]
+        return wanted
+    shape = node.outputs[0].shape
+    if shape is None:
+        return None
+    known = [sizes.get(dim) if isinstance(dim, str) else dim for dim in shape]
+    if known.count(None) > 1 or (node.op == "Expand" and None in known):
+        return None
+    return [-1 if dim is None else int(dim) for dim in known]
