@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        # A polite kill ends like Ctrl-C: scratch folders are removed on the way out.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except QcError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from qcompiler.passmanager import Instrument, Pass, PassContext, PassManager, Re
 from qcompiler.recipe import Recipe
 from qcompiler.report import Report, build_report
 from qcompiler.session import create_session
+from qcompiler.staging import scratch_beside
 
 TARGETS: dict[str, str] = {
     "ort-custom": "fuse-norm,merge-linears,lower-ort-custom",
@@ -113,19 +113,18 @@ def compile(
     graph, _ = manager.run(graph, context)
     _require_quantized(manager.history, package)
     metadata = _metadata(package, chosen, target, source)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as scratch:
+    with scratch_beside(final) as scratch:
         name = final.name if package.folder is None else package.onnx_path.name
-        staged = Path(scratch) / name
+        staged = scratch / name
         written = ir.write_model(graph, staged, metadata=metadata)
         del graph
         checked = None
         if verify:
             checked = _verify(package, staged, source.held_back(), chosen, force)
         if package.folder is not None:
-            written += _companions(package, Path(scratch), name, target)
+            written += _companions(package, scratch, name, target)
         sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
-        files = _install(written, Path(scratch), final, package)
+        files = _install(written, scratch, final, package)
     report = build_report(
         manager.history,
         recipe=chosen,

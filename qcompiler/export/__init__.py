@@ -7,7 +7,6 @@ fused attention), and `torch`, the standard operators of `torch.onnx.export(dyna
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from qcompiler.errors import ExportError
 from qcompiler.export.sources import Source, find_source, is_decoder
+from qcompiler.staging import scratch_beside
 
 __all__ = ["ExportResult", "export_model"]
 
@@ -66,10 +66,8 @@ def export_model(
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ExportError(f"{out} is not empty; name another folder, or pass --force to replace it")
     source = find_source(str(src))
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the result: the last step is then a rename, on one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        work = Path(scratch)
+    with scratch_beside(out) as work:
         made = work / "out"
         made.mkdir()
         used = _export(source, made, work, dialect, precision)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ from qcompiler import ops
 from qcompiler.errors import ModelError
 from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
 from qcompiler.models import external_files, read_proto
+from qcompiler.staging import scratch_beside
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""
@@ -202,11 +202,10 @@ def write_model(
     full, no permission) passes through after the temporary files are gone.
     """
     path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     location = path.name + ".data"
     _inline_attribute_tensors(graph)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        data_file, model_file = Path(scratch) / location, Path(scratch) / path.name
+    with scratch_beside(path) as scratch:
+        data_file, model_file = scratch / location, scratch / path.name
         with data_file.open("wb") as file:
             with _spilled(graph, file, location):
                 model = to_model(graph)

@@ -1,0 +1,105 @@
+"""Killed, out of disk, or refused: nothing half-written is left, and the message says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+QC = (sys.executable, "-m", "qcompiler.cli")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Four linear layers of 1024 x 1024: big enough that writing takes a moment."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for index in range(4):
+        values = rng.standard_normal((1024, 1024)).astype(np.float32) / 32
+        weights.append(numpy_helper.from_array(values, f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [f"x{index}", f"w{index}"], [f"x{index + 1}"]))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 1024])],
+        [helper.make_tensor_value_info("x4", TensorProto.FLOAT, ["n", 1024])],
+        weights,
+    )
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
+    return path
+
+
+def limited(size: int):
+    """Files may grow to `size` bytes: what a full disk looks like to the program."""
+    import resource
+
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
+def test_full_disk(model, tmp_path):
+    ran = subprocess.run(
+        [*QC, "compile", str(model), "-o", str(tmp_path / "out.onnx"), "-r", "rtn"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limited(200_000),
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: ")
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_polite_kill_leaves_nothing(model, tmp_path, kill):
+    out = tmp_path / "out.onnx"
+    running = start(model, out)
+    wait_for_scratch(tmp_path, running)
+    running.send_signal(kill)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    running = start(model, out)
+    wait_for_scratch(tmp_path, running)
+    running.kill()
+    running.communicate()
+    assert not out.exists()
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
+    subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+    onnx.checker.check_model(str(out))
+
+
+def start(model, out):
+    # The search of ranges and a check on many samples keep the run busy after writing.
+    options = ["--set", "quantize-weights.search=mse", "--calib-samples", "4000"]
+    return subprocess.Popen(
+        [*QC, "compile", str(model), "-o", str(out), "-r", "rtn", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_scratch(folder, running):
+    """Until the run has begun to write."""
+    deadline = time.monotonic() + 60
+    while not any(folder.iterdir()):
+        assert running.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
