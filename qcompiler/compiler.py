@@ -26,7 +26,7 @@ from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passmanager import Instrument, Pass, PassContext, PassManager, Record
 from qcompiler.recipe import Recipe
 from qcompiler.report import Report, build_report
-from qcompiler.session import create_session
+from qcompiler.session import create_session, one_line
 from qcompiler.staging import scratch_beside
 
 TARGETS: dict[str, str] = {
@@ -300,10 +300,9 @@ def _verify(
 def _shortened(
     feed: Mapping[str, np.ndarray[Any, Any]],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """The first tokens of a feed: enough to judge, cheap in memory."""
-    length = max((v.shape[1] for v in feed.values() if v.ndim == 2), default=0)
+    """The first tokens of a text: enough to judge, cheap in memory. Other feeds stay whole."""
     return {
-        name: value[:, :_VERIFY_TOKENS] if value.ndim == 2 and value.shape[1] == length else value
+        name: value[:, :_VERIFY_TOKENS] if value.ndim == 2 and value.dtype == np.int64 else value
         for name, value in feed.items()
     }
 
@@ -314,7 +313,12 @@ def _outputs(
     # Weights packed for speed would double the memory of a session that runs twice.
     session = create_session(path, options={"session.disable_prepacking": "1"})
     first = session.get_outputs()[0].name
-    return [np.asarray(session.run([first], dict(feed))[0], np.float32) for feed in feeds]
+    try:
+        return [np.asarray(session.run([first], dict(feed))[0], np.float32) for feed in feeds]
+    except Exception as error:  # ONNX Runtime's errors share no other base class
+        raise ModelError(
+            f"{path} does not run on the calibration data: {one_line(error)}"
+        ) from None
 
 
 def _companions(package: ModelPackage, scratch: Path, name: str, target: str) -> list[Path]:
