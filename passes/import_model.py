@@ -1,6 +1,6 @@
 """import: bring any valid model to the form every other pass reads.
 
-opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types)
+opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types), or newer if it must be
 model-local functions       ->  inlined
 Constant, Identity          ->  initializers, wires
 unnamed or same-named nodes ->  unique names
@@ -9,6 +9,7 @@ unknown shapes              ->  inferred where ONNX can
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,9 @@ OPSET = 21
 
 OLDEST_OPSET = 13
 
+IR_VERSION = 10
+"""What ONNX Runtime 1.20 reads."""
+
 _HIDDEN = "qcompiler.hidden"
 
 
@@ -44,7 +48,6 @@ class ImportModel(Pass):
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         model = _convert(model)
-        model.ir_version = min(max(model.ir_version, 10), 10)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
         _fold_constant_nodes(graph)
@@ -55,38 +58,59 @@ class ImportModel(Pass):
 
 
 def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at opset 21; other domains and undeclared default-domain ops stay as they are."""
+    """The model at opset 21; other domains and undeclared default-domain ops stay as they are.
+
+    A newer model that uses what opset 21 lacks stays at its own opset.
+    """
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
-    if version is None or version == OPSET:
-        return model
-    if version < OLDEST_OPSET:
+    if version is not None and version < OLDEST_OPSET:
         raise PassError(
             f"the model has opset {version}, older than {OLDEST_OPSET}; export it again with a "
             "newer opset"
         )
-    hidden = [n for n in model.graph.node if not n.domain and not onnx.defs.has(n.op_type)]
-    for node in hidden:  # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain
-        node.domain = _HIDDEN
-    for node in model.graph.node:
+    if version is not None and version != OPSET:
+        try:
+            model = _at_opset(model)
+        except (RuntimeError, ValueError) as error:  # ConvertError is a RuntimeError
+            if version > OPSET:
+                return model
+            raise PassError(
+                f"the model can't be brought from opset {version} to {OPSET} ({error}); "
+                f"export it with opset {OPSET}"
+            ) from None
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _at_opset(source: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX's version converter, with operators of ONNX's own domain it does not know hidden."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    for node in _nodes(model.graph):
+        # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain.
+        if not node.domain and not onnx.defs.has(node.op_type):
+            node.domain = _HIDDEN
         # Newer exporters name inputs an older operator version doesn't have, but leave them empty.
         while node.input and not node.input[-1]:
             node.input.pop()
-    if hidden:
-        model.opset_import.append(onnx.helper.make_opsetid(_HIDDEN, 1))
-    try:
-        converted = version_converter.convert_version(model, OPSET)
-    except (RuntimeError, ValueError) as error:  # ConvertError is a RuntimeError
-        raise PassError(
-            f"the model can't be brought from opset {version} to {OPSET} ({error}); "
-            f"export it with opset {OPSET}"
-        ) from None
-    for node in converted.graph.node:
+    model.opset_import.append(onnx.helper.make_opsetid(_HIDDEN, 1))
+    converted = version_converter.convert_version(model, OPSET)
+    for node in _nodes(converted.graph):
         if node.domain == _HIDDEN:
             node.domain = ""
     kept = [o for o in converted.opset_import if o.domain != _HIDDEN]
     del converted.opset_import[:]
     converted.opset_import.extend(kept)
     return converted
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of subgraphs too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
 
 
 def _fold_constant_nodes(graph: gs.Graph) -> None:

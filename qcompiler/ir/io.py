@@ -110,9 +110,14 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
 def _attach_functions(model: onnx.ModelProto) -> None:
     used = {node.op_type for node in _nodes(model.graph) if node.domain == ops.DOMAIN}
     present = {(function.domain, function.name) for function in model.functions}
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     for op_type in sorted(used):
         if op_type in ops.OP_TYPES and (ops.DOMAIN, op_type) not in present:
-            model.functions.append(ops.function(op_type))
+            function = ops.function(op_type)
+            for entry in function.opset_import:
+                if not entry.domain:  # one model may not mix two versions of an operator
+                    entry.version = max(entry.version, version)
+            model.functions.append(function)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
