@@ -11,14 +11,13 @@ The graph is not changed; the decisions travel in the context.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
 from qcompiler.analysis.linears import Linear, find_linears
-from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.errors import CalibrationError
 from qcompiler.passmanager import (
     ActivationPlan,
     Fact,
@@ -28,6 +27,7 @@ from qcompiler.passmanager import (
     PassContext,
     PassResult,
     Remark,
+    excluding_pattern,
 )
 
 
@@ -46,11 +46,10 @@ class PlanActivations(Pass):
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         linears, others = find_linears(graph)
-        excluded = [_compiled(pattern) for pattern in ctx.exclude]
         plan: dict[str, ActivationPlan] = {}
         remarks = [Remark(layer=o.name, applied=False, message=o.reason) for o in others]
         for linear in linears:
-            hit = next((r.pattern for r in excluded if r.search(linear.name)), None)
+            hit = excluding_pattern(ctx, linear.name)
             if hit is not None:
                 reason = f"excluded by pattern '{hit}'"
                 remarks.append(
@@ -92,10 +91,3 @@ class PlanActivations(Pass):
 
 def _size(linear: Linear) -> dict[str, Any]:
     return {"kind": "linear", "K": linear.shape[0], "N": linear.shape[1]}
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None

@@ -22,7 +22,15 @@ from qcompiler.analysis.linears import find_linears, find_tables
 from qcompiler.analysis.qdq import weight_constants
 from qcompiler.numerics.rounding import Search, quantize_weight
 from qcompiler.passes.quantize_weights import describe
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import (
+    Fact,
+    Numerics,
+    Pass,
+    PassContext,
+    PassResult,
+    Remark,
+    excluding_pattern,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,17 @@ class QuantizeEmbedding(Pass):
         changed = False
         for gather, table, transposed in find_tables(graph):
             rows = int(table.shape[1 if transposed else 0])
+            pattern = excluding_pattern(ctx, gather.name)
+            if pattern is not None:
+                remarks.append(
+                    Remark(
+                        layer=gather.name,
+                        applied=False,
+                        message=f"excluded by pattern '{pattern}'",
+                        data={"kind": "embedding"},
+                    )
+                )
+                continue
             if rows < self.min_rows:
                 remarks.append(
                     Remark(

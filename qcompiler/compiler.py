@@ -42,6 +42,7 @@ _HELD_BACK = 2
 _VERIFY_TOKENS = 128
 
 Progress = Callable[[str, int, int], None]
+Feed = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Verification:
     top1_agreement: float | None
     """Share of positions with the same most likely token; None for models without logits."""
     samples: int
+    held_back: bool
+    """Whether no pass had seen the samples."""
     finite: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def compile(
         del graph
         checked = None
         if verify:
-            checked = _verify(package, staged, source.held_back(), chosen, force)
+            checked = _verify(package, staged, source, chosen, force)
         if package.folder is not None:
             written += _companions(package, scratch, name, target)
         sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
@@ -182,7 +185,11 @@ class _Calibration:
     @property
     def description(self) -> str:
         """What the statistics come from, "none" where no pass asked."""
-        return self._load().description if self.used else "none"
+        if not self.used:
+            return "none"
+        data = self._load()
+        held = f"; {_HELD_BACK} of them held back" if len(data) > _HELD_BACK else ""
+        return data.description + held
 
     @property
     def sha256(self) -> str:
@@ -202,9 +209,10 @@ class _Calibration:
 
         return observe(graph, names, feeds, source=data.description, progress=tick)
 
-    def held_back(self) -> Sequence[Mapping[str, np.ndarray[Any, Any]]]:
-        """Feeds no pass has seen (or all there are, where the source has just one or two)."""
-        return list(self._load().feeds)[-_HELD_BACK:]
+    def held_back(self) -> tuple[list[Feed], bool]:
+        """Feeds to judge by, and whether no pass saw them: a small source has none to spare."""
+        feeds: list[Feed] = list(self._load().feeds)
+        return feeds[-_HELD_BACK:], not self.used or len(feeds) > _HELD_BACK
 
 
 def _output_path(
@@ -263,11 +271,12 @@ def _metadata(
 def _verify(
     package: ModelPackage,
     staged: Path,
-    feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]],
+    source: _Calibration,
     chosen: Recipe,
     force: bool,
 ) -> Verification:
     """Run source and result, one after the other, and judge the first output."""
+    feeds, held_back = source.held_back()
     short = [_shortened(feed) for feed in feeds]
     wanted = _outputs(package.onnx_path, short)
     found = _outputs(staged, short)
@@ -281,6 +290,7 @@ def _verify(
             float(np.mean(reference.argmax(-1) == result.argmax(-1))) if logits else None
         ),
         samples=len(short),
+        held_back=held_back,
         finite=finite,
     )
     if (not finite or checked.sqnr_db < chosen.min_sqnr_db) and not force:
@@ -298,7 +308,7 @@ def _verify(
 
 
 def _shortened(
-    feed: Mapping[str, np.ndarray[Any, Any]],
+    feed: Feed,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The first tokens of a text: enough to judge, cheap in memory. Other feeds stay whole."""
     return {
@@ -307,9 +317,7 @@ def _shortened(
     }
 
 
-def _outputs(
-    path: Path, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
-) -> list[np.ndarray[Any, Any]]:
+def _outputs(path: Path, feeds: Sequence[Feed]) -> list[np.ndarray[Any, Any]]:
     # Weights packed for speed would double the memory of a session that runs twice.
     session = create_session(path, options={"session.disable_prepacking": "1"})
     first = session.get_outputs()[0].name

@@ -7,6 +7,7 @@ instruments (verify, dump, time) and checks facts when the pipeline is built, no
 from __future__ import annotations
 
 import enum
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,20 @@ class PassContext:
             self.progress(what, done, total)
 
 
+def excluding_pattern(ctx: PassContext, layer: str) -> str | None:
+    """The first of the user's patterns that keeps a layer in float, None if there is none.
+
+    RecipeError for a pattern that is no regular expression.
+    """
+    for pattern in ctx.exclude:
+        try:
+            if re.search(pattern, layer):
+                return pattern
+        except re.error as error:
+            raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassResult:
     """The graph after a pass, and what the pass learned."""
@@ -150,7 +165,7 @@ class PassManager:
                 wanted = ", ".join(sorted(fact.value for fact in missing))
                 raise RecipeError(
                     f"pass '{step.name}' needs a graph that is {wanted}; "
-                    f"put {_providers(missing)} before it"
+                    f"put {_providers(frozenset(missing))} before it"
                 )
             known |= step.provides
         self.history: list[Record] = []
@@ -191,5 +206,9 @@ class PassManager:
 def _providers(facts: frozenset[Fact]) -> str:
     from qcompiler.passes import registry  # noqa: PLC0415  (the registry imports this module)
 
-    names = [name for name, cls in registry().items() if cls.provides & facts]
-    return " or ".join(f"'{name}'" for name in names) or "a pass that provides it"
+    known = registry()
+    groups = [
+        " or ".join(f"'{name}'" for name, cls in known.items() if fact in cls.provides)
+        for fact in sorted(facts, key=list(Fact).index)
+    ]
+    return ", ".join(group or "a pass that provides it" for group in groups)

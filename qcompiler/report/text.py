@@ -36,7 +36,8 @@ def _verification(report: Report) -> list[str]:
     line = f"signal-to-noise of the output {_decibel(found['sqnr_db'])} dB"
     if found.get("top1_agreement") is not None:
         line += f", same most likely token {100 * found['top1_agreement']:.1f}%"
-    return [line + f", on {found['samples']} held-back samples"]
+    seen = "held-back" if found.get("held_back", True) else "of the calibration"
+    return [line + f", on {found['samples']} {seen} samples"]
 
 
 def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[list[str]]]:
