@@ -28,10 +28,13 @@ def value_columns(
     is not known, a channel has no column of its own, or a column no channel.
     """
     sizes: dict[str, int] = {}
-    lead = [_size(dim, sizes) for dim in (values.shape or [])[:-1]]
-    if values.shape is None or None in lead:
+    if values.shape is None:
         return None
-    index: Index | None = np.broadcast_to(np.arange(columns), (*map(int, lead), columns))  # pyright: ignore[reportArgumentType]
+    lead = [_size(dim, sizes) for dim in values.shape[:-1]]
+    known = [size for size in lead if size is not None]
+    if len(known) != len(lead):
+        return None
+    index: Index | None = np.broadcast_to(np.arange(columns), (*known, columns))
     for node in before:
         index = None if index is None else _moved(node, index, sizes)
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
