@@ -53,7 +53,7 @@ class Canonicalize(Pass):
 def _share_duplicates(graph: gs.Graph) -> bool:
     """Point readers of byte-equal weights at one of them."""
     changed = False
-    seen: dict[tuple[Any, ...], Any] = {}
+    seen: dict[tuple[Any, ...], list[Any]] = {}
     by_size: dict[tuple[Any, ...], list[Any]] = {}
     for tensor in graph.tensors().values():
         if is_weight(tensor) and ir.nbytes(tensor) >= _SHARED_MIN:
@@ -63,13 +63,14 @@ def _share_duplicates(graph: gs.Graph) -> bool:
             # A cheap probe first: most equal-shaped weights differ in their first row.
             values = ir.array(tensor)
             probe = (*key, values[:1].tobytes())
-            twin = seen.get(probe)
+            alike = seen.setdefault(probe, [])
+            twin = next((each for each in alike if _digest(each) == _digest(tensor)), None)
             if twin is None:
-                seen[probe] = tensor
-            elif _digest(twin) == _digest(tensor):
-                for node in ir.consumers(tensor):
-                    ir.rewire_input(node, tensor, twin)
-                changed = True
+                alike.append(tensor)
+                continue
+            for node in ir.consumers(tensor):
+                ir.rewire_input(node, tensor, twin)
+            changed = True
     return changed
 
 

@@ -68,7 +68,7 @@ def _session(
     model: onnx.ModelProto, folder: Path | None
 ) -> Generator[ort.InferenceSession, None, None]:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, on one line
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
