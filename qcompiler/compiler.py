@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -121,6 +122,7 @@ def compile(
         staged = scratch / name
         written = ir.write_model(graph, staged, metadata=metadata)
         del graph
+        gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
         checked = None
         if verify:
             checked = _verify(package, staged, source, chosen, force)

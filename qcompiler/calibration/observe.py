@@ -36,7 +36,9 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
     del graph.output[:]
     axes = helper.make_tensor(f"{_PREFIX}.axes", onnx.TensorProto.INT64, [1], [0])
     graph.initializer.append(axes)
-    for index, (name, size) in enumerate(channels.items()):
+    # ONNX Runtime visits the last leaf first: deepest layers come first here, so that it reduces
+    # each activation right after computing it and need not keep them all.
+    for index, (name, size) in reversed(list(enumerate(channels.items()))):
         tag = f"{_PREFIX}.{index}"
         shape = helper.make_tensor(f"{tag}.shape", onnx.TensorProto.INT64, [2], [-1, size])
         graph.initializer.append(shape)
@@ -69,6 +71,8 @@ def _session(
 ) -> Generator[ort.InferenceSession, None, None]:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, on one line
+    # Packed copies of the weights would nearly double the memory of a session this short-lived.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
@@ -124,12 +128,17 @@ def _reduce(
     progress: Callable[[int], None] | None,
 ) -> Statistics:
     needed = {item.name for item in session.get_inputs()}
+    wanted = [
+        f"{_PREFIX}.{index}.{suffix}"
+        for index in range(len(names))
+        for suffix in ("absmax", "energy", "count")
+    ]
     absmax: dict[str, Any] = {}
     energy: dict[str, Any] = {}
     tokens = dict.fromkeys(names, 0)
     for step, feed in enumerate(feeds):
         try:
-            results = session.run(None, {k: v for k, v in feed.items() if k in needed})
+            results = session.run(wanted, {k: v for k, v in feed.items() if k in needed})
         except Exception as error:  # ONNX Runtime's errors share no other base class
             raise CalibrationError(
                 f"calibration data does not fit the model: {str(error).splitlines()[0]}"
