@@ -41,7 +41,8 @@ class QuantizeEmbedding(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
 
-    group_size: Literal[32, 64, 128, 256] = 128
+    group_size: Literal[32, 64, 128, 256] = 64
+    """64 divides the hidden size of nearly every model, which sharing with the head can need."""
     search: Search = "none"
     min_rows: int = 1024
     """Tables with fewer rows (positions, token types) are left in float."""

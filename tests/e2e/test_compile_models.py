@@ -59,16 +59,23 @@ def compiled(request, tmp_path_factory):
 
 
 def logits(path: Path, source: Path, library: bool | None = None) -> np.ndarray:
-    ids = np.random.default_rng(7).integers(1000, 20000, (1, 24))
+    """The first output on English text; random tokens are chaotic in any quantized model."""
+    feeds = load_source("pydoc:second", open_package(source), samples=1, length=96).feeds[0]
     session = create_session(path, library=library)
-    return session.run(
-        [session.get_outputs()[0].name], Signature.of(open_package(source)).feeds(ids)
-    )[0]
+    return session.run([session.get_outputs()[0].name], dict(feeds))[0]
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("model", MODELS)
+# The slowest model takes the second recipe to one target only: targets and recipes don't interact.
+MATRIX = [
+    (model, name, target)
+    for model in MODELS
+    for name in RECIPES
+    for target in sorted(TARGETS)
+    if (model, name) != ("smollm2_torch", "fptq") or target == "ort-custom"
+]
+
+
+@pytest.mark.parametrize(("model", "name", "target"), MATRIX)
 def test_compiles(compiled, request, model, name, target):
     result = compiled(model, name, target)
     source = request.getfixturevalue(model)
@@ -77,7 +84,7 @@ def test_compiles(compiled, request, model, name, target):
     assert len(rows) == LINEARS[model] + 1
     y, reference = logits(result.output, source), logits(source, source)
     assert np.isfinite(y).all()
-    assert sqnr_db(reference, y) > (8.0 if name == "w4a8" else 0.0)
+    assert sqnr_db(reference, y) > (10.0 if name == "w4a8" else 3.0)
     smaller = open_package(source).size_bytes() / open_package(result.output).size_bytes()
     assert smaller > (4.3 if model == "minilm" else 5.0)
 
@@ -157,8 +164,9 @@ def test_whole_model_runs_on_the_oldest_onnxruntime(compiled, tmp_path):
             assert sqnr_db(new, np.load(out)) > 12.0
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("model", ["smollm2_genai", "minilm"])
+@pytest.mark.parametrize(
+    ("model", "name"), [("smollm2_genai", "w4a8"), ("minilm", "w4a8"), ("minilm", "fptq")]
+)
 def test_stock_runtime_loads_the_output_of_every_pass(request, tmp_path, model, name):
     package = open_package(request.getfixturevalue(model))
     data = load_source("random-tokens", package, samples=1, length=64)
@@ -214,15 +222,17 @@ def test_embeddings(minilm, compiled):
     assert found.embeddings.mean_cosine > 0.965
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
     code = (
-        "import resource, sys\n"
+        "import sys\n"
         "from qcompiler.cli import main\n"
         "sys.argv[0] = 'qc'\n"
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    print('peak', status.split('VmHWM:')[1].split()[0])\n"
     )
     options = ["--calib-samples", "2", "--calib-length", "256", "-o", str(tmp_path / "out")]
     ran = subprocess.run(
@@ -232,7 +242,8 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    peak = int(ran.stdout.split("peak")[-1])
+    # Not ru_maxrss: a child inherits that of the process it was forked from.
+    peak = int(ran.stdout.split("peak")[-1]) * 1024
     assert peak < 2.5 * open_package(smollm2_genai).size_bytes()
 
 
