@@ -51,10 +51,16 @@ class Equalize(Pass):
     through_cache: bool = False
     """Also fold where it rescales the values of a KV cache; `present.*.value` outputs change."""
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must lie in 0 .. 1, not {self.alpha}")
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        linears, _ = find_linears(graph)
+        if not linears:
+            return PassResult(graph=graph, changed=False)
         if ctx.statistics is None:
             raise CalibrationError("'equalize' needs statistics; put 'calibrate' before it")
-        linears, _ = find_linears(graph)
         namer = ir.Namer(graph)
         statistics = ctx.statistics
         plan = dict(ctx.plan)

@@ -54,25 +54,16 @@ class QuantizeEmbedding(Pass):
         for gather, table, transposed in find_tables(graph):
             rows = int(table.shape[1 if transposed else 0])
             pattern = excluding_pattern(ctx, gather.name)
+            reason = None
             if pattern is not None:
-                remarks.append(
-                    Remark(
-                        layer=gather.name,
-                        applied=False,
-                        message=f"excluded by pattern '{pattern}'",
-                        data={"kind": "embedding"},
-                    )
-                )
-                continue
-            if rows < self.min_rows:
-                remarks.append(
-                    Remark(
-                        layer=gather.name,
-                        applied=False,
-                        message=f"a small table ({rows} rows), kept in float",
-                        data={"kind": "embedding"},
-                    )
-                )
+                reason = f"excluded by pattern '{pattern}'"
+            elif rows < self.min_rows:
+                reason = f"a small table ({rows} rows), kept in float"
+            elif ir.tensor_rank(gather.outputs[0]) == 1:  # ORT blocks no vectors
+                reason = "it looks up a single row, kept in float"
+            if reason is not None:
+                data = {"kind": "embedding"}
+                remarks.append(Remark(layer=gather.name, applied=False, message=reason, data=data))
                 continue
             remarks += self._rewrite(graph, gather, table, transposed, ctx, namer)
             changed = True

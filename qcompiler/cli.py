@@ -271,7 +271,7 @@ def generate(
         float, typer.Option(min=0.0, help="0 takes the likeliest token, above 0 draws.")
     ] = 0.0,
     top_k: Annotated[int, typer.Option(min=1, help="Draw among this many likeliest.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt through the chat template.")
     ] = False,
@@ -357,6 +357,8 @@ def _explain(error: OSError) -> str:
         return f"{where}the disk is full; free some space or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}no permission; check the owner of the file and its folder"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{where}a file is where a folder is needed; choose another place"
     return f"{where}{error.strerror or error}"
 
 

@@ -31,7 +31,7 @@ Calib = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens a calibration sample.")]
-Seed = Annotated[int, typer.Option(help="Seed of random calibration data.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random calibration data.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
@@ -92,6 +92,8 @@ def compile_model(
     """
     if report is not None and report.suffix not in (".json", ".html"):
         raise typer.BadParameter("name a .json or .html file", param_hint="--report")
+    if report is not None:  # better refused now than after minutes of work
+        report.parent.mkdir(parents=True, exist_ok=True)
     from qcompiler.compiler import compile as run
     from qcompiler.report import summary, table, write_html, write_json
 
@@ -249,6 +251,7 @@ def opt(
             target=target,
             exclude=exclude or [],
             dump_ir=dump_ir,
+            output=output,
             progress=progress,
         )
     text = print_graph(result.graph) if show else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ class Verification:
     """Compiled against source on calibration data held back from the passes."""
 
     sqnr_db: float
-    """Signal-to-noise of the first output in dB; inf where they are equal."""
+    """Signal-to-noise of the first output of floats in dB; inf where they are equal."""
     top1_agreement: float | None
     """Share of positions with the same most likely token; None for models without logits."""
     samples: int
@@ -106,16 +107,17 @@ def compile(
     passes = pipeline(chosen, target)
     final = _output_path(package, Path(model), chosen.name, output)
     source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
-    graph = ir.read_model(package.onnx_path)
+    context = PassContext(
+        target=target, exclude=tuple(exclude), observe=source.observe, progress=progress
+    )
     instruments: list[Instrument] = [VerifyInstrument()]
     if dump_ir is not None:
         instruments.append(DumpInstrument(Path(dump_ir)))
     manager = PassManager(passes, instruments)
-    context = PassContext(
-        target=target, exclude=tuple(exclude), observe=source.observe, progress=progress
-    )
+    graph = ir.read_model(package.onnx_path)
     graph, _ = manager.run(graph, context)
     _require_quantized(manager.history, package)
+    _require_excluded(manager.history, exclude)
     metadata = _metadata(package, chosen, target, source)
     with scratch_beside(final) as scratch:
         name = final.name if package.folder is None else package.onnx_path.name
@@ -147,11 +149,16 @@ def compile(
 
 def pipeline(chosen: Recipe, target: str) -> tuple[Pass, ...]:
     """The passes of a recipe followed by those of a target; RecipeError for an unknown target."""
+    check_target(target)
+    tail = TARGETS[target]
+    return chosen.passes + (recipes.parse_pipeline(tail) if tail else ())
+
+
+def check_target(target: str) -> None:
+    """RecipeError for an unknown target."""
     if target not in TARGETS:
         hint = recipes.did_you_mean(target, list(TARGETS))
         raise RecipeError(f"unknown target '{target}'; {hint}")
-    tail = TARGETS[target]
-    return chosen.passes + (recipes.parse_pipeline(tail) if tail else ())
 
 
 class _Calibration:
@@ -229,12 +236,7 @@ def _output_path(
         final = folder.with_name(f"{folder.name}.{recipe}")
     else:
         final = model.absolute().with_name(f"{model.stem}.{recipe}.onnx")
-    sources = [package.onnx_path, *package.data_files()]
-    if package.folder is not None:
-        sources.append(package.folder)
-    results = [final, final.with_name(final.name + ".data")]
-    if any(a.resolve() == b.resolve() for a in sources for b in results):
-        raise ModelError(f"output '{final}' would overwrite its source; choose another with -o")
+    package.refuse_overwriting(final)
     if package.folder is not None and final.is_file():
         raise ModelError(f"output '{final}' is a file; a model folder compiles to a folder")
     if package.folder is None and final.is_dir():
@@ -246,9 +248,21 @@ def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None
     steps = [r for r in history if r.name in ("quantize-weights", "quantize-embedding")]
     if any(remark.applied for step in steps for remark in step.remarks):
         return
-    reasons = [r.message for step in history for r in step.remarks if not r.applied]
-    why = f" (for example: {reasons[0]})" if reasons else ": it has no matrix product by a constant"
+    refused = [r for step in [*steps, *history] for r in step.remarks if not r.applied]
+    why = ": it has no matrix product by a constant"
+    if refused:
+        why = f" (for example '{refused[0].layer}': {refused[0].message})"
     raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
+
+
+def _require_excluded(history: Sequence[Record], exclude: Sequence[str]) -> None:
+    """A pattern that matches nothing is a slip: what it was meant for would be quantized."""
+    names = {remark.layer for step in history for remark in step.remarks}
+    for pattern in exclude:
+        if not any(re.search(pattern, name) for name in names):
+            raise RecipeError(
+                f"no layer has a name that matches '{pattern}'; `qc inspect -a` lists the names"
+            )
 
 
 def _metadata(
@@ -277,17 +291,22 @@ def _verify(
     chosen: Recipe,
     force: bool,
 ) -> Verification:
-    """Run source and result, one after the other, and judge the first output."""
+    """Run source and result, one after the other, and judge one output."""
     feeds, held_back = source.held_back()
     short = [_shortened(feed) for feed in feeds]
-    wanted = _outputs(package.onnx_path, short)
-    found = _outputs(staged, short)
-    reference = np.concatenate([w.reshape(-1, w.shape[-1]) for w in wanted])
-    result = np.concatenate([f.reshape(-1, f.shape[-1]) for f in found])
-    finite = bool(np.isfinite(result).all())
+    reference = _output(package.onnx_path, short)
+    result = _output(staged, short)
+    # A model may mean its infinities: a mask over logits.
+    judged = np.isfinite(reference)
+    if reference.size and not judged.any():
+        raise VerificationError(
+            f"{package.onnx_path} itself gives nothing but NaN or infinity on the calibration "
+            "data; give data that suits it (--calib)"
+        )
+    finite = bool(np.isfinite(result[judged]).all())
     logits = reference.shape[-1] > 1024
     checked = Verification(
-        sqnr_db=sqnr_db(reference, result) if finite else float("-inf"),
+        sqnr_db=sqnr_db(reference[judged], result[judged]) if finite else float("-inf"),
         top1_agreement=(
             float(np.mean(reference.argmax(-1) == result.argmax(-1))) if logits else None
         ),
@@ -319,12 +338,24 @@ def _shortened(
     }
 
 
-def _outputs(path: Path, feeds: Sequence[Feed]) -> list[np.ndarray[Any, Any]]:
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+
+
+def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
+    """The first output of floating-point numbers, as rows over all feeds."""
     # Weights packed for speed would double the memory of a session that runs twice.
     session = create_session(path, options={"session.disable_prepacking": "1"})
-    first = session.get_outputs()[0].name
+    floats = [output for output in session.get_outputs() if output.type in _FLOATS]
+    if not floats:
+        raise ModelError(f"{path} gives no floats that tell the quality: compile with --no-verify")
+    chosen = next((output for output in floats if 0 not in output.shape), floats[0])
     try:
-        return [np.asarray(session.run([first], dict(feed))[0], np.float32) for feed in feeds]
+        results = [np.asarray(session.run([chosen.name], dict(feed))[0]) for feed in feeds]
+        rows = [
+            value.reshape(-1, value.shape[-1] if value.size and value.ndim else 1)
+            for value in results
+        ]
+        return np.concatenate(rows).astype(np.float32)
     except Exception as error:  # ONNX Runtime's errors share no other base class
         raise ModelError(
             f"{path} does not run on the calibration data: {one_line(error)}"

@@ -7,6 +7,7 @@ tokenizer, which special tokens, how many bytes. Weights are never read here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,17 @@ class ModelPackage:
     def data_files(self) -> tuple[Path, ...]:
         """The external-data files the model refers to, each checked to hold what is claimed."""
         return external_files(self.proto(), self.onnx_path)
+
+    def refuse_overwriting(self, output: Path) -> None:
+        """ModelError where writing `output`, or the data beside it, would replace the model."""
+        sources = [self.onnx_path, *self.data_files()]
+        if self.folder is not None:
+            sources.append(self.folder)
+        results = [output, output.with_name(output.name + ".data")]
+        if any(a.resolve() == b.resolve() for a in sources for b in results):
+            raise ModelError(
+                f"output '{output}' would overwrite its source; choose another with -o"
+            )
 
     def size_bytes(self) -> int:
         """Bytes of the ONNX file and of the external-data files it refers to."""
@@ -244,6 +256,41 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from of_graph(graph)
 
 
+def check_tensors(model: onnx.ModelProto, onnx_path: Path) -> None:
+    """ModelError where a stored tensor has no known type, a bad shape, or too few bytes."""
+    known = onnx.helper.get_all_tensor_dtypes() - {onnx.TensorProto.UNDEFINED}
+    for tensor in all_tensors(model):
+        where = f"{onnx_path}: tensor '{tensor.name}'"
+        if tensor.data_type not in known:
+            raise ModelError(f"{where} has the unknown element type {tensor.data_type}")
+        if any(dim < 0 for dim in tensor.dims):
+            raise ModelError(f"{where} has a negative dimension; export the model again")
+        have, need = _claimed_bytes(tensor, where), _stored_bytes(tensor)
+        if None not in (have, need) and have != need:
+            raise ModelError(
+                f"{where} holds {have} bytes, its shape and type need {need}; export the model "
+                "again"
+            )
+
+
+def _claimed_bytes(tensor: onnx.TensorProto, where: str) -> int | None:
+    """Bytes that a tensor says it has, None where its values are spelled out one by one."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        return _byte_range(entries, where)[1] if "length" in entries else None
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else None
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes of a tensor in the file, None for the narrow types that came after int4."""
+    count = math.prod(tensor.dims)
+    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
+        return (count + 1) // 2
+    if tensor.data_type > onnx.TensorProto.INT4:
+        return None
+    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
 def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
     """The distinct external-data files of `model`, in order of first use.
 
@@ -267,7 +314,7 @@ def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
             if not file.is_file():
                 raise ModelError(f"{where}: its data file {file} is missing")
             sizes[file] = file.stat().st_size
-        end = _data_end(entries, where)
+        end = sum(_byte_range(entries, where))
         if end > sizes[file]:
             raise ModelError(
                 f"{where}: {file} is cut off: {end} bytes needed, {sizes[file]} there; "
@@ -280,14 +327,15 @@ def _within(file: Path, homes: Iterable[Path]) -> bool:
     return any(file.is_relative_to(home) for home in homes)
 
 
-def _data_end(entries: Mapping[str, str], where: str) -> int:
+def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
+    """Offset and length of external data, 0 where they are not given."""
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
     except ValueError:
         offset = length = -1
     if offset < 0 or length < 0:
         raise ModelError(f"{where}: its external-data offset or length is not a byte count")
-    return offset + length
+    return offset, length
 
 
 def _genai_config(folder: Path) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from qcompiler import ir
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.sources import default_spec, load_source
 from qcompiler.calibration.statistics import Statistics
+from qcompiler.compiler import check_target
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import open_package
@@ -39,19 +40,24 @@ def run_pipeline(
     target: str = "ort-custom",
     exclude: Sequence[str] = (),
     dump_ir: Path | None = None,
+    output: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> OptResult:
     """Run `pipeline` (`name{option=value,...},name,...`) over an ONNX file or model folder.
 
     `assume` names facts that already hold of the model, such as "qdq" for one that was compiled
-    with that target. The graph is verified after every pass.
+    with that target. The graph is verified after every pass. `output` is where the caller will
+    write it: never over the source.
     """
+    check_target(target)
     given = frozenset(map(_fact, assume))
     instruments: list[Instrument] = [VerifyInstrument()]
     if dump_ir is not None:
         instruments.append(DumpInstrument(dump_ir))
     manager = PassManager(parse_pipeline(pipeline), instruments, given=given)
     package = open_package(model)
+    if output is not None:
+        package.refuse_overwriting(output)
 
     def run_observers(graph: gs.Graph, names: Sequence[str]) -> Statistics:
         source = load_source(

@@ -82,6 +82,14 @@ class PassContext:
     observe: Observer | None = None
     progress: Callable[[str, int, int], None] | None = None
 
+    def __post_init__(self) -> None:
+        """RecipeError for a pattern that is no regular expression."""
+        for pattern in self.exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None
+
     def tick(self, what: str, done: int, total: int) -> None:
         """Report progress of long work inside a pass."""
         if self.progress is not None:
@@ -89,17 +97,8 @@ class PassContext:
 
 
 def excluding_pattern(ctx: PassContext, layer: str) -> str | None:
-    """The first of the user's patterns that keeps a layer in float, None if there is none.
-
-    RecipeError for a pattern that is no regular expression.
-    """
-    for pattern in ctx.exclude:
-        try:
-            if re.search(pattern, layer):
-                return pattern
-        except re.error as error:
-            raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None
-    return None
+    """The first of the user's patterns that keeps a layer in float, None if there is none."""
+    return next((pattern for pattern in ctx.exclude if re.search(pattern, layer)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +180,9 @@ class PassManager:
                     instrument.after(index, step, result, seconds)
             except QcError as error:
                 raise type(error)(f"pass '{step.name}': {error}") from error
-            except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            except (MemoryError, OSError):  # not the pass's fault: the caller explains these
+                raise
+            except Exception as error:  # graphsurgeon, onnx and numpy share no base class
                 ran = ", ".join(record.name for record in self.history) or "none"
                 raise PassError(
                     f"pass '{step.name}' failed on this model ({type(error).__name__}: {error}); "

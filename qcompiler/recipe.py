@@ -195,28 +195,30 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
     for key in data:
         if key not in keys:
             raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
+    name = str(data.get("name", path.stem))
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise RecipeError(f"{path}: the name '{name}' must consist of letters, digits, . + - and _")
     steps = _steps(data, path)
     for override in overrides:
         target, equals, value = override.partition("=")
-        name, dot, option = target.rpartition(".")
+        wanted, dot, option = target.rpartition(".")
         if not equals or not dot:
             raise RecipeError(f"--set {override}: write pass.option=value")
-        hits = [step for step in steps if step.get("name") == name]
+        hits = [step for step in steps if step.get("name") == wanted]
         if not hits:
             names = [str(step.get("name")) for step in steps]
-            raise RecipeError(
-                f"--set {override}: the recipe has no pass '{name}'; {did_you_mean(name, names)}"
-            )
+            hint = did_you_mean(wanted, names)
+            raise RecipeError(f"--set {override}: the recipe has no pass '{wanted}'; {hint}")
         for step in hits:
             step[option] = _scalar(value)
     passes: list[Pass] = []
     for step in steps:
-        name = step.pop("name", None)
-        if not isinstance(name, str):
+        kind = step.pop("name", None)
+        if not isinstance(kind, str):
             raise RecipeError(f"{path}: a [[pass]] has no name")
-        passes.append(make_pass(name, step))
+        passes.append(make_pass(kind, step))
     return Recipe(
-        name=str(data.get("name", path.stem)),
+        name=name,
         description=str(data.get("description", "")).strip(),
         source=str(data.get("source", "")).strip(),
         passes=tuple(passes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,14 +31,15 @@ def create_session(
     threads: int | None = None,
     library: bool | None = None,
     options: Mapping[str, str] | None = None,
-    log_severity: int = 3,
+    log_severity: int = 4,
     providers: Sequence[str] = (CPU,),
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
 
     `threads`: intra-op threads, None for ORT's choice. `library`: None registers the op library
     when the model uses it and it loads (without it the model runs by its function bodies: right,
-    but slower); True insists; False never. `options` are session config entries.
+    but slower); True insists; False never. `options` are session config entries. ORT logs
+    nothing by default: what goes wrong is raised.
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -68,7 +70,10 @@ def create_session(
 def one_line(error: BaseException) -> str:
     """The message of an ORT error without its status prefix and line breaks."""
     text = " ".join(str(error).split())
-    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    # Some name the place in ONNX Runtime's sources, with the signature of the C++ function.
+    return re.sub(r"/\S+\.(?:cc|h):\d+ [^)]*\)(?: const)? ", "", text)
 
 
 def _uses_op_library(onnx_path: Path) -> bool:

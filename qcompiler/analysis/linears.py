@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler import ir
+from qcompiler import ir, ops
 
 FLOAT_TYPES = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
@@ -94,17 +94,20 @@ def find_linears(graph: gs.Graph) -> tuple[list[Linear], list[NotLinear]]:
     for node in graph.nodes:
         if node.op == "MatMul" and not node.domain:
             weight = node.inputs[1]
-            if is_weight(weight) and not ir.is_constant(node.inputs[0]):
+            if is_weight(weight) and ir.tensor_rank(node.inputs[0]) == 1:
+                others.append(NotLinear(node.name, "its input is one vector, not rows"))
+            elif is_weight(weight) and not ir.is_constant(node.inputs[0]):
                 linears.append(Linear(node, bias_of(graph, node)))
             elif ir.is_constant(weight):
-                kind = "not floating-point" if len(weight.shape) == 2 else "not two-dimensional"
-                others.append(NotLinear(node.name, f"its weight is {kind}"))
+                others.append(NotLinear(node.name, _unfit(node.inputs[0], weight)))
+            elif ir.is_constant(node.inputs[0]):
+                others.append(NotLinear(node.name, "its constant is the left operand"))
             elif _from_dequantize(weight):
                 others.append(NotLinear(node.name, "its weight is quantized already"))
             else:
                 others.append(NotLinear(node.name, "both operands are computed (attention)"))
-        elif node.op in ("Gemm", "Conv", "MatMulInteger", "MatMulNBits", "QLinearMatMul"):
-            others.append(NotLinear(node.name, _REASONS[node.op]))
+        elif node.op in _REASONS or (node.domain == ops.DOMAIN and node.op in ops.OP_TYPES):
+            others.append(NotLinear(node.name, _REASONS.get(node.op, _QUANTIZED)))
     for subgraph in graph.subgraphs(recursive=True):
         for node in subgraph.nodes:
             if node.op in ("MatMul", "Gemm") and any(ir.is_constant(t) for t in node.inputs):
@@ -114,13 +117,29 @@ def find_linears(graph: gs.Graph) -> tuple[list[Linear], list[NotLinear]]:
     return linears, others
 
 
+_QUANTIZED = "it is quantized already"
+_FUSED = "ONNX Runtime's optimizer has fused it; start from the model before optimization"
 _REASONS = {
     "Gemm": "its form (scaled, transposed input or computed bias) has no MatMul equivalent here",
     "Conv": "convolutions are not quantized",
-    "MatMulInteger": "it is quantized already",
-    "MatMulNBits": "it is quantized already",
-    "QLinearMatMul": "it is quantized already",
+    "MatMulInteger": _QUANTIZED,
+    "MatMulIntegerToFloat": _QUANTIZED,
+    "DynamicQuantizeMatMul": _QUANTIZED,
+    "MatMulNBits": _QUANTIZED,
+    "QLinearMatMul": _QUANTIZED,
+    "FusedMatMul": _FUSED,
+    "FusedGemm": _FUSED,
 }
+
+
+def _unfit(x: Any, weight: gs.Constant) -> str:
+    """Why a MatMul by a constant is no linear layer."""
+    if len(weight.shape) != 2:
+        return "its weight is not two-dimensional"
+    kind = ir.elem_type(weight)
+    if kind not in FLOAT_TYPES:
+        return f"its weight has type {onnx.TensorProto.DataType.Name(kind).lower()}"
+    return "both operands are constants" if ir.is_constant(x) else "its weight is empty"
 
 
 def _from_dequantize(tensor: Any) -> bool:

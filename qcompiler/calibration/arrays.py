@@ -22,7 +22,8 @@ def load_arrays(
     """At most `samples` feeds from an .npz file or a directory of them (in order of name).
 
     An array has its input's rank (one feed, cut along an open batch axis) or one axis more (feeds
-    stacked along the first). Language models need `input_ids` only; the rest is derived.
+    stacked along the first); where a rank is unknown, a file is one feed. Language models need
+    `input_ids` only; the rest is derived.
 
     Raises CalibrationError naming the file and the input that does not fit.
     """
@@ -83,15 +84,16 @@ def _read(file: Path) -> dict[str, Array]:
 
 def _check(file: Path, spec: TensorSpec, array: Array) -> Array:
     where = f"{file}: input '{spec.name}'"
-    if spec.dtype is None or spec.shape is None:
-        raise CalibrationError(f"{where} is no tensor of known rank: it can't be calibrated")
-    rank = len(spec.shape)
+    if spec.dtype is None:
+        raise CalibrationError(f"{where} is no tensor of numbers: it can't be calibrated")
+    wanted = (None,) * array.ndim if spec.shape is None else spec.shape
+    rank = len(wanted)
     if array.ndim not in (rank, rank + 1):
         raise CalibrationError(
             f"{where} has rank {array.ndim}; the model's has {rank} (or {rank + 1}, stacked)"
         )
     shape = array.shape[array.ndim - rank :]
-    for axis, (have, want) in enumerate(zip(shape, spec.shape, strict=True)):
+    for axis, (have, want) in enumerate(zip(shape, wanted, strict=True)):
         cut = axis == 0 and array.ndim == rank and isinstance(want, int) and have % want == 0
         if isinstance(want, int) and have != want and not (cut and have):
             raise CalibrationError(f"{where} has shape {array.shape}; the model's is {spec.shape}")
@@ -109,6 +111,8 @@ def _check(file: Path, spec: TensorSpec, array: Array) -> Array:
 def _split(
     file: Path, arrays: Mapping[str, Array], specs: Mapping[str, TensorSpec]
 ) -> list[dict[str, Array]]:
+    if any(specs[name].rank is None for name in arrays):
+        return [dict(arrays)]
     ranks = {name: specs[name].rank or 0 for name in arrays}
     stacked = {name for name, array in arrays.items() if array.ndim > ranks[name]}
     if stacked and len(stacked) < len(arrays):

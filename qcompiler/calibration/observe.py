@@ -23,6 +23,7 @@ from onnx import helper
 from qcompiler import ir
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
+from qcompiler.session import one_line
 
 _PREFIX = "qcompiler.observe"
 _IN_MEMORY = 32 << 20  # bytes of new initializers above which the model goes through a file
@@ -77,9 +78,15 @@ def _session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
         )
-    yield ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no other base class
+        raise CalibrationError(
+            f"ONNX Runtime refuses the model: {one_line(error)}; repair it, or export it in float32"
+        ) from None
+    yield session
 
 
 def observe(
@@ -141,7 +148,7 @@ def _reduce(
             results = session.run(wanted, {k: v for k, v in feed.items() if k in needed})
         except Exception as error:  # ONNX Runtime's errors share no other base class
             raise CalibrationError(
-                f"calibration data does not fit the model: {str(error).splitlines()[0]}"
+                f"the model does not run on the calibration data: {one_line(error)}"
             ) from None
         for index, name in enumerate(names):
             peak, square, count = (np.asarray(r) for r in results[3 * index : 3 * index + 3])

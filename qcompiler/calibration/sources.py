@@ -69,6 +69,8 @@ def load_source(
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
+    if seed < 0:
+        raise CalibrationError(f"the seed must not be negative, as {seed} is")
     signature = Signature.of(package)
     length = min(length, package.context_length() or length)
     source = str(spec)
@@ -101,6 +103,8 @@ class _Request:
 
 def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
     path = Path(spec)
+    if not spec:
+        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
     if path.suffix == ".npz" or path.is_dir():
         return load_arrays(path, want.package, want.signature, want.samples)
     if spec == "random":

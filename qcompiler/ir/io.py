@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,12 +16,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler import ops
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, QcError
+from qcompiler.ir.attributes import export_graph, import_graph
+from qcompiler.ir.sparse import without_sparse
 from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
-from qcompiler.models import external_files, read_proto
+from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
 from qcompiler.staging import scratch_beside
 
 EXTERNAL_THRESHOLD = 1024
@@ -44,7 +46,7 @@ def _map_constants(graph: gs.Graph, folder: Path) -> None:
             values = getattr(tensor, "_values", None)
             if (
                 isinstance(values, LazyValues)
-                and not isinstance(values, SparseValues | MappedValues)
+                and not isinstance(values, MappedValues)
                 and values.tensor.data_location == onnx.TensorProto.EXTERNAL
             ):
                 tensor._values = MappedValues(values.tensor, folder)
@@ -71,7 +73,7 @@ def _check_extent(tensor: gs.Constant) -> None:
 
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
     """A graph over a loaded model whose external data, if any, lies in `folder`."""
-    graph = gs.import_onnx(model)
+    graph = import_graph(without_sparse(model, "" if folder is None else str(folder)))
     if folder is not None:
         _map_constants(graph, folder)
     return graph
@@ -84,8 +86,33 @@ def read_model(path: Path) -> gs.Graph:
     missing, short, or outside the model's folder.
     """
     model = read_proto(path)
-    external_files(model, path)
-    return import_proto(model, path.parent.resolve())
+    check_tensors(model, path)
+    files = external_files(model, path)
+    try:
+        return import_proto(model, _home(model, path, files))
+    except QcError:
+        raise
+    except Exception as error:  # whatever graphsurgeon or onnx trips over in a malformed file
+        raise ModelError(
+            f"{path} is not valid ONNX ({type(error).__name__}: {error}); export it again"
+        ) from error
+
+
+def _home(model: onnx.ModelProto, path: Path, files: Iterable[Path]) -> Path:
+    """The folder that external data is named from.
+
+    A hub cache links model and data into a store under other names, and ONNX Runtime follows links
+    out of a folder only where it opens the model itself: the tensors then name the store's files.
+    """
+    home = path.parent.resolve()
+    if all(file.resolve().is_relative_to(home) for file in files):
+        return home
+    store = path.resolve().parent
+    for tensor in all_tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = os.path.relpath((home / entry.value).resolve(), store)
+    return store
 
 
 def model_folder(graph: gs.Graph) -> Path | None:
@@ -102,7 +129,7 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
 
     Initializers still on disk stay references to their file.
     """
-    model = gs.export_onnx(graph, do_type_check=False)
+    model = export_graph(graph)
     _attach_functions(model)
     return model
 
@@ -171,11 +198,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
     try:
         for each in [graph, *graph.subgraphs(recursive=True)]:
             for tensor in each.tensors().values():
-                if (
-                    not isinstance(tensor, gs.Constant)
-                    or id(tensor) in seen
-                    or isinstance(tensor._values, SparseValues)
-                ):
+                if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
                 mapped = isinstance(tensor._values, MappedValues)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir.graph import elem_type
 from qcompiler.ir.order import topological
@@ -106,8 +106,6 @@ class _Printer:
 
     def values(self, tensor: gs.Constant) -> str:
         """A constant's values in full, or their digest."""
-        if isinstance(tensor._values, SparseValues):
-            return "sparse"
         values = array(tensor)
         if self._full or values.size <= FULL_ELEMENTS:
             return _nested(values)

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import checker, shape_inference
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.errors import PassError
 from qcompiler.ir.graph import elem_type
@@ -51,7 +51,7 @@ def _without_weights(graph: gs.Graph) -> Generator[None, None, None]:
             if not isinstance(tensor, gs.Constant) or nbytes(tensor) <= SKELETON_BYTES:
                 continue
             values = tensor._values
-            if isinstance(values, SparseValues | MappedValues):
+            if isinstance(values, MappedValues):
                 continue
             proto = onnx.TensorProto(name=tensor.name, data_type=elem_type(tensor))
             proto.dims.extend(tensor.shape)
@@ -70,11 +70,25 @@ def check_model(model: onnx.ModelProto) -> None:
     bare = skeleton(model)
     _hide_contrib(bare)
     try:
-        checker.check_model(bare)
+        with _some_rank(bare):
+            checker.check_model(bare)
         shape_inference.infer_shapes(bare, check_type=True, strict_mode=False)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         cause = " ".join(str(error).split())
         raise PassError(f"the graph is not valid ONNX: {cause}") from None
+
+
+@contextlib.contextmanager
+def _some_rank(model: onnx.ModelProto) -> Generator[None, None, None]:
+    """Inputs and outputs of unknown rank, which ONNX Runtime takes and the checker does not."""
+    values = [*model.graph.input, *model.graph.output]
+    kinds = [value.type.tensor_type for value in values if value.type.HasField("tensor_type")]
+    open_kinds = [kind for kind in kinds if not kind.HasField("shape")]
+    for kind in open_kinds:
+        kind.shape.SetInParent()
+    yield
+    for kind in open_kinds:
+        kind.ClearField("shape")
 
 
 def skeleton(model: onnx.ModelProto, above: int = SKELETON_BYTES) -> onnx.ModelProto:
@@ -90,7 +104,6 @@ def skeleton(model: onnx.ModelProto, above: int = SKELETON_BYTES) -> onnx.ModelP
     target.input.extend(source.input)
     target.output.extend(source.output)
     target.value_info.extend(source.value_info)
-    target.sparse_initializer.extend(source.sparse_initializer)
     declared = {entry.name for entry in source.input}
     for tensor in source.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= above:

@@ -17,6 +17,7 @@ Float = NDArray[np.float32]
 Search = Literal["none", "mse", "output"]
 
 _CHUNK = 4 << 20  # elements of a weight worked on at a time: bounds the temporaries
+_COARSE = 2.0**-20  # below, a float16 has fewer than five significant bits
 _SCALE_MIN = np.float32(2.0**-24)  # least positive float16
 
 
@@ -77,7 +78,7 @@ def quantize_weight(
     weight is exactly the one that was judged. Deterministic.
 
     ValueError for a weight that is not two-dimensional or finite, for bits other than 4 and 8, or
-    for a scale that float16 can't hold.
+    for scales that float16 can't hold.
     """
     if weight.ndim != 2:
         raise ValueError(f"a weight has two dimensions, not {weight.ndim}")
@@ -94,24 +95,29 @@ def quantize_weight(
         # Normalised so that squared errors of tiny activations don't vanish in float32.
         error_weight[:rows, 0] = importance / max(float(np.mean(importance)), 1e-30)
     error_weight = error_weight.reshape(groups, group_size, 1)
+    peak = 0.0
     step = max(1, _CHUNK // max(1, groups * group_size))
     for start in range(0, columns, step):
         block = np.zeros((groups * group_size, min(step, columns - start)), np.float32)
         block[:rows] = weight[:, start : start + step]
         if not np.isfinite(block).all():
             raise ValueError("the weight holds NaN or infinity")
+        peak = max(peak, float(np.abs(block).max()))
         grouped = block.reshape(groups, group_size, -1)
         chosen = slice(start, start + block.shape[1])
-        if symmetric:
-            q, scale = _symmetric(grouped, bits, search, error_weight)
-        else:
-            q, scale, zero = _asymmetric(grouped, bits, search, error_weight)
-            assert zeros is not None  # set above for every asymmetric scheme
-            zeros[:, chosen] = zero[:, 0]
+        with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused below
+            if symmetric:
+                q, scale = _symmetric(grouped, bits, search, error_weight)
+            else:
+                q, scale, zero = _asymmetric(grouped, bits, search, error_weight)
+                assert zeros is not None  # set above for every asymmetric scheme
+                zeros[:, chosen] = zero[:, 0]
         codes[:, chosen] = q.reshape(groups * group_size, -1)[:rows]
         scales[:, chosen] = scale[:, 0]
     if not np.isfinite(scales).all():
         raise ValueError("a group's scale is beyond float16 (weights larger than 4e5)")
+    if 0.0 < peak < _COARSE * ((1 << bits) - 1):
+        raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
     return QuantizedWeight(codes, scales, zeros, bits, group_size)
 
 

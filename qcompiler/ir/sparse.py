@@ -1,0 +1,56 @@
+"""Sparse tensors become dense ones when a model is read: no pass has to know them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+
+def without_sparse(model: onnx.ModelProto, folder: str = "") -> onnx.ModelProto:
+    """The model with its sparse initializers and constants dense; itself where it has none."""
+    if not any(_is_sparse(graph) for graph in _graphs(model.graph)):
+        return model
+    dense = onnx.ModelProto()
+    dense.CopyFrom(model)
+    for graph in _graphs(dense.graph):
+        graph.initializer.extend(_dense(sparse, folder) for sparse in graph.sparse_initializer)
+        del graph.sparse_initializer[:]
+        for attribute in _constants(graph.node):
+            tensor = _dense(attribute.sparse_tensor, folder)
+            attribute.CopyFrom(onnx.helper.make_attribute("value", tensor))
+    return dense
+
+
+def _dense(sparse: onnx.SparseTensorProto, folder: str) -> onnx.TensorProto:
+    values = numpy_helper.to_array(sparse.values, folder)
+    indices = numpy_helper.to_array(sparse.indices, folder)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:  # positions in the flattened tensor
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
+
+
+def _is_sparse(graph: onnx.GraphProto) -> bool:
+    return bool(graph.sparse_initializer) or any(True for _ in _constants(graph.node))
+
+
+def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
+    """The values of the Constant nodes that are sparse."""
+    for node in nodes:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+                    yield attribute
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
