@@ -23,7 +23,10 @@ PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
 FLAGS = {
     name: 1 << i
     for i, name in enumerate(
-        ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+        (
+            *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+            "avxvnni",
+        )
     )
 }
 
