@@ -21,6 +21,8 @@ enum CpuFlag : std::uint32_t {
   kAvx512vl = 1u << 6,
   kAvx512vnni = 1u << 7,
   kAvxVnni = 1u << 8,
+  kDotprod = 1u << 9,
+  kI8mm = 1u << 10,
 };
 
 struct KernelTable {

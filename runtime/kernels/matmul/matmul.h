@@ -59,6 +59,10 @@ void matmul_s8_u4_f32_avx512vnni_256(const Activations&, const Weights&, const T
 void matmul_s8_u8_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u8_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_neondotprod(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_neondotprod(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
 
 }  // namespace qc::kernels
 
