@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+
 import onnxruntime
 import pytest
 from kernel_library import KernelLibrary
 
 from qcompiler import runtime
 
-ISAS = ("reference", "avx2", "avx512vnni")
+X86 = platform.machine() in ("x86_64", "AMD64")
+ARM64 = platform.machine() in ("aarch64", "arm64")
+ISAS = (
+    "reference",
+    *(("avx2", "avxvnni", "avx512vnni-256", "avx512vnni") if X86 else ()),
+    *(("neondotprod", "neoni8mm") if ARM64 else ()),
+)
 
 
 @pytest.fixture(scope="session")

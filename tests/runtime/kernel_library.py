@@ -23,7 +23,10 @@ PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
 FLAGS = {
     name: 1 << i
     for i, name in enumerate(
-        ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+        (
+            *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+            *("avxvnni", "dotprod", "i8mm"),
+        )
     )
 }
 
@@ -98,10 +101,6 @@ def guarded(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def address(array: np.ndarray | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
 @dataclass(frozen=True)
 class Quantized:
     """One row as the quantizer writes it."""
@@ -116,9 +115,9 @@ class KernelLibrary:
         path = os.environ.get(PATH_VARIABLE) or str(installed_library("qcompiler_kernels_test"))
         self._c = ctypes.CDLL(path)
         self._c.qc_cpu_flags.restype = ctypes.c_uint32
-        self._c.qc_choose.restype = c_char_p
+        self._c.qc_choose.restype = c_void_p
         self._c.qc_choose.argtypes = (ctypes.c_uint32, c_char_p)
-        self._c.qc_table.argtypes = (c_int, POINTER(c_char_p), POINTER(ctypes.c_uint32))
+        self._c.qc_table.argtypes = (c_int, POINTER(c_void_p), POINTER(ctypes.c_uint32))
         self._c.qc_quantize.argtypes = (
             *(c_char_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_int32),
             *(c_void_p, c_int64, c_void_p, c_void_p),
@@ -126,22 +125,32 @@ class KernelLibrary:
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
         self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
+    def _guarded(self, array: np.ndarray) -> np.ndarray:
+        return guarded(array)
+
+    def _address(self, array: np.ndarray | None) -> int | None:
+        return None if array is None else array.ctypes.data
+
+    def _string(self, at: int) -> str:
+        return ctypes.string_at(at).decode()
+
     def cpu_flags(self) -> int:
         return self._c.qc_cpu_flags()
 
     def choose(self, flags: int, forced: str | None = None) -> str | None:
         name = self._c.qc_choose(flags, None if forced is None else forced.encode())
-        return None if name is None else name.decode()
+        return self._string(name) if name else None
 
     def tables(self) -> dict[str, int]:
         """ISA -> the flags it needs, best first."""
-        isa, needs = c_char_p(), ctypes.c_uint32()
+        isa, needs = c_void_p(), ctypes.c_uint32()
         tables = {}
-        while self._c.qc_table(len(tables), isa, needs):
-            tables[isa.value.decode()] = needs.value
+        while self._c.qc_table(len(tables), ctypes.byref(isa), ctypes.byref(needs)):
+            tables[self._string(isa.value)] = needs.value
         return tables
 
     def quantize(self, isa, x, block, group_size, *, scale=0.0, start_factor=-1) -> Quantized:
+        guarded, address = self._guarded, self._address
         k = x.size
         x = guarded(x)
         codes = guarded(np.full(ceil_div(k, 8) * 8 + 8, 99, np.int8))
@@ -161,6 +170,7 @@ class KernelLibrary:
 
         codes: int8 [M, K]. x_scales: float32 [M, 1] or [M, G].
         """
+        guarded, address = self._guarded, self._address
         m, k = codes.shape
         row_begin, row_end = rows or (0, m)
         panel_begin, panel_end = panels or (0, w.W.shape[0])
@@ -201,6 +211,7 @@ class KernelLibrary:
 
     def convert(self, isa, values, *, bfloat=False) -> np.ndarray:
         """uint16 values to float32, float32 values to uint16."""
+        guarded, address = self._guarded, self._address
         narrow = values.dtype == np.float32
         source = guarded(values)
         target = guarded(np.zeros(values.shape, np.uint16 if narrow else np.float32))
@@ -209,6 +220,7 @@ class KernelLibrary:
         return target
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
+        guarded, address = self._guarded, self._address
         out = guarded(np.zeros(w.K, np.float32))
         codes, scales, zero_points = (guarded(a) for a in (w.W, w.scales, w.zero_points))
         one_zero = w.zero_points.size == 1

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import pytest
+from conftest import X86
 from kernel_library import FLAGS
 
 ALL = sum(FLAGS.values())
 AVX2 = FLAGS["avx2"] | FLAGS["fma"] | FLAGS["f16c"]
 
-x86_only = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the build for this machine has one table"
-)
+x86_only = pytest.mark.skipif(not X86, reason="the build for this machine has other tables")
 
 
 def test_tables_end_with_one_that_runs_anywhere(kernels):
@@ -28,15 +26,21 @@ def test_tables_end_with_one_that_runs_anywhere(kernels):
     [
         (ALL, "avx512vnni"),
         (AVX2, "avx2"),
-        (ALL & ~FLAGS["avx512vnni"], "avx2"),
-        (ALL & ~FLAGS["avx512bw"], "avx2"),
-        (ALL & ~FLAGS["avx512vl"], "avx2"),
+        (ALL & ~FLAGS["avx512vnni"], "avxvnni"),
+        (ALL & ~FLAGS["avx512bw"], "avxvnni"),
+        (ALL & ~FLAGS["avx512vl"], "avxvnni"),
+        (AVX2 | FLAGS["avxvnni"], "avxvnni"),
+        (ALL & ~FLAGS["avxvnni"], "avx512vnni"),
+        (ALL & ~FLAGS["avxvnni"] & ~FLAGS["avx512bw"], "avx2"),
+        (FLAGS["avxvnni"], "reference"),
         (ALL & ~FLAGS["fma"], "reference"),
         (ALL & ~FLAGS["f16c"], "reference"),
         (FLAGS["avx2"], "reference"),
     ],
 )
 def test_best_table_whose_every_flag_is_there(kernels, flags, expected):
+    if expected == "avxvnni" and "avxvnni" not in kernels.tables():
+        pytest.skip("the compiler of this build has no AVX-VNNI")
     assert kernels.choose(flags) == expected
 
 
@@ -45,7 +49,10 @@ def test_forced(kernels):
     assert kernels.choose(ALL, "avx2") == "avx2"
     assert kernels.choose(ALL, "reference") == "reference"
     assert kernels.choose(ALL, "") == "avx512vnni"
+    assert kernels.choose(ALL, "avx512vnni-256") == "avx512vnni-256"
     assert kernels.choose(AVX2, "avx512vnni") is None
+    assert kernels.choose(AVX2 | FLAGS["avxvnni"], "avx512vnni-256") is None
+    assert kernels.choose(AVX2, "avxvnni") is None
     assert kernels.choose(ALL, "neon") is None
 
 
@@ -56,6 +63,6 @@ def test_flags_agree_with_the_kernel(kernels):
     if not cpuinfo.is_file():
         pytest.skip("no /proc/cpuinfo here")
     words = cpuinfo.read_text().partition("\nflags")[2].partition("\n")[0].split()
-    names = {"avx512vnni": "avx512_vnni"}
+    names = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
     expected = sum(bit for flag, bit in FLAGS.items() if names.get(flag, flag) in words)
     assert kernels.cpu_flags() == expected

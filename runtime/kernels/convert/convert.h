@@ -19,6 +19,8 @@ void widen_f16_reference(const std::uint16_t* from, float* to, std::int64_t coun
 void narrow_f16_reference(const float* from, std::uint16_t* to, std::int64_t count);
 void widen_f16_avx2(const std::uint16_t* from, float* to, std::int64_t count);
 void narrow_f16_avx2(const float* from, std::uint16_t* to, std::int64_t count);
+void widen_f16_neon(const std::uint16_t* from, float* to, std::int64_t count);
+void narrow_f16_neon(const float* from, std::uint16_t* to, std::int64_t count);
 void widen_bf16(const std::uint16_t* from, float* to, std::int64_t count);
 void narrow_bf16(const float* from, std::uint16_t* to, std::int64_t count);
 

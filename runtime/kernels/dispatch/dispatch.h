@@ -20,6 +20,9 @@ enum CpuFlag : std::uint32_t {
   kAvx512dq = 1u << 5,
   kAvx512vl = 1u << 6,
   kAvx512vnni = 1u << 7,
+  kAvxVnni = 1u << 8,
+  kDotprod = 1u << 9,
+  kI8mm = 1u << 10,
 };
 
 struct KernelTable {
@@ -30,9 +33,13 @@ struct KernelTable {
   MatMul matmul_u8;
   Widen widen_f16;
   Narrow narrow_f16;
+  bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
 
-// The flags of this CPU: cpuid, and xgetbv for the registers the system saves.
+// Runs on any machine.
+extern const KernelTable kReferenceTable;
+
+// The flags of this CPU.
 std::uint32_t cpu_flags();
 
 // The best table for `flags`. `forced` names an ISA to use instead (null or "": none); the result

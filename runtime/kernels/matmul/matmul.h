@@ -53,8 +53,16 @@ void matmul_s8_u4_f32_reference(const Activations&, const Weights&, const Tile&)
 void matmul_s8_u8_f32_reference(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_avx2(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u8_f32_avx2(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_avxvnni(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_avxvnni(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u8_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_neondotprod(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_neondotprod(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
 
 }  // namespace qc::kernels
 

@@ -29,6 +29,7 @@ using Quantize = void (*)(const QuantizeRow&);
 void quantize_f32_s8_reference(const QuantizeRow&);
 void quantize_f32_s8_avx2(const QuantizeRow&);
 void quantize_f32_s8_avx512(const QuantizeRow&);
+void quantize_f32_s8_neon(const QuantizeRow&);
 
 }  // namespace qc::kernels
 

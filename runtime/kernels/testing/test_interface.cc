@@ -1,26 +1,21 @@
-// A C interface over the kernels, for the Python tests; the op library does not contain it.
+#include "kernels/testing/test_interface.h"
+
 #include <cstdint>
 
 #include "kernels/convert/convert.h"
 #include "kernels/dispatch/dispatch.h"
-#include "kernels/gather/gather.h"
-#include "kernels/matmul/matmul.h"
 #include "kernels/quantize/quantize.h"
-
-#define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
 
 using qc::kernels::KernelTable;
 
-QC_TEST_EXPORT std::uint32_t qc_cpu_flags() { return qc::kernels::cpu_flags(); }
+std::uint32_t qc_cpu_flags() { return qc::kernels::cpu_flags(); }
 
-// The name of the table chosen, or null where `forced` can't run.
-QC_TEST_EXPORT const char* qc_choose(std::uint32_t flags, const char* forced) {
+const char* qc_choose(std::uint32_t flags, const char* forced) {
   const KernelTable* table = qc::kernels::choose_kernels(flags, forced);
   return table != nullptr ? table->isa : nullptr;
 }
 
-// Name and needed flags of table `index`; 0 past the last one.
-QC_TEST_EXPORT int qc_table(int index, const char** isa, std::uint32_t* needs) {
+int qc_table(int index, const char** isa, std::uint32_t* needs) {
   const KernelTable* const* tables = qc::kernels::kernel_tables();
   for (int i = 0; tables[i] != nullptr; ++i) {
     if (i != index) continue;
@@ -31,11 +26,9 @@ QC_TEST_EXPORT int qc_table(int index, const char** isa, std::uint32_t* needs) {
   return 0;
 }
 
-// These return 0 where `isa` can't run here.
-QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
-                               std::int64_t group_size, float static_scale,
-                               std::int32_t start_factor, std::int8_t* codes, std::int64_t padded_k,
-                               float* scales, std::int32_t* starts) {
+int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
+                std::int64_t group_size, float static_scale, std::int32_t start_factor,
+                std::int8_t* codes, std::int64_t padded_k, float* scales, std::int32_t* starts) {
   const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
   if (table == nullptr) return 0;
   table->quantize(
@@ -43,16 +36,16 @@ QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, 
   return 1;
 }
 
-QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
-                             const qc::kernels::Weights* w, const qc::kernels::Tile* t) {
+int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
+              const qc::kernels::Weights* w, const qc::kernels::Tile* t) {
   const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
   if (table == nullptr) return 0;
   (bits == 4 ? table->matmul_u4 : table->matmul_u8)(*a, *w, *t);
   return 1;
 }
 
-QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
-                              std::int64_t count) {
+int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
+               std::int64_t count) {
   const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
   if (table == nullptr) return 0;
   if (narrow != 0) {
@@ -65,7 +58,6 @@ QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const voi
   return 1;
 }
 
-QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
-                              float* out) {
+void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {
   qc::kernels::gather_u8_f32(*table, column, out);
 }

@@ -1,0 +1,109 @@
+// The tables of x86, and which of their needs this CPU meets.
+#include <cpuid.h>
+
+#include <cstdint>
+
+#include "kernels/dispatch/dispatch.h"
+
+namespace qc::kernels {
+namespace {
+
+constexpr std::uint32_t kNeedsAvx2 = kAvx2 | kFma | kF16c;
+constexpr std::uint32_t kNeedsAvx512Vnni =
+    kNeedsAvx2 | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
+
+constexpr KernelTable kAvx512VnniTable = {
+    "avx512vnni",
+    kNeedsAvx512Vnni,
+    quantize_f32_s8_avx512,
+    matmul_s8_u4_f32_avx512vnni,
+    matmul_s8_u8_f32_avx512vnni,
+    widen_f16_avx2,
+    narrow_f16_avx2,
+};
+
+#ifdef QC_AVXVNNI
+constexpr KernelTable kAvxVnniTable = {
+    "avxvnni",
+    kNeedsAvx2 | kAvxVnni,
+    quantize_f32_s8_avx2,
+    matmul_s8_u4_f32_avxvnni,
+    matmul_s8_u8_f32_avxvnni,
+    widen_f16_avx2,
+    narrow_f16_avx2,
+};
+#endif
+
+// The kernels of avxvnni in the encoding of AVX-512.
+constexpr KernelTable kAvx512Vnni256Table = {
+    "avx512vnni-256",
+    kNeedsAvx512Vnni,
+    quantize_f32_s8_avx2,
+    matmul_s8_u4_f32_avx512vnni_256,
+    matmul_s8_u8_f32_avx512vnni_256,
+    widen_f16_avx2,
+    narrow_f16_avx2,
+    true,
+};
+
+constexpr KernelTable kAvx2Table = {
+    "avx2",
+    kNeedsAvx2,
+    quantize_f32_s8_avx2,
+    matmul_s8_u4_f32_avx2,
+    matmul_s8_u8_f32_avx2,
+    widen_f16_avx2,
+    narrow_f16_avx2,
+};
+
+constexpr const KernelTable* kTables[] = {
+    &kAvx512VnniTable,
+#ifdef QC_AVXVNNI
+    &kAvxVnniTable,
+#endif
+    &kAvx512Vnni256Table, &kAvx2Table, &kReferenceTable, nullptr,
+};
+
+std::uint64_t saved_register_state() {
+  std::uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<std::uint64_t>(high) << 32 | low;
+}
+
+bool bit(unsigned word, int index) { return (word >> index & 1) != 0; }
+
+}  // namespace
+
+const KernelTable* const* kernel_tables() { return kTables; }
+
+std::uint32_t cpu_flags() {
+  constexpr std::uint64_t kYmm = 0x06;  // xmm and ymm
+  constexpr std::uint64_t kZmm = 0xe6;  // and opmask, zmm
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return 0;
+  const bool osxsave = bit(ecx, 27);
+  const bool avx = bit(ecx, 28);
+  if (!osxsave || !avx) return 0;
+  const std::uint64_t saved = saved_register_state();
+  if ((saved & kYmm) != kYmm) return 0;
+  std::uint32_t flags = 0;
+  if (bit(ecx, 12)) flags |= kFma;
+  if (bit(ecx, 29)) flags |= kF16c;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return flags;
+  const unsigned last_subleaf = eax;
+  const unsigned features = ebx;
+  const unsigned more_features = ecx;
+  if (bit(features, 5)) flags |= kAvx2;
+  if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && bit(eax, 4)) {
+    flags |= kAvxVnni;
+  }
+  if ((saved & kZmm) != kZmm) return flags;
+  if (bit(features, 16)) flags |= kAvx512f;
+  if (bit(features, 17)) flags |= kAvx512dq;
+  if (bit(features, 30)) flags |= kAvx512bw;
+  if (bit(features, 31)) flags |= kAvx512vl;
+  if (bit(more_features, 11)) flags |= kAvx512vnni;
+  return flags;
+}
+
+}  // namespace qc::kernels

@@ -1,0 +1,33 @@
+// A C interface over the kernels, for the Python tests; the op library does not contain it.
+#ifndef QC_KERNELS_TESTING_TEST_INTERFACE_H_
+#define QC_KERNELS_TESTING_TEST_INTERFACE_H_
+
+#include <cstdint>
+
+#include "kernels/gather/gather.h"
+#include "kernels/matmul/matmul.h"
+
+#define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
+
+QC_TEST_EXPORT std::uint32_t qc_cpu_flags();
+
+// The name of the table chosen, or null where `forced` can't run.
+QC_TEST_EXPORT const char* qc_choose(std::uint32_t flags, const char* forced);
+
+// Name and needed flags of table `index`; 0 past the last one.
+QC_TEST_EXPORT int qc_table(int index, const char** isa, std::uint32_t* needs);
+
+// These return 0 where `isa` can't run here.
+QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
+                               std::int64_t group_size, float static_scale,
+                               std::int32_t start_factor, std::int8_t* codes, std::int64_t padded_k,
+                               float* scales, std::int32_t* starts);
+QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
+                             const qc::kernels::Weights* w, const qc::kernels::Tile* t);
+QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
+                              std::int64_t count);
+
+QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
+                              float* out);
+
+#endif  // QC_KERNELS_TESTING_TEST_INTERFACE_H_
