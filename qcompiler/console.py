@@ -11,9 +11,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+_SHORT = 18  # characters of a cell that is not worth breaking
+_BETWEEN = 3  # characters between two columns of a drawn table
 
 Advance = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -58,25 +64,64 @@ def status(description: str) -> Generator[None, None, None]:
         yield
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table: drawn on a terminal, aligned plain text in a pipe. First column left, rest right."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn on a terminal, aligned plain text in a pipe. Figures stand on the right.
+
+    On a terminal too narrow for it, every row becomes a paragraph.
+    """
     console = Console()
+    cells = [[line[i] for line in (columns, *rows)] for i in range(len(columns))]
+    widths = [max(map(len, column)) for column in cells]
+    figures = [i > 0 and all(map(_is_figure, column[1:])) for i, column in enumerate(cells)]
     if console.is_terminal:
-        table = Table(title=title or None, title_justify="left")
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        room = sum(min(width, _SHORT) + _BETWEEN for width in widths)
+        if room <= console.width:
+            console.print(_drawn(columns, rows, widths, figures))
+        else:
+            _print_paragraphs(console, columns, rows)
         return
-    lines = [list(columns), *[list(row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    for line in (columns, *rows):
+        aligned = [
+            cell.rjust(width) if figure else cell.ljust(width)
+            for cell, width, figure in zip(line, widths, figures, strict=True)
         ]
-        print("  ".join(cells).rstrip())
+        print("  ".join(aligned).rstrip())
+
+
+def _drawn(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    widths: Sequence[int],
+    figures: Sequence[bool],
+) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, width, figure in zip(columns, widths, figures, strict=True):
+        table.add_column(
+            column,
+            justify="right" if figure else "left",
+            overflow="fold",
+            no_wrap=width <= _SHORT,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _print_paragraphs(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    for first, *others in rows:
+        facts = [
+            f"{column}: {cell}"
+            for column, cell in zip(columns[1:], others, strict=True)
+            if cell not in ("", "-")
+        ]
+        console.print(Text(first, style="bold"))
+        console.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2)))
+
+
+def _is_figure(cell: str) -> bool:
+    return cell[:1] in "-0123456789" or cell == "inf"
 
 
 def print_json(value: Any) -> None:

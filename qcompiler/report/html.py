@@ -11,21 +11,27 @@ from qcompiler.report.layers import Layer
 from qcompiler.report.text import COLUMNS, summary, table
 
 _FULL_SCALE_DB = 50.0
-_BAR = 90  # width of a full bar in pixels
+_BAR = 50  # width of a full bar in pixels
+_FIGURES = ("K x N", "SNR dB", "MB")
 
 _STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 90rem;
+body { font: 13px/1.45 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 90rem;
        padding: 0 1rem }
 h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin-top: 2rem }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e3e8ee;
-         vertical-align: top }
+.summary p { margin: .2rem 0 } .summary p:first-child { font-weight: 600 }
+table { border-collapse: collapse }
+th, td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #e3e8ee;
+         vertical-align: top; white-space: nowrap; font-variant-numeric: tabular-nums }
 th { position: sticky; top: 0; background: #f4f6f9 }
-td:first-child { font-family: ui-monospace, monospace; font-size: 12px; word-break: break-all }
+th.figure, td.figure { text-align: right }
+.layers { width: 100% }
+.layers td:first-child { font-family: ui-monospace, monospace; font-size: 12px; line-height: 19px;
+                         white-space: normal; overflow-wrap: anywhere; min-width: 8rem }
+.layers td:last-child { white-space: normal; min-width: 11rem; color: #5b6876 }
+tr:hover td { background: #f4f6f9 }
 tr.float td { color: #8a5a00; background: #fff8ec }
 tr.other td { color: #7a8694 }
-svg { vertical-align: middle; margin-right: .4rem }
-pre { background: #f4f6f9; padding: .8rem; overflow-x: auto }
+svg { margin-right: .5rem }
 """
 
 
@@ -38,6 +44,7 @@ def render(report: Report) -> str:
     """The page's text."""
     title = html.escape(f"qc: {report.output.name}")
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(report))
+    lines = f'<div class="summary">{lines}</div>'
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n{lines}\n"
@@ -48,9 +55,13 @@ def render(report: Report) -> str:
 
 def _layers(report: Report) -> str:
     _, rows = table(report)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+    head = "".join(f"<th{_align(name)}>{html.escape(name)}</th>" for name in COLUMNS)
     body = "\n".join(_row(layer, cells) for layer, cells in zip(report.layers, rows, strict=True))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
+
+
+def _align(column: str) -> str:
+    return ' class="figure"' if column in _FIGURES else ""
 
 
 def _row(layer: Layer, cells: list[str]) -> str:
@@ -60,7 +71,8 @@ def _row(layer: Layer, cells: list[str]) -> str:
     shown = [html.escape(cell) for cell in cells]
     noise = COLUMNS.index("SNR dB")
     shown[noise] = _bar(layer.sqnr_db) + shown[noise]
-    return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>"
+    cells = [f"<td{_align(name)}>{cell}</td>" for name, cell in zip(COLUMNS, shown, strict=True)]
+    return f"<tr{kind}>{''.join(cells)}</tr>"
 
 
 def _bar(decibel: float | None) -> str:
@@ -78,11 +90,12 @@ def _bar(decibel: float | None) -> str:
 
 def _passes(report: Report) -> str:
     rows = "\n".join(
-        f"<tr><td>{html.escape(step.name)}</td><td>{step.seconds:.3f}</td>"
+        f'<tr><td>{html.escape(step.name)}</td><td class="figure">{step.seconds:.3f}</td>'
         f"<td>{'yes' if step.changed else 'no'}</td></tr>"
         for step in report.passes
     )
     return (
-        "<table><thead><tr><th>pass</th><th>seconds</th><th>changed the graph</th></tr></thead>"
+        '<table><thead><tr><th>pass</th><th class="figure">seconds</th>'
+        "<th>changed the graph</th></tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table>"
     )

@@ -71,7 +71,7 @@ def _treatment(layer: Layer) -> list[str]:
     return [
         layer.scheme or "float",
         layer.activation or "-",
-        layer.equalized or "-",
+        (layer.equalized or "-").replace(" through ", ", "),
         layer.op or "-",
         unnumbered(note),
     ]
