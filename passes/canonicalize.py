@@ -110,15 +110,14 @@ def _gemm(
         if shift.size == 1:
             shift = np.full(new_weight.shape[1], shift.reshape(-1)[0], shift.dtype)
         product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
-        graph.nodes.append(
-            gs.Node(
-                "Add",
-                namer(f"{node.name}_bias"),
-                inputs=[product, ir.constant(namer(f"{bias.name}_n"), shift)],
-                outputs=[output],
-            )
+        ir.add_node(
+            graph,
+            "Add",
+            namer(f"{node.name}_bias"),
+            [product, ir.constant(namer(f"{bias.name}_n"), shift)],
+            [output],
         )
-    graph.nodes.append(gs.Node("MatMul", node.name, inputs=[x, new_weight], outputs=[product]))
+    ir.add_node(graph, "MatMul", node.name, [x, new_weight], [product])
     node.name = namer(f"{node.name}_gemm")
     node.inputs.clear()
     return True
@@ -167,14 +166,13 @@ def _fold_transpose(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
     others = [reader for reader in ir.consumers(source) if reader is not transpose]
     if others:
         back = gs.Variable(namer(f"{source.name}_nk"), source.dtype, list(source.shape))
-        graph.nodes.append(
-            gs.Node(
-                "Transpose",
-                namer(f"{transpose.name}_back"),
-                attrs={"perm": [1, 0]},
-                inputs=[weight],
-                outputs=[back],
-            )
+        ir.add_node(
+            graph,
+            "Transpose",
+            namer(f"{transpose.name}_back"),
+            [weight],
+            [back],
+            attrs={"perm": [1, 0]},
         )
         for reader in others:
             ir.rewire_input(reader, source, back)

@@ -104,4 +104,4 @@ def _replace(
         "epsilon": float(found.array("epsilon").reshape(-1)[0]),
         "stash_type": 1,
     }
-    graph.nodes.append(gs.Node(op_type, name, attrs=attrs, inputs=inputs, outputs=[output]))
+    ir.add_node(graph, op_type, name, inputs, [output], attrs=attrs)

@@ -88,15 +88,14 @@ class LowerOrtContrib(Pass):
             "block_size": size,
             "accuracy_level": self.accuracy_level,
         }
-        graph.nodes.append(
-            gs.Node(
-                "MatMulNBits",
-                name,
-                attrs=attrs,
-                inputs=[x, *packed[id(weight.codes)][0]],
-                outputs=[output],
-                domain=DOMAIN,
-            )
+        ir.add_node(
+            graph,
+            "MatMulNBits",
+            name,
+            [x, *packed[id(weight.codes)][0]],
+            [output],
+            attrs=attrs,
+            domain=DOMAIN,
         )
         return Remark(
             layer=name,
@@ -163,9 +162,7 @@ def _share_table(
     )
     shape = ir.constant(namer(f"{layer}_shape"), np.asarray([columns, rows], np.int64))
     table = gs.Variable(namer(f"{layer}_table"), np.dtype(np.uint8), [columns, rows])
-    graph.nodes.append(
-        gs.Node("Reshape", namer(f"{layer}/Reshape"), inputs=[codes, shape], outputs=[table])
-    )
+    ir.add_node(graph, "Reshape", namer(f"{layer}/Reshape"), [codes, shape], [table])
     rank = node.attrs["axis"]
     parts = (("codes", table, np.uint8), ("scales", scales, np.float32), ("zeros", zeros, np.uint8))
     inputs = []
@@ -173,28 +170,26 @@ def _share_table(
         lead = node.outputs[0].shape
         picked_shape = None if lead is None else [*list(lead)[:-1], int(source.shape[1])]
         picked = gs.Variable(namer(f"{layer}_{suffix}"), np.dtype(dtype), picked_shape)
-        graph.nodes.append(
-            gs.Node(
-                "Gather",
-                namer(f"{layer}/Gather_{suffix}"),
-                attrs={"axis": 0},
-                inputs=[source, ids],
-                outputs=[picked],
-            )
+        ir.add_node(
+            graph,
+            "Gather",
+            namer(f"{layer}/Gather_{suffix}"),
+            [source, ids],
+            [picked],
+            attrs={"axis": 0},
         )
         inputs.append(picked)
     output = node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
     node.name = namer(f"{layer}_unshared")
-    graph.nodes.append(
-        gs.Node(
-            "DequantizeLinear",
-            layer,
-            attrs={"axis": rank, "block_size": weight.group_size},
-            inputs=inputs,
-            outputs=[output],
-        )
+    ir.add_node(
+        graph,
+        "DequantizeLinear",
+        layer,
+        inputs,
+        [output],
+        attrs={"axis": rank, "block_size": weight.group_size},
     )
     return Remark(
         layer=layer, applied=True, message="Gather from the head's table", data={"op": "Gather"}

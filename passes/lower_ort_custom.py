@@ -153,9 +153,7 @@ def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Pac
             each.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
     outputs += [gs.Variable.empty()] * (3 - len(outputs))
-    graph.nodes.append(
-        gs.Node(op_type, name, attrs=attrs, inputs=inputs, outputs=outputs, domain=ops.DOMAIN)
-    )
+    ir.add_node(graph, op_type, name, inputs, outputs, attrs=attrs, domain=ops.DOMAIN)
     return Remark(layer=name, applied=True, message=op_type, data={"op": op_type})
 
 
@@ -212,7 +210,5 @@ def _lower_table(graph: gs.Graph, found: Match, packer: _Packer) -> Remark:
     node.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
     attrs = {"K": rows, "N": columns, "group_size": group_size, "layout": ops.LAYOUT}
-    graph.nodes.append(
-        gs.Node("GatherW8", name, attrs=attrs, inputs=inputs, outputs=[output], domain=ops.DOMAIN)
-    )
+    ir.add_node(graph, "GatherW8", name, inputs, [output], attrs=attrs, domain=ops.DOMAIN)
     return Remark(layer=name, applied=True, message="GatherW8", data={"op": "GatherW8"})

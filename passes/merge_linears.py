@@ -125,7 +125,7 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
         member.node.name = namer(f"{member.node.name}_merged")
     product = variable("product")
     weight = insert_weight_dq(graph, merged, name, namer)
-    graph.nodes.append(gs.Node("MatMul", name, inputs=[x, weight], outputs=[product]))
+    ir.add_node(graph, "MatMul", name, [x, weight], [product])
     if any(bias is not None for bias in biases):
         values = [
             np.zeros(size, np.float32) if bias is None else np.asarray(bias, np.float32)
@@ -133,19 +133,11 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
         ]
         bias = ir.constant(namer(f"{name}_bias"), np.concatenate(values))
         shifted = variable("biased")
-        graph.nodes.append(
-            gs.Node("Add", namer(f"{name}/Add"), inputs=[product, bias], outputs=[shifted])
-        )
+        ir.add_node(graph, "Add", namer(f"{name}/Add"), [product, bias], [shifted])
         product = shifted
     split = ir.constant(namer(f"{name}_sizes"), np.asarray(sizes, np.int64))
-    graph.nodes.append(
-        gs.Node(
-            "Split",
-            namer(f"{name}/Split"),
-            attrs={"axis": -1},
-            inputs=[product, split],
-            outputs=outputs,
-        )
+    ir.add_node(
+        graph, "Split", namer(f"{name}/Split"), [product, split], outputs, attrs={"axis": -1}
     )
     data = {"merged": names, "merged_into": name}
     return [

@@ -103,14 +103,13 @@ class QuantizeEmbedding(Pass):
         ]
         if tied:
             output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(weight.shape))
-            graph.nodes.append(
-                gs.Node(
-                    "DequantizeLinear",
-                    namer(f"{base}_DequantizeLinear"),
-                    attrs={"axis": 0, "block_size": self.group_size},
-                    inputs=[codes, scales],
-                    outputs=[output],
-                )
+            ir.add_node(
+                graph,
+                "DequantizeLinear",
+                namer(f"{base}_DequantizeLinear"),
+                [codes, scales],
+                [output],
+                attrs={"axis": 0, "block_size": self.group_size},
             )
             shared = data | {"kind": "linear", "tied": True, "bytes_before": 0, "bytes_after": 0}
             for linear in linears:
@@ -141,26 +140,19 @@ class QuantizeEmbedding(Pass):
                 flipped = gs.Variable(
                     namer(f"{table.name}_nk"), np.dtype(dtype), list(table.shape)[::-1]
                 )
-                graph.nodes.append(
-                    gs.Node(
-                        "Transpose",
-                        namer(f"{name}/Transpose{suffix}"),
-                        attrs={"perm": [1, 0]},
-                        inputs=[table],
-                        outputs=[flipped],
-                    )
+                ir.add_node(
+                    graph,
+                    "Transpose",
+                    namer(f"{name}/Transpose{suffix}"),
+                    [table],
+                    [flipped],
+                    attrs={"perm": [1, 0]},
                 )
                 table = flipped
             shape = None if lead is None else [*lead, table.shape[1]]
             rows = gs.Variable(namer(f"{output.name}_{suffix}"), np.dtype(dtype), shape)
-            graph.nodes.append(
-                gs.Node(
-                    "Gather",
-                    namer(f"{name}/{suffix}"),
-                    attrs={"axis": 0},
-                    inputs=[table, ids],
-                    outputs=[rows],
-                )
+            ir.add_node(
+                graph, "Gather", namer(f"{name}/{suffix}"), [table, ids], [rows], attrs={"axis": 0}
             )
             return rows
 
@@ -173,23 +165,16 @@ class QuantizeEmbedding(Pass):
         if narrow:
             wide = gs.Variable(namer(f"{output.name}_float"), np.dtype(np.float32), output.shape)
         rank = ir.tensor_rank(picked)
-        graph.nodes.append(
-            gs.Node(
-                "DequantizeLinear",
-                name,
-                attrs={"axis": -1 if rank is None else rank - 1, "block_size": self.group_size},
-                inputs=[picked, steps],
-                outputs=[wide],
-            )
+        ir.add_node(
+            graph,
+            "DequantizeLinear",
+            name,
+            [picked, steps],
+            [wide],
+            attrs={"axis": -1 if rank is None else rank - 1, "block_size": self.group_size},
         )
         gather.name = namer(f"{name}_float")
         if narrow:
-            graph.nodes.append(
-                gs.Node(
-                    "Cast",
-                    namer(f"{name}/CastOut"),
-                    attrs={"to": wanted},
-                    inputs=[wide],
-                    outputs=[output],
-                )
+            ir.add_node(
+                graph, "Cast", namer(f"{name}/CastOut"), [wide], [output], attrs={"to": wanted}
             )

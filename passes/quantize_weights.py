@@ -134,23 +134,14 @@ def _use(graph: gs.Graph, linear: Linear, dequantized: Any, namer: ir.Namer) -> 
     x, y = node.inputs[0], node.outputs[0]
     wide = gs.Variable(namer(f"{x.name}_float"), np.dtype(np.float32), x.shape)
     narrow = gs.Variable(namer(f"{y.name}_float"), np.dtype(np.float32), y.shape)
-    graph.nodes.append(
-        gs.Node(
-            "Cast",
-            namer(f"{node.name}/CastIn"),
-            attrs={"to": onnx.TensorProto.FLOAT},
-            inputs=[x],
-            outputs=[wide],
-        )
+    ir.add_node(
+        graph,
+        "Cast",
+        namer(f"{node.name}/CastIn"),
+        [x],
+        [wide],
+        attrs={"to": onnx.TensorProto.FLOAT},
     )
     node.inputs[0] = wide
     node.outputs = [narrow]
-    graph.nodes.append(
-        gs.Node(
-            "Cast",
-            namer(f"{node.name}/CastOut"),
-            attrs={"to": source},
-            inputs=[narrow],
-            outputs=[y],
-        )
-    )
+    ir.add_node(graph, "Cast", namer(f"{node.name}/CastOut"), [narrow], [y], attrs={"to": source})
