@@ -22,22 +22,18 @@ def available() -> bool:
 
 
 def quantize(source: Path, folder: Path) -> Path:
-    """The Q4_0 form of a GGUF file, in `folder`; made there once.
+    """The Q4_0 form of a GGUF file, in `folder`.
 
     Raises RuntimeError where llama.cpp refuses the file.
     """
-    target = folder / f"{source.stem}.to.Q4_0.gguf"
-    if target.is_file():
-        return target
+    target = folder / "Q4_0.gguf"
     llama: Any = importlib.import_module("llama_cpp")
     settings = llama.llama_model_quantize_default_params()
     settings.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_0
     settings.allow_requantize = True
-    partial = target.with_suffix(".partial")
-    names = (str(source).encode(), str(partial).encode())
+    names = (str(source).encode(), str(target).encode())
     if llama.llama_model_quantize(*names, ctypes.byref(settings)) != 0:
         raise RuntimeError(f"llama.cpp can't quantize {source}")
-    partial.replace(target)
     return target
 
 

@@ -45,19 +45,19 @@ def report(
     models: Sequence[Path], gguf: Path | None, threads: Sequence[int], setting: Setting
 ) -> dict[str, Any]:
     """Measure `models`, ours the last one, for JSON. `gguf`: a file for llama.cpp, if any."""
-    runs = [_run(models, gguf, count, setting) for count in threads]
+    with tempfile.TemporaryDirectory() as folder:
+        q4_0 = llama.quantize(gguf, Path(folder)) if gguf and llama.available() else None
+        runs = [_run(models, q4_0, count, setting) for count in threads]
     return {"machine": Machine.here().to_dict(), "setting": asdict(setting), "runs": runs}
 
 
 def _run(
-    models: Sequence[Path], gguf: Path | None, threads: int, setting: Setting
+    models: Sequence[Path], q4_0: Path | None, threads: int, setting: Setting
 ) -> dict[str, Any]:
     results = [r.to_dict() for r in benchmark(models, threads=threads, **asdict(setting))]
     ours = results[-1]
-    if gguf is not None and llama.available():
-        with tempfile.TemporaryDirectory() as folder:
-            file = llama.quantize(gguf, Path(folder))
-            results.append(llama.measure(file, threads=threads, **asdict(setting)))
+    if q4_0 is not None:
+        results.append(llama.measure(q4_0, threads=threads, **asdict(setting)))
     return {
         "threads": threads,
         "ours": ours["model"],
