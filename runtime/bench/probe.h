@@ -23,8 +23,8 @@ double peak_loop_neoni8mm(std::int64_t repeats);
 // where `isa` has no multiply-add instruction for int8.
 double peak_ops(const std::string& isa);
 
-// Bytes a second that one thread reads from memory in order, the best of several passes over
-// `bytes`.
+// Bytes a second that one thread reads from memory, in order and in a few streams: the best of
+// several passes over `bytes`.
 double read_bandwidth(std::size_t bytes);
 
 }  // namespace qc::bench
