@@ -42,7 +42,7 @@ def draw(panels: Sequence[Panel], caption: str) -> str:
     for panel in panels:
         parts += _panel(panel, top)
         top += panel.height
-    parts += [_text(10, height - 12, caption, 'fill="#666"'), "</svg>"]
+    parts += [_text(10, height - 12, caption, 'font-size="9" fill="#666"'), "</svg>"]
     return "\n".join(parts) + "\n"
 
 

@@ -60,7 +60,7 @@ def run_models(demo: Path, out: Path, quick: bool) -> None:
         return
     threads = [1] if quick else sorted({1, cores()})
     setting = models.QUICK if quick else models.Setting()
-    result = models.report(folders, gguf(), threads, setting)
+    result = models.report(folders, None if quick else gguf(), threads, setting)
     models.show(result)
     save(out, result)
 
