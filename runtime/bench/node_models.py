@@ -51,13 +51,15 @@ def float_model(layer: Layer) -> bytes:
 def ours(layer: Layer) -> bytes:
     """MatMulW4A8, one scale a row of X."""
     K, N = layer.shape
+    attributes: dict[str, Any] = {"K": K, "N": N, "group_size": layer.group_size}
     packed = PackedMatrix.pack(layer.codes, layer.scales, None, bits=4, group_size=layer.group_size)
     node = helper.make_node(
         "MatMulW4A8",
         ["X", "W", "scales", "zero_points", "bias"],
         ["Y", "", ""],
         domain=ops.DOMAIN,
-        **{"K": K, "N": N, "splits": [N, 0, 0], "group_size": layer.group_size},
+        **attributes,
+        splits=[N, 0, 0],
         activation_block=K,
         layout=1,
     )
@@ -73,6 +75,7 @@ def ours(layer: Layer) -> bytes:
 def matmul_nbits(layer: Layer) -> bytes:
     """MatMulNBits with int8 activations, one scale a row and block of X."""
     K, N = layer.shape
+    attributes: dict[str, Any] = {"K": K, "N": N, "block_size": layer.group_size}
     blocks = K // layer.group_size
     pairs = layer.codes.T.reshape(N, blocks, layer.group_size // 2, 2)
     node = helper.make_node(
@@ -80,7 +83,9 @@ def matmul_nbits(layer: Layer) -> bytes:
         ["X", "W", "scales"],
         ["Y"],
         domain=MICROSOFT,
-        **{"K": K, "N": N, "bits": 4, "block_size": layer.group_size, "accuracy_level": 4},
+        **attributes,
+        bits=4,
+        accuracy_level=4,
     )
     values = {
         "W": pairs[..., 0] | (pairs[..., 1] << np.uint8(4)),
@@ -107,9 +112,10 @@ def _model(layer: Layer, node: onnx.NodeProto, values: dict[str, Any]) -> bytes:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
     )
     domains = {"": ops.ONNX_OPSET, MICROSOFT: 1, ops.DOMAIN: ops.OPSET_VERSION}
-    return helper.make_model(
+    model: onnx.ModelProto = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid(domain, at) for domain, at in domains.items()],
         functions=[ops.function(node.op_type)] if node.domain == ops.DOMAIN else [],
         ir_version=10,
-    ).SerializeToString()
+    )
+    return bytes(model.SerializeToString())

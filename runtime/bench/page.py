@@ -20,6 +20,7 @@ from chart import Panel
 from kernels import Kernel
 
 SHAPE = "4096x4096"
+FLOAT = "MatMul fp32"
 INTRODUCTION = """\
 # Benchmarks
 
@@ -32,7 +33,8 @@ NODES = """\
 
 K = {K}, N = {N}. `MatMulW4A8` with one scale a row of activations, against `MatMulNBits` with int8
 activations (`accuracy_level` 4) and the same group size, `DynamicQuantizeMatMul` (8-bit weights)
-and `MatMul` in float32. Weights stay in the caches as far as they fit.
+and `MatMul` in float32, which the chart leaves out. M is the number of rows. Weights stay in the
+caches as far as they fit.
 
 """
 MODELS = """\
@@ -96,7 +98,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _node_table(nodes: dict[str, Any]) -> str:
     others = list(nodes["rows"][0]["ratios"])
     return _table(
-        ["threads", "rows", "group", *(f"over {other}" for other in others), "ours, ms"],
+        ["threads", "M", "group", *(f"over {other}" for other in others), "ours, ms"],
         (
             [
                 *(str(row[key]) for key in ("threads", "rows", "group_size")),
@@ -111,7 +113,9 @@ def _node_table(nodes: dict[str, Any]) -> str:
 def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
     setting = nodes["setting"]
     bars = {
-        f"{row['rows']} rows, groups of {row['group_size']}": row["ratios"]
+        f"M={row['rows']}, groups of {row['group_size']}": {
+            op: ratio for op, ratio in row["ratios"].items() if op != FLOAT
+        }
         for row in nodes["rows"]
         if row["threads"] == threads
     }
@@ -179,7 +183,7 @@ def _peak_table(hot: list[Kernel]) -> str:
         line = cells.setdefault((kernel.isa, kernel.bits, kernel.group), {})
         line[kernel.rows] = f"{kernel.figures['%peak']:.0f}"
     return _table(
-        ["ISA", "weights", "group", *(f"{count} rows" for count in rows)],
+        ["ISA", "weights", "group", *(f"M={count}" for count in rows)],
         ([*key, *(line.get(count, "-") for count in rows)] for key, line in cells.items()),
     )
 

@@ -95,7 +95,8 @@ def test_everything_ends_in_a_page(tmp_path, stand_in, demo) -> None:
     drawing = ElementTree.parse(docs / "benchmarks.svg").getroot()
     shown = [text.text for text in drawing.iter(f"{SVG}text")]
     for row in nodes["rows"]:
-        assert all(f"{ratio:.2f}x" in shown for ratio in row["ratios"].values())
+        quantized = [ratio for op, ratio in row["ratios"].items() if op != "MatMul fp32"]
+        assert all(f"{ratio:.2f}x" in shown for ratio in quantized)
 
 
 def test_what_is_missing_is_skipped_aloud(tmp_path) -> None:
