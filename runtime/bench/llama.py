@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def quantize(source: Path, folder: Path) -> Path:
     """
     target = folder / "Q4_0.gguf"
     llama: Any = importlib.import_module("llama_cpp")
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor otherwise
     settings = llama.llama_model_quantize_default_params()
     settings.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_0
     settings.allow_requantize = True
@@ -56,18 +58,22 @@ def measure(
     tokens = np.random.default_rng(0).integers(0, model.n_vocab(), prompt_length + context + steps)
     prompt, before, fixed = np.split(tokens, (prompt_length, prompt_length + context))
 
+    def read(ids: list[int]) -> None:
+        model.eval(ids)
+        llama.llama_synchronize(model.ctx)  # `eval` may return before the work is done
+
     def prefill() -> float:
         model.reset()
         begin = time.perf_counter()
-        model.eval(prompt.tolist())
+        read(prompt.tolist())
         return time.perf_counter() - begin
 
     def decode() -> float:
         model.reset()
-        model.eval(before.tolist())
+        read(before.tolist())
         begin = time.perf_counter()
         for token in fixed.tolist():
-            model.eval([token])
+            read([token])
         return time.perf_counter() - begin
 
     return {
