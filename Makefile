@@ -1,6 +1,7 @@
 # What a fresh machine needs: Python 3.11 or later, a C++ compiler, make.
 #   make demo    export, compile and compare SmolLM2-135M, into demo/
 #   make test    every check and every test
+#   make bench   measure speed on this machine, into build/bench/; BENCH_DOCS=1 writes docs/ too
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ OLDEST_ORT := onnxruntime==1.20.1
 
 BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
@@ -36,6 +37,15 @@ lint: $(VENV)/.test $(OLDEST)/.done
 	$(VENV)/bin/mypy
 	find runtime -name '*.h' -o -name '*.hpp' -o -name '*.cc' -o -name '*.cpp' -o -name '*.cu' \
 	    | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+# Kernels (where google-benchmark is installed), one layer, and the models of `make demo` if they
+# are there. BENCH_ARGS=--quick is a smoke test.
+BENCH_BUILD := build/bench/cmake
+bench: $(VENV)/.test
+	$(VENV)/bin/cmake -S runtime -B $(BENCH_BUILD) -DQC_BENCH=ON -DQC_BUILD_TESTS=OFF
+	$(VENV)/bin/cmake --build $(BENCH_BUILD) --parallel
+	$(PY) runtime/bench/run.py --kernels $(BENCH_BUILD)/bench/qcompiler_kernels_bench \
+	    $(if $(BENCH_DOCS),--docs docs) $(BENCH_ARGS)
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

@@ -1,0 +1,152 @@
+// Times the matrix kernels of every ISA that this CPU runs, on one thread, against what a probe
+// says the machine could do. The rows are quantized beforehand.
+//
+//   qcompiler_kernels_bench [--quick] [options of google-benchmark]
+//
+// A name reads W4/avx512vnni/4096x4096/g32/row/M1/hot: bits, ISA, KxN, group size, scale of the
+// activations, rows, and where weights lie: in the caches as far as they fit (hot), or in so many
+// copies that every run reads from memory (memory; one row only).
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "bench/probe.h"
+#include "bench/problem.h"
+
+namespace {
+
+using qc::bench::Problem;
+using qc::bench::Shape;
+using qc::kernels::KernelTable;
+
+struct Effort {
+  std::size_t footprint;  // bytes, more than any cache holds
+  double seconds;         // of a repetition, at least
+  int repetitions;        // whose median counts
+  std::int64_t max_work;  // multiply-adds of a run
+};
+
+constexpr Effort kFull = {std::size_t{256} << 20, 0.1, 3, std::int64_t{1} << 40};
+constexpr Effort kQuick = {std::size_t{32} << 20, 0.001, 1, std::int64_t{1} << 24};
+// The plain kernels are there to be right: more would take minutes and tell nothing.
+constexpr std::int64_t kReferenceMaxWork = std::int64_t{1} << 24;
+
+struct Matrix {
+  std::int64_t k, n;
+};
+constexpr Matrix kMatrices[] = {{4096, 4096}, {576, 960}, {1536, 576}};
+constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 128};
+
+struct Case {
+  const KernelTable* table;
+  Shape shape;
+  bool from_memory;
+  double peak;       // operations a second, or 0
+  double bandwidth;  // bytes a second
+};
+
+std::string name(const Case& c) {
+  const Shape& s = c.shape;
+  return "W" + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
+         std::to_string(s.n) + "/g" + std::to_string(s.group_size) +
+         (s.scale_per_group ? "/group" : "/row") + "/M" + std::to_string(s.rows) +
+         (c.from_memory ? "/memory" : "/hot");
+}
+
+// The problem of a case. Kept until another case comes: google-benchmark calls several times for
+// each, and to fill the memory takes longer than to read it.
+Problem& problem_of(const Case& c, std::size_t footprint) {
+  static std::string kept_name;
+  static std::unique_ptr<Problem> kept;
+  if (kept == nullptr || kept_name != name(c)) {
+    kept.reset();
+    kept = std::make_unique<Problem>(*c.table, c.shape, c.from_memory ? footprint : 0);
+    kept_name = name(c);
+  }
+  return *kept;
+}
+
+void measure(benchmark::State& state, const Case& c, std::size_t footprint) {
+  Problem& problem = problem_of(c, footprint);
+  problem.run(0);
+  std::size_t index = 0;
+  const auto begin = std::chrono::steady_clock::now();
+  for (auto _ : state) {
+    problem.run(++index);
+    benchmark::ClobberMemory();
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  const double runs_per_second = static_cast<double>(state.iterations()) / elapsed.count();
+  const Shape& s = c.shape;
+  const double ops = 2.0 * static_cast<double>(s.rows * s.k * s.n) * runs_per_second;
+  const double bytes = static_cast<double>(qc::bench::weight_bytes(s)) * runs_per_second;
+  state.counters["GOPS"] = ops / 1e9;
+  state.counters["GB/s"] = bytes / 1e9;
+  if (c.peak > 0) state.counters["%peak"] = 100 * ops / c.peak;
+  if (c.from_memory) state.counters["%bandwidth"] = 100 * bytes / c.bandwidth;
+}
+
+void add(const Case& c, const Effort& effort) {
+  const std::size_t footprint = effort.footprint;
+  auto* added = benchmark::RegisterBenchmark(
+      name(c).c_str(), [c, footprint](benchmark::State& state) { measure(state, c, footprint); });
+  added->UseRealTime()->Unit(benchmark::kMicrosecond)->MinTime(effort.seconds);
+  added->Repetitions(effort.repetitions);
+  if (effort.repetitions > 1) added->ReportAggregatesOnly();
+}
+
+void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
+  const double peak = qc::bench::peak_ops(table.isa);
+  if (peak > 0) {
+    benchmark::AddCustomContext(std::string("peak_gops_") + table.isa, std::to_string(peak / 1e9));
+  }
+  const bool plain = std::strcmp(table.isa, "reference") == 0;
+  for (const int bits : {4, 8}) {
+    for (const Matrix& m : kMatrices) {
+      for (const std::int64_t group : {32, 128}) {
+        for (const bool per_group : {false, true}) {
+          for (const std::int64_t rows : kRows) {
+            const std::int64_t work = rows * m.k * m.n;
+            if (work > effort.max_work || (plain && work > kReferenceMaxWork)) continue;
+            const Shape shape{bits, m.k, m.n, group, rows, per_group};
+            add({&table, shape, false, peak, bandwidth}, effort);
+            if (rows == 1) add({&table, shape, true, peak, bandwidth}, effort);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Takes --quick off the arguments.
+bool take_quick(int* argc, char** argv) {
+  for (int i = 1; i < *argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") != 0) continue;
+    for (int j = i; j + 1 < *argc; ++j) argv[j] = argv[j + 1];
+    --*argc;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Effort& effort = take_quick(&argc, argv) ? kQuick : kFull;
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  const double bandwidth = qc::bench::read_bandwidth(effort.footprint);
+  benchmark::AddCustomContext("read_gb_per_s", std::to_string(bandwidth / 1e9));
+  const std::uint32_t flags = qc::kernels::cpu_flags();
+  for (const KernelTable* const* table = qc::kernels::kernel_tables(); *table != nullptr; ++table) {
+    if (((*table)->needs & ~flags) == 0) add_all(**table, effort, bandwidth);
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

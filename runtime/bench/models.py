@@ -1,0 +1,117 @@
+"""Speed of whole models: ours against the float model, ONNX Runtime's int4 and llama.cpp's Q4_0.
+
+    python runtime/bench/models.py MODEL... OURS [--gguf FILE] [--threads 1 2] [--out FILE]
+
+The models in ONNX Runtime take turns, as in `qc bench`. llama.cpp follows them, with its own
+threads; it needs the package llama-cpp-python and a GGUF file of the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import llama
+from machine import Machine, cores
+
+from qcompiler import console
+from qcompiler.errors import QcError
+from qcompiler.evaluation.benchmark import benchmark
+
+FIGURES = ("prefill", "decode", "sentences_per_second")
+"""Of these, more is better; ratios are made of them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to time; see qcompiler.evaluation.benchmark."""
+
+    prompt_length: int = 512
+    context: int = 128
+    steps: int = 32
+    rounds: int = 5
+
+
+QUICK = Setting(prompt_length=4, context=2, steps=2, rounds=1)
+
+
+def report(
+    models: Sequence[Path], gguf: Path | None, threads: Sequence[int], setting: Setting
+) -> dict[str, Any]:
+    """Measure `models`, ours the last one, for JSON. `gguf`: a file for llama.cpp, if any."""
+    with tempfile.TemporaryDirectory() as folder:
+        q4_0 = llama.quantize(gguf, Path(folder)) if gguf and llama.available() else None
+        runs = [_run(models, q4_0, count, setting) for count in threads]
+    return {"machine": Machine.here().to_dict(), "setting": asdict(setting), "runs": runs}
+
+
+def _run(
+    models: Sequence[Path], q4_0: Path | None, threads: int, setting: Setting
+) -> dict[str, Any]:
+    results = [r.to_dict() for r in benchmark(models, threads=threads, **asdict(setting))]
+    ours = results[-1]
+    if q4_0 is not None:
+        results.append(llama.measure(q4_0, threads=threads, **asdict(setting)))
+    return {
+        "threads": threads,
+        "ours": ours["model"],
+        "ratios": {r["model"]: _ratios(ours, r) for r in results if r is not ours},
+        "models": results,
+    }
+
+
+def _ratios(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """How many times as fast ours is, by figure."""
+    return {f: ours[f] / other[f] for f in FIGURES if ours.get(f) and other.get(f)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result, ratios first."""
+    for run in result["runs"]:
+        rows = [
+            [
+                model["model"],
+                *(_ratio(run, model["model"], figure) for figure in FIGURES),
+                *(console.number(model.get(figure), 0) for figure in FIGURES),
+            ]
+            for model in run["models"]
+        ]
+        heads = ["prefill", "decode", "sentences"]
+        columns = ["model", *(f"ours: {h}" for h in heads), *(f"{h}/s" for h in heads)]
+        console.print_table(columns, rows, title=f"{run['ours']}, threads: {run['threads']}")
+
+
+def _ratio(run: dict[str, Any], model: str, figure: str) -> str:
+    ratio = run["ratios"].get(model, {}).get(figure)
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="ours the last one")
+    parser.add_argument("--gguf", type=Path, help="the model's GGUF file, for llama.cpp")
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}))
+    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    arguments = parser.parse_args()
+    if arguments.gguf and not llama.available():
+        print(llama.MISSING, file=sys.stderr)
+    setting = QUICK if arguments.quick else Setting()
+    try:
+        result = report(arguments.models, arguments.gguf, arguments.threads, setting)
+    except QcError as error:
+        sys.exit(f"error: {error}")
+    show(result)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

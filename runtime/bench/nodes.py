@@ -1,0 +1,177 @@
+"""Speed of one layer in ONNX Runtime: our op against ONNX Runtime's own, side by side.
+
+    python runtime/bench/nodes.py [--quick] [--out FILE]
+
+All sessions are alive at once and take turns, round after round; medians are reported. The pool
+threads of a session stop spinning when its run ends, or they would steal the next one's core.
+Weights stay in the caches as far as they fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import node_models
+import numpy as np
+import onnxruntime as ort
+from machine import Machine, cores
+from node_models import Layer
+
+from qcompiler import console, runtime
+
+GROUPS = (32, 128)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to time. A turn is at least `turn_seconds` long and its first run does not count."""
+
+    K: int = 4096
+    N: int = 4096
+    rows: tuple[int, ...] = (1, 4, 16, 128)
+    threads: tuple[int, ...] = (1, 2)
+    rounds: int = 11
+    turn_seconds: float = 0.02
+
+
+QUICK = Setting(K=256, N=256, rows=(1, 4), threads=(1,), rounds=3, turn_seconds=0.0005)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result. `milliseconds` are medians by op; `ratios` are theirs over ours."""
+
+    threads: int
+    rows: int
+    group_size: int
+    ratios: dict[str, float]
+    milliseconds: dict[str, float]
+
+
+def contenders(K: int, N: int) -> dict[str, bytes]:
+    """Models by name; those that depend on the group size end in it."""
+    layers = {group: Layer.random(K, N, group) for group in GROUPS}
+    models: dict[str, bytes] = {}
+    for group, layer in layers.items():
+        models[f"MatMulW4A8 {group}"] = node_models.ours(layer)
+        models[f"MatMulNBits {group}"] = node_models.matmul_nbits(layer)
+    models["DynamicQuantizeMatMul"] = node_models.dynamic_quantize_matmul(layers[GROUPS[0]])
+    models["MatMul fp32"] = node_models.float_model(layers[GROUPS[0]])
+    return models
+
+
+def open_session(model: bytes, threads: int) -> ort.InferenceSession:
+    """A session on the CPU, its threads asleep between runs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    runtime.register(options)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Time every op for all numbers of threads and rows."""
+    models = contenders(setting.K, setting.N)
+    results: list[Row] = []
+    for threads in setting.threads:
+        sessions = {name: open_session(model, threads) for name, model in models.items()}
+        for rows in setting.rows:
+            X = np.random.default_rng(rows).normal(size=(rows, setting.K)).astype(np.float32)
+            actions = {name: _action(s, X, setting.N) for name, s in sessions.items()}
+            times = _race(actions, setting)
+            results += [_row(threads, rows, group, times) for group in GROUPS]
+    return results
+
+
+def _action(session: ort.InferenceSession, X: np.ndarray, N: int) -> Callable[[], None]:
+    """A run on buffers that are there already, so that the op is what is timed."""
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("X", ort.OrtValue.ortvalue_from_numpy(X))
+    Y = ort.OrtValue.ortvalue_from_numpy(np.zeros((X.shape[0], N), np.float32))
+    binding.bind_ortvalue_output("Y", Y)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _race(actions: dict[str, Callable[[], None]], setting: Setting) -> dict[str, float]:
+    """Median milliseconds of each action, over rounds of turns."""
+    turns: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(setting.rounds):
+        for name, action in actions.items():
+            turns[name].append(_turn(action, setting.turn_seconds))
+    return {name: 1e3 * statistics.median(times) for name, times in turns.items()}
+
+
+def _turn(action: Callable[[], None], seconds: float) -> float:
+    action()  # brings the weights back into the caches
+    times: list[float] = []
+    while sum(times) < seconds:
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _row(threads: int, rows: int, group: int, times: dict[str, float]) -> Row:
+    """The result for one group size: our op, and what it is compared with."""
+    chosen: dict[str, float] = {}
+    for name, value in times.items():
+        op, _, suffix = name.partition(" ")
+        if not suffix.isdigit():
+            chosen[name] = value
+        elif int(suffix) == group:
+            chosen[op] = value
+    ours = chosen["MatMulW4A8"]
+    ratios = {op: value / ours for op, value in chosen.items() if op != "MatMulW4A8"}
+    return Row(threads, rows, group, ratios, chosen)
+
+
+def report(setting: Setting) -> dict[str, Any]:
+    """Measure, for JSON."""
+    rows = [asdict(row) for row in measure(setting)]
+    return {"machine": Machine.here().to_dict(), "setting": asdict(setting), "rows": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result, ratios first."""
+    ops_beside = list(result["rows"][0]["ratios"])
+    console.print_table(
+        ["threads", "M", "group", *(f"over {op}" for op in ops_beside), "ours ms"],
+        [
+            [
+                *(str(row[key]) for key in ("threads", "rows", "group_size")),
+                *(f"{row['ratios'][op]:.2f}x" for op in ops_beside),
+                f"{row['milliseconds']['MatMulW4A8']:.3f}",
+            ]
+            for row in result["rows"]
+        ],
+        title=f"MatMulW4A8, K={result['setting']['K']} N={result['setting']['N']}",
+    )
+
+
+def default_setting(quick: bool) -> Setting:
+    """The full one asks for as many threads as there are cores, up to two."""
+    return QUICK if quick else Setting(threads=(1, 2) if cores() > 1 else (1,))
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    arguments = parser.parse_args()
+    result = report(default_setting(arguments.quick))
+    show(result)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The benchmarks run, compare like with like, and end in a page and a chart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "runtime" / "bench"
+PROGRAM = ROOT / "build" / "bench" / "cmake" / "bench" / "qcompiler_kernels_bench"
+SVG = "{http://www.w3.org/2000/svg}"
+# Prints nothing and writes what google-benchmark would.
+STAND_IN = """\
+#!{python}
+import json, sys
+out = next(a for a in sys.argv if a.startswith("--benchmark_out=")).split("=", 1)[1]
+name = "W4/avx512vnni/4096x4096/g32/row/M1/"
+figures = {{"real_time": 200.0, "GOPS": 160.0, "GB/s": 45.0, "%peak": 34.0}}
+entries = [
+    {{"run_name": name + "hot/real_time", "aggregate_name": "median", **figures}},
+    {{"run_name": name + "hot/real_time", "aggregate_name": "cv", **figures, "%peak": 77.0}},
+    {{"run_name": name + "memory/real_time", "%bandwidth": 91.0, **figures}},
+]
+with open(out, "w") as file:
+    json.dump({{"context": {{"read_gb_per_s": "21.5"}}, "benchmarks": entries}}, file)
+"""
+
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="no checkout")
+
+
+@pytest.fixture
+def bench_path(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def run(out: Path, *arguments: str | Path) -> str:
+    command = [sys.executable, BENCH / "run.py", "--quick", "--out", out, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load(file: Path):
+    return json.loads(file.read_text("utf-8"))
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> Path:
+    program = tmp_path / "kernels"
+    program.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch) -> Path:
+    """What `make demo` leaves, but tiny."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit"))
+    import tiny_models
+
+    for name in ("fp32", "int4", "w4a8"):
+        model = tiny_models.decoder(tiny_models.embedding())
+        tiny_models.save(model, tmp_path / "demo" / f"smollm2-{name}")
+    return tmp_path / "demo"
+
+
+def test_everything_ends_in_a_page(tmp_path, stand_in, demo) -> None:
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    run(out, "--kernels", stand_in, "--demo", demo, "--docs", docs)
+    nodes = load(out / "nodes.json")
+    assert nodes["machine"]["cpu"] and nodes["machine"]["onnxruntime"]
+    assert {row["group_size"] for row in nodes["rows"]} == {32, 128}
+    for row in nodes["rows"]:
+        assert set(row["ratios"]) == {"MatMulNBits", "DynamicQuantizeMatMul", "MatMul fp32"}
+        for op, ratio in row["ratios"].items():
+            times = row["milliseconds"]
+            assert ratio == pytest.approx(times[op] / times["MatMulW4A8"])
+    (models,) = load(out / "models.json")["runs"]
+    assert models["ours"] == "smollm2-w4a8"
+    assert {"smollm2-fp32", "smollm2-int4"} <= set(models["ratios"])
+    assert set(models["ratios"]["smollm2-int4"]) == {"prefill", "decode"}
+
+    page = (docs / "benchmarks.md").read_text("utf-8")
+    assert nodes["machine"]["cpu"] in page
+    assert "| avx512vnni | W4 | g32 | 34 |" in page  # the median, not the variation
+    assert "| avx512vnni | W4 | g32 | 45.0 | 91 |" in page
+    assert "| smollm2-int4 |" in page
+    drawing = ElementTree.parse(docs / "benchmarks.svg").getroot()
+    shown = [text.text for text in drawing.iter(f"{SVG}text")]
+    for row in nodes["rows"]:
+        quantized = [ratio for op, ratio in row["ratios"].items() if op != "MatMul fp32"]
+        assert all(f"{ratio:.2f}x" in shown for ratio in quantized)
+
+
+def test_what_is_missing_is_skipped_aloud(tmp_path) -> None:
+    (tmp_path / "models.json").write_text("of an earlier run")
+    said = run(tmp_path, "--demo", tmp_path / "nothing")
+    assert "kernels: skipped, google-benchmark is not installed" in said
+    assert "models: skipped, no models in" in said
+    assert not (tmp_path / "models.json").exists()
+
+
+@pytest.mark.skipif(not os.access(PROGRAM, os.X_OK), reason="`make bench` has not built it")
+def test_kernels_are_measured(tmp_path, bench_path) -> None:
+    import kernels
+
+    out = tmp_path / "kernels.json"
+    command = [PROGRAM, "--quick", f"--benchmark_out={out}", "--benchmark_filter=/576x960/.*/M1/"]
+    subprocess.run(command, check=True, capture_output=True)
+    measured = kernels.read(load(out))
+    assert "reference" in kernels.isas(measured)
+    # bits, groups, activations and places of each ISA
+    assert len(measured) == len(kernels.isas(measured)) * 2 * 2 * 2 * 2
+    for kernel in measured:
+        assert kernel.rows == 1 and kernel.figures["GOPS"] > 0 and kernel.figures["GB/s"] > 0
+        assert ("%peak" in kernel.figures) == (kernel.isa != "reference")
+        assert ("%bandwidth" in kernel.figures) == (kernel.place == "memory")
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_contenders_compute_the_same_layer(bench_path, group) -> None:
+    import nodes
+
+    X = np.random.default_rng(1).normal(size=(5, 256)).astype(np.float32)
+    results = {
+        name: nodes.open_session(model, 1).run(None, {"X": X})[0]
+        for name, model in nodes.contenders(256, 96).items()
+    }
+    layer = nodes.Layer.random(256, 96, group)
+    exact = X @ layer.weights
+    # 8-bit activations leave 40 dB or so, a layer that is another one none.
+    for name in (f"MatMulW4A8 {group}", f"MatMulNBits {group}"):
+        assert sqnr_db(results[name], exact) > 30, name
+    first = X @ nodes.Layer.random(256, 96, nodes.GROUPS[0]).weights
+    assert sqnr_db(results["MatMul fp32"], first) > 100
+    assert sqnr_db(results["DynamicQuantizeMatMul"], first) > 30
+
+
+def sqnr_db(result: np.ndarray, exact: np.ndarray) -> float:
+    noise = float(np.square(result - exact).sum())
+    return 10 * float(np.log10(np.square(exact).sum() / max(noise, 1e-30)))
+
+
+def test_charts_escape_and_scale(bench_path) -> None:
+    import chart
+
+    drawn = chart.draw([chart.Panel("a < b", {"x": {"one": 2.0, "two": 0.5}})], "here & now")
+    root = ElementTree.fromstring(drawn)
+    assert {"a < b", "here & now", "2.00x"} <= {text.text for text in root.iter(f"{SVG}text")}
+    bars = [float(bar.get("width", 0)) for bar in root.iter(f"{SVG}rect")][-2:]
+    assert bars[0] == pytest.approx(4 * bars[1])
+
+
+def test_llama_cpp_is_optional(bench_path, monkeypatch, capsys) -> None:
+    import llama
+    import run as everything
+
+    monkeypatch.setattr(llama, "available", lambda: False)
+    assert everything.gguf() is None
+    assert "llama-cpp-python is not installed" in capsys.readouterr().out
