@@ -64,12 +64,14 @@ def status(description: str) -> Generator[None, None, None]:
         yield
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, aligned plain text in a pipe. Figures stand on the right.
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table, its title on a line before: drawn on a terminal, aligned plain text in a pipe. Figures stand on the right.
 
     On a terminal too narrow for it, every row becomes a paragraph.
     """
     console = Console()
+    if title:
+        print(title)
     cells = [[line[i] for line in (columns, *rows)] for i in range(len(columns))]
     widths = [max(map(len, column)) for column in cells]
     figures = [i > 0 and all(map(_is_figure, column[1:])) for i, column in enumerate(cells)]
