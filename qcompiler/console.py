@@ -65,8 +65,9 @@ def status(description: str) -> Generator[None, None, None]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table, its title on a line before: drawn on a terminal, aligned plain text in a pipe. Figures stand on the right.
+    """A table: drawn on a terminal, aligned plain text in a pipe. Figures stand on the right.
 
+    The title is a line of its own before it.
     On a terminal too narrow for it, every row becomes a paragraph.
     """
     console = Console()
