@@ -186,7 +186,7 @@ def test_stock_runtime_loads_the_output_of_every_pass(request, tmp_path, model, 
             y = session.run([session.get_outputs()[0].name], feeds)[0]
             if before is not None and step.numerics.value == "exact" and step.name != "import":
                 scale = np.abs(before).max()
-                assert np.abs(y - before).max() <= 1e-4 * scale, step.name
+                assert np.abs(y - before).max() <= 1e-5 * scale, step.name
             before = y
             for file in path.parent.iterdir():
                 file.unlink()
