@@ -18,7 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
-from qcompiler.analysis.linears import bias_of
+from qcompiler.analysis.linears import Linear, bias_of
 from qcompiler.analysis.qdq import ActivationQdq, WeightDq, activation_qdq, weight_dq
 from qcompiler.ir.matcher import Match, const, either, match, op, var
 from qcompiler.numerics.packing import PackedMatrix
@@ -118,14 +118,12 @@ def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Pac
     if activation.granularity is Granularity.PER_GROUP and activation.block != weight.group_size:
         return _stay(node.name, "activation and weight groups differ")
     rows, columns = weight.shape
-    bias_node = bias_of(graph, node)
-    last = bias_node or node
+    layer = Linear(node, bias_of(graph, node))
     bias = np.zeros(1, np.float32)
-    if bias_node is not None:
-        constant = next(t for t in bias_node.inputs if ir.is_constant(t))
-        bias = np.asarray(ir.array(constant), np.float32)
-    splits, outputs, split_node = [columns, 0, 0], [last.outputs[0]], None
-    found = _split(graph, last.outputs[0], columns)
+    if layer.bias is not None:
+        bias = np.asarray(ir.array(layer.bias), np.float32)
+    splits, outputs, split_node = [columns, 0, 0], [layer.output], None
+    found = _split(graph, layer.output, columns)
     if found is not None:
         split_node, splits = found
         outputs = list(split_node.outputs)
@@ -147,7 +145,7 @@ def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Pac
         inputs.append(_static_scale(activation, node, packer))
     else:
         attrs["activation_block"] = _block(activation, rows)
-    for each in (node, bias_node, split_node):
+    for each in (node, layer.bias_node, split_node):
         if each is not None:
             each.inputs.clear()
             each.outputs.clear()

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import bias_of
+from qcompiler.analysis.linears import Linear, bias_of
 from qcompiler.analysis.qdq import WeightDq, insert_weight_dq, weight_dq
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
@@ -26,21 +26,8 @@ MOST = 3
 
 @dataclass(frozen=True)
 class _Member:
-    node: gs.Node
-    bias_node: gs.Node | None
+    layer: Linear
     weight: WeightDq
-
-    @property
-    def bias(self) -> Any:
-        """The bias vector, None without one."""
-        if self.bias_node is None:
-            return None
-        return ir.array(next(t for t in self.bias_node.inputs if ir.is_constant(t)))
-
-    @property
-    def output(self) -> Any:
-        """What readers see."""
-        return (self.bias_node or self.node).outputs[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +68,8 @@ def _siblings(graph: gs.Graph) -> list[list[_Member]]:
             weight.group_size,
             weight.symmetric,
         )
-        groups.setdefault(key, []).append(_Member(node, _bias(graph, node, weight), weight))
+        groups.setdefault(key, []).append(_Member(Linear(node, bias_of(graph, node)), weight))
     return [members for members in groups.values() if len(members) > 1]
-
-
-def _bias(graph: gs.Graph, node: gs.Node, weight: WeightDq) -> gs.Node | None:
-    found = bias_of(graph, node)
-    if found is None:
-        return None
-    constant = next(t for t in found.inputs if ir.is_constant(t))
-    return found if tuple(constant.shape) == (weight.shape[1],) else None
 
 
 def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Remark]:
@@ -105,9 +84,9 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
         first.weight.bits,
         first.weight.group_size,
     )
-    names = [member.node.name for member in members]
+    names = [member.layer.name for member in members]
     name = namer("+".join(names))
-    x = first.node.inputs[0]
+    x = first.layer.x
     total = sum(sizes)
     lead = None if x.shape is None else list(x.shape)[:-1]
 
@@ -115,20 +94,20 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
         shape = None if lead is None else [*lead, total]
         return gs.Variable(namer(f"{name}_{suffix}"), np.dtype(np.float32), shape)
 
-    outputs = [member.output for member in members]
-    biases = [member.bias for member in members]
+    outputs = [member.layer.output for member in members]
+    biases = [member.layer.bias for member in members]
     for member in members:
-        for node in (member.node, member.bias_node):
+        for node in (member.layer.node, member.layer.bias_node):
             if node is not None:
                 node.inputs.clear()
                 node.outputs.clear()
-        member.node.name = namer(f"{member.node.name}_merged")
+        member.layer.node.name = namer(f"{member.layer.name}_merged")
     product = variable("product")
     weight = insert_weight_dq(graph, merged, name, namer)
     ir.add_node(graph, "MatMul", name, [x, weight], [product])
     if any(bias is not None for bias in biases):
         values = [
-            np.zeros(size, np.float32) if bias is None else np.asarray(bias, np.float32)
+            np.zeros(size, np.float32) if bias is None else np.asarray(ir.array(bias), np.float32)
             for size, bias in zip(sizes, biases, strict=True)
         ]
         bias = ir.constant(namer(f"{name}_bias"), np.concatenate(values))
