@@ -12,15 +12,9 @@ namespace {
 
 using std::int64_t;
 
-// Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
-constexpr int kPrefetchBytes = 2048;
-
-// Four codes of activations, for all columns alike.
-__m512i broadcast(const std::int8_t* quad) {
-  std::int32_t bits;
-  __builtin_memcpy(&bits, quad, sizeof bits);
-  return _mm512_set1_epi32(bits);
-}
+// Few rows take one panel after the other, so that weights come from memory as one stream, which is
+// what hardware prefetches best; this far ahead helps it over the ends of pages.
+constexpr int kPrefetchBytes = 4096;
 
 // sum += dot products of 16 unsigned quads with one signed quad. In assembly because of the {1to16}
 // operand: from intrinsics GCC keeps each broadcast in a register of its own, which a 6 x 2 tile
@@ -35,10 +29,45 @@ inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigne
           : "v"(unsigned_quads), "m"(*reinterpret_cast<const Quad*>(signed_quad)));
 }
 
-// The same with the signed quad in a register; in assembly so that the sum is updated in place.
-inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigned_quads,
-                                                   __m512i signed_quads) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_quads), "v"(signed_quads));
+// One block of packed weights times kRows quads (4 bit: two quads) of activations. Products take
+// turns on the chains of `dots`, so that short tiles don't wait for their own sums. With several
+// chains the high nibbles stay where they are, and odd chains hold 16 times their sum.
+template <int kBits, int kRows, int kPanels, int kChains>
+inline __attribute__((always_inline)) void multiply_block(__m512i (&dots)[kChains][kRows][kPanels],
+                                                          const std::uint8_t* codes,
+                                                          int64_t panel_bytes,
+                                                          const std::int8_t* const (&q)[kRows],
+                                                          int64_t k, int chain) {
+  const __m512i low_bits = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+    const std::uint8_t* block = codes + p * panel_bytes;
+    if (kRows < 6) _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
+    const __m512i packed = _mm512_loadu_si512(block);
+    const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
+    const __m512i high = kChains > 1 ? _mm512_andnot_si512(low_bits, packed)
+                                     : _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) add_dot(dots[chain % kChains][r][p], low, q[r] + k);
+    if (kBits == 8) continue;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) add_dot(dots[(chain + 1) % kChains][r][p], high, q[r] + k + 4);
+  }
+}
+
+// The chains of one sum together.
+template <int kBits, int kRows, int kPanels, int kChains>
+inline __attribute__((always_inline)) __m512i join(const __m512i (&dots)[kChains][kRows][kPanels],
+                                                   int r, int p) {
+  __m512i even = dots[0][r][p];
+  if (kChains == 1) return even;
+  __m512i odd = dots[kChains > 1 ? 1 : 0][r][p];
+#pragma GCC unroll 8
+  for (int c = 2; c < kChains; c += 2) {
+    even = _mm512_add_epi32(even, dots[c][r][p]);
+    odd = _mm512_add_epi32(odd, dots[c + 1][r][p]);
+  }
+  return _mm512_add_epi32(even, kBits == 4 ? _mm512_srai_epi32(odd, 4) : odd);
 }
 
 // kRows x kPanels panels, over all of K. The int32 sums of a group and the float sums of all groups
@@ -46,13 +75,12 @@ inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigne
 template <int kBits, int kRows, int kPanels>
 void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
   constexpr int kDepth = 32 / kBits;
-  // With few rows there are registers to load a quad once for all panels.
-  constexpr bool kShared = kRows <= 3;
+  constexpr int kChains = kRows * kPanels >= 4 ? 1 : kRows == 1 && kBits == 8 ? 4 : 2;
+  constexpr int kUnroll = kBits == 4 ? (kChains + 1) / 2 : kChains;  // blocks
   const int64_t blocks = (w.k + kDepth - 1) / kDepth;
   const int64_t blocks_per_group = w.group_size / kDepth;
   const int64_t groups = (w.k + w.group_size - 1) / w.group_size;
   const int64_t panel_bytes = blocks * kBlockBytes;
-  const __m512i low_bits = _mm512_set1_epi8(15);
 
   const std::uint8_t* codes = w.codes + panel * panel_bytes;
   const std::int8_t* q[kRows];
@@ -74,13 +102,13 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
   }
 
   for (int64_t g = 0; g < groups; ++g) {
-    __m512i dots[kRows][kPanels];
+    __m512i dots[kChains][kRows][kPanels];
     if (w.zero_points == nullptr) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const __m512i start = _mm512_set1_epi32(starts[r * groups + g]);
 #pragma GCC unroll 8
-        for (int p = 0; p < kPanels; ++p) dots[r][p] = start;
+        for (int p = 0; p < kPanels; ++p) dots[0][r][p] = start;
       }
     } else {
       // Zero points are below 2^8 and sums of codes below 2^15: one 16-bit multiply, exact.
@@ -91,50 +119,36 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          dots[r][p] = _mm512_madd_epi16(zero, _mm512_set1_epi32(starts[r * groups + g]));
+          dots[0][r][p] = _mm512_madd_epi16(zero, _mm512_set1_epi32(starts[r * groups + g]));
         }
       }
     }
 
+#pragma GCC unroll 8
+    for (int i = kRows * kPanels; i < kChains * kRows * kPanels; ++i) {
+      dots[i / (kRows * kPanels)][i / kPanels % kRows][i % kPanels] = _mm512_setzero_si512();
+    }
+
     const int64_t left = blocks - g * blocks_per_group;
     const int64_t count = left < blocks_per_group ? left : blocks_per_group;
-    for (int64_t b = 0; b < count; ++b) {
-      __m512i low_quads[kRows], high_quads[kRows];
-      if (kShared) {
+    int64_t b = 0;
+    for (; b + kUnroll <= count; b += kUnroll) {
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          low_quads[r] = broadcast(q[r] + k);
-          if (kBits == 4) high_quads[r] = broadcast(q[r] + k + 4);
-        }
+      for (int u = 0; u < kUnroll; ++u) {
+        multiply_block<kBits>(dots, codes, panel_bytes, q, k, u * (8 / kBits));
+        codes += kBlockBytes;
+        k += kDepth;
       }
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        const std::uint8_t* block = codes + p * panel_bytes;
-        if (kRows < 6)
-          _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
-        const __m512i packed = _mm512_loadu_si512(block);
-        const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          if (kShared) {
-            add_dot(dots[r][p], low, low_quads[r]);
-          } else {
-            add_dot(dots[r][p], low, q[r] + k);
-          }
-        }
-        if (kBits == 8) continue;
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          if (kShared) {
-            add_dot(dots[r][p], high, high_quads[r]);
-          } else {
-            add_dot(dots[r][p], high, q[r] + k + 4);
-          }
-        }
-      }
+    }
+    for (; kUnroll > 1 && b < count; ++b) {
+      multiply_block<kBits>(dots, codes, panel_bytes, q, k, 0);
       codes += kBlockBytes;
       k += kDepth;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanels; ++p) dots[0][r][p] = join<kBits>(dots, r, p);
     }
 
 #pragma GCC unroll 8
@@ -145,13 +159,13 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
       if (a.scale_count == 1) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][p]), scale, sums[r][p]);
+          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[0][r][p]), scale, sums[r][p]);
         }
       } else {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           const __m512 x_scale = _mm512_set1_ps(a.scales[(row + r) * groups + g]);
-          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][p]),
+          sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[0][r][p]),
                                        _mm512_mul_ps(scale, x_scale), sums[r][p]);
         }
       }
@@ -196,19 +210,19 @@ void matmul(const Activations& a, const Weights& w, const Tile& t) {
     for (; row + 6 <= t.row_end; row += 6) rows<kBits, 6, 2>(a, w, t, row, panel, end);
     switch (t.row_end - row) {
       case 1:
-        rows<kBits, 1, 4>(a, w, t, row, panel, end);
+        rows<kBits, 1, 1>(a, w, t, row, panel, end);
         break;
       case 2:
-        rows<kBits, 2, 4>(a, w, t, row, panel, end);
+        rows<kBits, 2, 1>(a, w, t, row, panel, end);
         break;
       case 3:
-        rows<kBits, 3, 4>(a, w, t, row, panel, end);
+        rows<kBits, 3, 1>(a, w, t, row, panel, end);
         break;
       case 4:
-        rows<kBits, 4, 2>(a, w, t, row, panel, end);
+        rows<kBits, 4, 1>(a, w, t, row, panel, end);
         break;
       case 5:
-        rows<kBits, 5, 2>(a, w, t, row, panel, end);
+        rows<kBits, 5, 1>(a, w, t, row, panel, end);
         break;
       default:
         break;
