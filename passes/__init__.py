@@ -21,6 +21,7 @@ _PASSES: dict[str, str] = {
     "merge-linears": "merge_linears:MergeLinears",
     "fuse-norm": "fuse_norm:FuseNorm",
     "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
+    "lower-attention": "lower_attention:LowerAttention",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
 }
 

@@ -98,6 +98,56 @@ def gather_w8(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
     return w.dequantized().T[ids]
 
 
+def rotated(x: F32Array, cosines: F32Array, sines: F32Array) -> F32Array:
+    """Rotary embedding, halves apart: x [..., S, d], cosines and sines [S, h] with 2 h <= d."""
+    h = cosines.shape[-1]
+    y = x.copy()
+    y[..., :h] = x[..., :h] * cosines - x[..., h : 2 * h] * sines
+    y[..., h : 2 * h] = x[..., h : 2 * h] * cosines + x[..., :h] * sines
+    return y
+
+
+def causal_attention(q: F32Array, k: F32Array, v: F32Array) -> F32Array:
+    """softmax(q k^T) v, where the last row of q sees all keys, the one before all but one, ..
+
+    q [..., S, d], scaled; k and v [..., T, d] with T >= S. Computed in float64.
+    """
+    scores = q.astype(np.float64) @ np.swapaxes(k, -1, -2).astype(np.float64)
+    s, t = scores.shape[-2:]
+    visible = np.arange(t) <= np.arange(s)[:, None] + (t - s)
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    y: F32Array = (weights / weights.sum(-1, keepdims=True) @ v).astype(np.float32)
+    return y
+
+
+def group_query_attention(
+    X: F32Array,
+    past_key: F32Array,
+    past_value: F32Array,
+    cos_cache: F32Array,
+    sin_cache: F32Array,
+    *,
+    num_heads: int,
+    scale: float,
+) -> tuple[F32Array, F32Array, F32Array]:
+    """``GroupQueryAttention`` of one sequence whose caches are full: Y and both new caches.
+
+    X [1, S, (num_heads + 2 kv) d], caches [1, kv, P, d]; the results are [1, S, num_heads d] and
+    [1, kv, P + S, d].
+    """
+    kv, past, d = past_key.shape[1:]
+    s = X.shape[1]
+    heads = X.reshape(1, s, num_heads + 2 * kv, d).transpose(0, 2, 1, 3)
+    turns = cos_cache[past : past + s], sin_cache[past : past + s]
+    q = rotated(heads[:, :num_heads], *turns) * np.float32(scale)
+    k = np.concatenate([past_key, rotated(heads[:, num_heads:-kv], *turns)], axis=2)
+    v = np.concatenate([past_value, heads[:, -kv:]], axis=2)
+    shared = num_heads // kv
+    y = causal_attention(q, np.repeat(k, shared, axis=1), np.repeat(v, shared, axis=1))
+    return y.transpose(0, 2, 1, 3).reshape(1, s, num_heads * d), k, v
+
+
 def _rows(X: Array) -> Array:
     k = X.shape[-1]
     return X.reshape(X.size // k, k)

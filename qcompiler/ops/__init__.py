@@ -12,6 +12,7 @@ from functools import partial
 import onnx
 
 from qcompiler.ops._text import DOMAIN, ONNX_OPSET
+from qcompiler.ops.attention import attention_function
 from qcompiler.ops.gather import gather_function
 from qcompiler.ops.matmul import matmul_function
 
@@ -27,6 +28,7 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     "MatMulW8A8": partial(matmul_function, bits=8, static=False),
     "MatMulW8A8Static": partial(matmul_function, bits=8, static=True),
     "GatherW8": gather_function,
+    "GroupQueryAttention": attention_function,
 }
 
 OP_TYPES: tuple[str, ...] = tuple(_FUNCTIONS)

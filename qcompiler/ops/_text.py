@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import onnx
@@ -91,10 +91,14 @@ def parse(
     inputs: Sequence[str],
     outputs: Sequence[str],
     body: str,
+    domains: Mapping[str, int] = {},
 ) -> onnx.FunctionProto:
-    """A function of our domain from its body's text."""
+    """A function of our domain from its body's text; `domains` are those it uses beside ONNX's."""
+    imports = ", ".join(
+        f'"{each}" : {at}' for each, at in ({"": ONNX_OPSET} | dict(domains)).items()
+    )
     signature = f"{op_type} <{', '.join(attributes)}> ({', '.join(inputs)})"
     return onnx.parser.parse_function(
-        f'<opset_import : ["" : {ONNX_OPSET}], domain : "{DOMAIN}">\n'
+        f'<opset_import : [{imports}], domain : "{DOMAIN}">\n'
         f"{signature} => ({', '.join(outputs)}) {{{body}}}"
     )

@@ -116,6 +116,8 @@ inline constexpr Function<63,
     GetSymbolicDimensions;
 inline constexpr Function<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>
     GetTensorTypeAndShape;
+inline constexpr Function<85, OrtStatus*(const OrtKernelInfo*, const char*, float*)>
+    KernelInfoGetAttribute_float;
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char*, std::int64_t*)>
     KernelInfoGetAttribute_int64;
 inline constexpr Function<88, OrtStatus*(const OrtKernelContext*, std::size_t*)>

@@ -1,8 +1,9 @@
 #include "ops/matmul_compute.h"
 
 #include <algorithm>
-#include <memory>
 #include <thread>
+
+#include "ops/scratch.h"
 
 namespace qc::ops {
 namespace {
@@ -29,28 +30,6 @@ std::int64_t task_count(std::int64_t work) {
   const std::int64_t worth = std::max<std::int64_t>(1, work / kWorkPerTask);
   return worth <= threads ? worth : std::min<std::int64_t>(4, worth / threads) * threads;
 }
-
-// Memory that a thread keeps between calls; what it holds does not survive the next `get`.
-class Scratch {
- public:
-  // `bytes` of storage, aligned to a cache line.
-  char* get(std::size_t bytes) {
-    constexpr std::size_t kLine = 64;
-    if (bytes + kLine > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(new char[bytes + kLine]);
-      size_ = bytes + kLine;
-    }
-    void* start = memory_.get();
-    std::size_t space = size_;
-    return static_cast<char*>(std::align(kLine, bytes, start, space));
-  }
-
- private:
-  std::unique_ptr<char[]> memory_;
-  std::size_t size_ = 0;
-};
 
 // Cuts one block of memory into arrays.
 class Layout {

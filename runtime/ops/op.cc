@@ -66,6 +66,15 @@ std::int64_t Node::integer(const char* attribute) const {
   return value;
 }
 
+float Node::real(const char* attribute) const {
+  float value = 0;
+  if (OrtStatus* status = abi::KernelInfoGetAttribute_float(api_, info_, attribute, &value)) {
+    abi::ReleaseStatus(api_, status);
+    refuse(std::string("attribute ") + attribute + " is missing or not a float");
+  }
+  return value;
+}
+
 std::vector<std::int64_t> Node::integers(const char* attribute) const {
   std::size_t count = 0;
   OrtStatus* status =

@@ -72,6 +72,7 @@ class Node {
   [[noreturn]] void refuse(const std::string& cause) const;
 
   std::int64_t integer(const char* attribute) const;
+  float real(const char* attribute) const;
   std::vector<std::int64_t> integers(const char* attribute) const;
 
   // The tensor of input `index` where it is a constant, else null.

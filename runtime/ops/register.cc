@@ -6,6 +6,7 @@
 
 #include "abi/ort_abi.h"
 #include "kernels/dispatch/dispatch.h"
+#include "ops/attention_op.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_op.h"
 #include "ops/op.h"
@@ -36,6 +37,7 @@ OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& ke
   auto* ops = new std::deque<Op>;
   add_matmul_ops(*ops, kernels);
   add_gather_ops(*ops);
+  add_attention_ops(*ops, kernels);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

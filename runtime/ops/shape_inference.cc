@@ -1,6 +1,7 @@
 #include "ops/shape_inference.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "ops/op.h"
 
@@ -76,6 +77,22 @@ OrtStatus* infer_matmul(const OrtCustomOp*, OrtShapeInferContext* context) {
       if (i > 0 && splits[i] == 0) continue;
       set_output(api, context, i, x.type, x.dims, x.symbols, splits[i]);
     }
+  });
+}
+
+// Only the first output: what the caches hold after a run depends on values.
+OrtStatus* infer_attention(const OrtCustomOp*, OrtShapeInferContext* context) {
+  const OrtApi* api = host_api();
+  return guarded(api, [&] {
+    InputShape x = first_input(api, context);
+    const std::int64_t heads = read(api, context, "num_heads", abi::kInt, 1)[0];
+    const std::int64_t kv_heads = read(api, context, "kv_num_heads", abi::kInt, 1)[0];
+    if (x.dims.size() != 3 || heads < 1 || kv_heads < 1 || heads > INT32_MAX) return;
+    const std::int64_t parts = heads + 2 * std::min<std::int64_t>(kv_heads, heads);
+    const std::int64_t width = x.dims.back() < 0 ? kUnknown : x.dims.back() / parts * heads;
+    x.dims.pop_back();
+    x.symbols.pop_back();
+    set_output(api, context, 0, x.type, x.dims, x.symbols, width);
   });
 }
 

@@ -10,6 +10,9 @@ namespace qc::ops {
 // Y0..Y2: X's type and leading dimensions, then splits[i].
 OrtStatus* infer_matmul(const OrtCustomOp* op, OrtShapeInferContext* context);
 
+// Y: X's, its last dimension without the keys and values. The caches stay unknown.
+OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context);
+
 // Y: float, the dimensions of ids, then K.
 OrtStatus* infer_gather(const OrtCustomOp* op, OrtShapeInferContext* context);
 

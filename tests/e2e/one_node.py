@@ -31,7 +31,12 @@ def tapped(path: Path, folder: Path) -> int:
     inputs = {each.name for each in model.graph.input}
     known = {each.name for each in model.graph.output} | inputs
     wanted = list(
-        dict.fromkeys(t for n in nodes for t in [n.input[0], *n.output] if t and t not in inputs)
+        dict.fromkeys(
+            t
+            for n in nodes
+            for t in [*n.input, *n.output]
+            if t and t not in inputs and t not in initializers
+        )
     )
     for name in wanted:
         if name not in known:
@@ -45,15 +50,18 @@ def tapped(path: Path, folder: Path) -> int:
     values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) | feeds
     (folder / "nodes").mkdir()
     for index, node in enumerate(nodes):
-        x = values[node.input[0]]
+        fed = [name for name in node.input if name not in initializers]
         outputs = [name for name in node.output if name]
         graph = onnx.helper.make_graph(
             [node],
             "one",
             [
                 onnx.helper.make_tensor_value_info(
-                    node.input[0], onnx.helper.np_dtype_to_tensor_dtype(x.dtype), x.shape
+                    name,
+                    onnx.helper.np_dtype_to_tensor_dtype(values[name].dtype),
+                    values[name].shape,
                 )
+                for name in fed
             ],
             [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
             [initializers[name] for name in node.input if name in initializers],
@@ -65,9 +73,9 @@ def tapped(path: Path, folder: Path) -> int:
             ir_version=model.ir_version,
         )
         (folder / "nodes" / f"{index}.onnx").write_bytes(single.SerializeToString())
-        names = json.dumps({"input": node.input[0], "outputs": outputs})
+        names = json.dumps({"inputs": fed, "outputs": outputs})
         (folder / "nodes" / f"{index}.json").write_text(names, encoding="utf-8")
-    used = {t: values[t] for n in nodes for t in [n.input[0], *n.output] if t}
+    used = {t: values[t] for n in nodes for t in [*n.input, *n.output] if t in values}
     np.savez(folder / "values.npz", **used)
     return len(nodes)
 
@@ -80,7 +88,7 @@ def run_nodes(folder: Path, values) -> float:
     for path in sorted(folder.glob("*.onnx")):
         names = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         session = ort.InferenceSession(path.read_bytes(), options)
-        found = session.run(names["outputs"], {names["input"]: values[names["input"]]})
+        found = session.run(names["outputs"], {name: values[name] for name in names["inputs"]})
         for name, y in zip(names["outputs"], found, strict=True):
             scale = max(float(np.abs(y).max()), 1e-9)
             worst = max(worst, float(np.abs(y - values[name]).max()) / scale)

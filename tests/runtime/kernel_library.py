@@ -65,6 +65,22 @@ class Tile(Structure):
     )
 
 
+class AttentionRows(Structure):
+    _fields_ = (
+        ("q", c_void_p),
+        ("q_stride", c_int64),
+        ("rows", c_int64),
+        ("first", c_int64),
+        ("k", c_void_p),
+        ("packed_k", c_void_p),
+        ("v", c_void_p),
+        ("d", c_int64),
+        ("scores", c_void_p),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
 class PackedTable(Structure):
     _fields_ = (
         ("codes", c_void_p),
@@ -123,6 +139,7 @@ class KernelLibrary:
             *(c_void_p, c_int64, c_void_p, c_void_p),
         )
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
+        self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_void_p)
         self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
     def _guarded(self, array: np.ndarray) -> np.ndarray:
@@ -218,6 +235,34 @@ class KernelLibrary:
         args = (int(bfloat), int(narrow), address(source), address(target), values.size)
         assert self._c.qc_convert(isa.encode(), *args)
         return target
+
+    def pack_keys(self, k) -> np.ndarray:
+        """[keys, d] -> [panels, d, 64]."""
+        guarded, address = self._guarded, self._address
+        keys, d = k.shape
+        source = guarded(k)
+        packed = guarded(np.full((ceil_div(keys, 64), d, 64), np.nan, np.float32))
+        self._c.qc_pack_keys(address(source), keys, d, address(packed))
+        return packed
+
+    def attend(self, isa, q, k, v, *, rows=None) -> np.ndarray:
+        """The last `len(q)` positions attend to keys [keys, d]; only rows (begin, end) of them."""
+        guarded, address = self._guarded, self._address
+        begin, end = rows or (0, len(q))
+        first = len(k) - len(q) + begin
+        packed = np.array(self.pack_keys(k[: first + end - begin]))
+        used = first + end - begin
+        inputs = (q[begin:end], k[:used], packed, v[:used])
+        keep = [guarded(np.ascontiguousarray(a)) for a in inputs]
+        scores = guarded(np.full(6 * 64 * ceil_div(used, 64), np.nan, np.float32))
+        out = guarded(np.full((end - begin, q.shape[1]), np.nan, np.float32))
+        arguments = AttentionRows(
+            *(address(keep[0]), q.shape[1], end - begin, first),
+            *(address(keep[1]), address(keep[2]), address(keep[3]), q.shape[1]),
+            *(address(scores), address(out), q.shape[1]),
+        )
+        assert self._c.qc_attend(isa.encode(), ctypes.byref(arguments))
+        return out
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
         guarded, address = self._guarded, self._address

@@ -95,7 +95,7 @@ def test_dump_ir_numbers_the_passes(model: Path, tmp_path: Path) -> None:
     assert qc("compile", model, "--dump-ir", tmp_path / "ir").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "ir").iterdir())
     assert names[0] == "000_import.qir"
-    assert names[-1].endswith("_lower-ort-custom.qir")
+    assert names[-1].endswith("_lower-attention.qir")
     text = (tmp_path / "ir" / names[-1]).read_text()
     assert "// + fc1: MatMulW4A8" in text
     assert "function" not in text.split("\n", 2)[1]

@@ -18,6 +18,7 @@ constexpr KernelTable kNeonI8mmTable = {
     matmul_s8_u8_f32_neoni8mm,
     widen_f16_neon,
     narrow_f16_neon,
+    attend_f32_neon,
 };
 
 constexpr KernelTable kNeonDotprodTable = {
@@ -28,6 +29,7 @@ constexpr KernelTable kNeonDotprodTable = {
     matmul_s8_u8_f32_neondotprod,
     widen_f16_neon,
     narrow_f16_neon,
+    attend_f32_neon,
 };
 
 constexpr const KernelTable* kTables[] = {

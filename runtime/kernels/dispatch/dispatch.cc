@@ -13,6 +13,7 @@ const KernelTable kReferenceTable = {
     matmul_s8_u8_f32_reference,
     widen_f16_reference,
     narrow_f16_reference,
+    attend_f32_reference,
 };
 
 const KernelTable* choose_kernels(std::uint32_t flags, const char* forced) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/quantize/quantize.h"
@@ -33,6 +34,7 @@ struct KernelTable {
   MatMul matmul_u8;
   Widen widen_f16;
   Narrow narrow_f16;
+  Attend attend;
   bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
 

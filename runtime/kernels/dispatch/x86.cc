@@ -20,6 +20,7 @@ constexpr KernelTable kAvx512VnniTable = {
     matmul_s8_u8_f32_avx512vnni,
     widen_f16_avx2,
     narrow_f16_avx2,
+    attend_f32_avx512,
 };
 
 #ifdef QC_AVXVNNI
@@ -31,6 +32,7 @@ constexpr KernelTable kAvxVnniTable = {
     matmul_s8_u8_f32_avxvnni,
     widen_f16_avx2,
     narrow_f16_avx2,
+    attend_f32_avx2,
 };
 #endif
 
@@ -43,6 +45,7 @@ constexpr KernelTable kAvx512Vnni256Table = {
     matmul_s8_u8_f32_avx512vnni_256,
     widen_f16_avx2,
     narrow_f16_avx2,
+    attend_f32_avx2,
     true,
 };
 
@@ -54,6 +57,7 @@ constexpr KernelTable kAvx2Table = {
     matmul_s8_u8_f32_avx2,
     widen_f16_avx2,
     narrow_f16_avx2,
+    attend_f32_avx2,
 };
 
 constexpr const KernelTable* kTables[] = {

@@ -104,6 +104,11 @@ Word call(const std::string& name, const Word* w) {
     return qc_convert(isa, small(1), small(2), pointer<const void>(w[3]), pointer<void>(w[4]),
                       number(5));
   }
+  if (name == "qc_attend") return qc_attend(isa, pointer<const qc::kernels::AttentionRows>(w[1]));
+  if (name == "qc_pack_keys") {
+    qc_pack_keys(pointer<const float>(w[0]), number(1), number(2), pointer<float>(w[3]));
+    return 0;
+  }
   if (name == "qc_gather") {
     qc_gather(pointer<const qc::kernels::PackedTable>(w[0]), number(1), pointer<float>(w[2]));
     return 0;

@@ -58,6 +58,17 @@ int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* 
   return 1;
 }
 
+int qc_attend(const char* isa, const qc::kernels::AttentionRows* rows) {
+  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  if (table == nullptr) return 0;
+  table->attend(*rows);
+  return 1;
+}
+
+void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed) {
+  qc::kernels::pack_keys(k, keys, d, packed);
+}
+
 void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {
   qc::kernels::gather_u8_f32(*table, column, out);
 }

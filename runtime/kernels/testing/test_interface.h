@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/attention.h"
 #include "kernels/gather/gather.h"
 #include "kernels/matmul/matmul.h"
 
@@ -26,6 +27,10 @@ QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activ
                              const qc::kernels::Weights* w, const qc::kernels::Tile* t);
 QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
                               std::int64_t count);
+
+QC_TEST_EXPORT int qc_attend(const char* isa, const qc::kernels::AttentionRows* rows);
+
+QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
 
 QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
                               float* out);

@@ -1,0 +1,196 @@
+// The attention kernel over a Simd class, one for each ISA:
+//   Vector, kLanes; kVectors, the registers of a row in a tile of kQueryRows rows;
+//   zero, set, load, store, fma(a, b, c) = a * b + c, add, sub, mul, max, sum, largest,
+//   power(n) = 2^n for whole n in -126 .. 0, round
+// Internal linkage throughout: see matmul_avx512vnni.cc.
+#ifndef QC_KERNELS_ATTENTION_ATTEND_H_
+#define QC_KERNELS_ATTENTION_ATTEND_H_
+
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace qc::kernels {
+namespace {
+
+using std::int64_t;
+
+constexpr int64_t kLine = 16;  // floats
+
+// c[r, :] = sum over i < count of a[r, i] * b[i, :], for kRows rows and kVectors registers.
+template <typename Simd, int kRows, int kVectors>
+void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                   int64_t count, float* c, int64_t c_stride) {
+  typename Simd::Vector sums[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Simd::zero();
+  }
+  const float* row[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) row[r] = a + r * a_stride;
+  for (int64_t i = 0; i < count; ++i) {
+    typename Simd::Vector right[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) right[v] = Simd::load(b + v * Simd::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const typename Simd::Vector left = Simd::set(row[r][i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Simd::fma(left, right[v], sums[r][v]);
+    }
+    b += b_stride;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(c + r * c_stride + v * Simd::kLanes, sums[r][v]);
+    }
+  }
+}
+
+// The same for `columns` columns, a multiple of kLanes.
+template <typename Simd, int kRows>
+void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count,
+              int64_t columns, float* c, int64_t c_stride) {
+  constexpr int kWide = Simd::kVectors * Simd::kLanes;
+  int64_t j = 0;
+  for (; j + kWide <= columns; j += kWide) {
+    multiply_tile<Simd, kRows, Simd::kVectors>(a, a_stride, b + j, b_stride, count, c + j,
+                                               c_stride);
+  }
+  for (; j < columns; j += Simd::kLanes) {
+    multiply_tile<Simd, kRows, 1>(a, a_stride, b + j, b_stride, count, c + j, c_stride);
+  }
+}
+
+template <typename Simd>
+void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                   int64_t count, int64_t columns, float* c, int64_t c_stride) {
+  switch (rows) {
+    case 1:
+      return multiply<Simd, 1>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+    case 2:
+      return multiply<Simd, 2>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+    case 3:
+      return multiply<Simd, 3>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+    case 4:
+      return multiply<Simd, 4>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+    case 5:
+      return multiply<Simd, 5>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+    default:
+      return multiply<Simd, 6>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+  }
+}
+
+// q . k[j] for one row, several keys at once so that sums don't wait for themselves.
+template <typename Simd, int kKeys>
+void dot_keys(const float* q, const float* k, int64_t d, float* scores) {
+  typename Simd::Vector sums[kKeys];
+#pragma GCC unroll 8
+  for (int j = 0; j < kKeys; ++j) sums[j] = Simd::zero();
+  for (int64_t i = 0; i < d; i += Simd::kLanes) {
+    const typename Simd::Vector left = Simd::load(q + i);
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) {
+      sums[j] = Simd::fma(left, Simd::load(k + j * d + i), sums[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kKeys; ++j) scores[j] = Simd::sum(sums[j]);
+}
+
+// e^x for x <= 0: 2^n * e^r, with the Taylor polynomial of degree 6 on |r| <= ln(2) / 2, whose
+// error is below 2^-23. Below -87 the result is that of -87, about 1e-38. NaN stays NaN.
+template <typename Simd>
+typename Simd::Vector exponential(typename Simd::Vector x) {
+  x = Simd::max(Simd::set(-87.0f), x);
+  const auto n = Simd::round(Simd::mul(x, Simd::set(1.44269504f)));
+  auto r = Simd::fma(n, Simd::set(-0.693359375f), x);  // ln 2 in two parts
+  r = Simd::fma(n, Simd::set(2.12194440e-4f), r);
+  auto p = Simd::set(1.0f / 720);
+  constexpr float kTerms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+#pragma GCC unroll 8
+  for (const float term : kTerms) p = Simd::fma(p, r, Simd::set(term));
+  return Simd::mul(p, Simd::power(n));
+}
+
+// Scores to their exponentials, relative to the largest; zeros from `count` to `padded`, which is a
+// multiple of kKeyPanel. Returns 1 / their sum.
+template <typename Simd>
+float soften(float* scores, int64_t count, int64_t padded) {
+  const float lowest = -__builtin_inff();
+  for (int64_t j = count; j < padded; ++j) scores[j] = lowest;
+  auto peak = Simd::set(lowest);
+  for (int64_t j = 0; j < padded; j += Simd::kLanes) {
+    peak = Simd::max(peak, Simd::load(scores + j));
+  }
+  const auto top = Simd::set(Simd::largest(peak));
+  auto total = Simd::zero();
+  int64_t j = 0;
+  for (; j + Simd::kLanes <= count; j += Simd::kLanes) {
+    const auto e = exponential<Simd>(Simd::sub(Simd::load(scores + j), top));
+    Simd::store(scores + j, e);
+    total = Simd::add(total, e);
+  }
+  if (j < count) {
+    float last[Simd::kLanes];
+    Simd::store(last, exponential<Simd>(Simd::sub(Simd::load(scores + j), top)));
+    for (int64_t i = 0; i < Simd::kLanes; ++i) last[i] = j + i < count ? last[i] : 0.0f;
+    Simd::store(scores + j, Simd::load(last));
+    total = Simd::add(total, Simd::load(last));
+    j += Simd::kLanes;
+  }
+  for (; j < padded; j += Simd::kLanes) Simd::store(scores + j, Simd::zero());
+  return 1.0f / Simd::sum(total);
+}
+
+template <typename Simd>
+void attend(const AttentionRows& a) {
+  const int64_t d = a.d;
+  for (int64_t row = 0; row < a.rows; row += kQueryRows) {
+    const int64_t rows = a.rows - row < kQueryRows ? a.rows - row : kQueryRows;
+    const int64_t keys = a.first + row + rows;
+    const int64_t padded = (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
+    const float* q = a.q + row * a.q_stride;
+    if (a.rows <= kUnpackedRows) {
+      for (int64_t r = 0; r < rows; ++r) {
+        float* scores = a.scores + r * padded;
+        int64_t j = 0;
+        for (; j + 4 <= keys; j += 4) {
+          // Both come from memory, and the values are next.
+          for (int64_t i = 0; i < 4 * d; i += kLine) __builtin_prefetch(a.v + j * d + i);
+          dot_keys<Simd, 4>(q + r * a.q_stride, a.k + j * d, d, scores + j);
+        }
+        for (; j < keys; ++j) {
+          dot_keys<Simd, 1>(q + r * a.q_stride, a.k + j * d, d, scores + j);
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < padded; j += kKeyPanel) {
+        multiply_rows<Simd>(rows, q, a.q_stride, a.packed_k + j * d, kKeyPanel, d, kKeyPanel,
+                            a.scores + j, padded);
+      }
+    }
+    float factors[kQueryRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      factors[r] = soften<Simd>(a.scores + r * padded, a.first + row + r + 1, padded);
+    }
+    float* out = a.out + row * a.out_stride;
+    multiply_rows<Simd>(rows, a.scores, padded, a.v, d, keys, d, out, a.out_stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto factor = Simd::set(factors[r]);
+      for (int64_t i = 0; i < d; i += Simd::kLanes) {
+        float* at = out + r * a.out_stride + i;
+        Simd::store(at, Simd::mul(Simd::load(at), factor));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_ATTENTION_ATTEND_H_

@@ -1,0 +1,56 @@
+// Causal attention of query rows over the keys and values of one head, in float32.
+//
+//   p[r, j] = softmax over j <= first + r of  q[r] . k[j]
+//   out[r]  = sum over j of  p[r, j] * v[j]
+//
+// Sums run in order of j and of the channels, whatever other rows there are.
+#ifndef QC_KERNELS_ATTENTION_ATTENTION_H_
+#define QC_KERNELS_ATTENTION_ATTENTION_H_
+
+#include <cstdint>
+
+namespace qc::kernels {
+
+inline constexpr int kHeadStep = 16;  // a head's channels are a multiple of this
+inline constexpr int kKeyPanel = 64;  // keys that lie side by side when packed
+inline constexpr int kQueryRows = 6;  // rows that share a pass over keys and values
+// So few rows read the keys as they lie; more are worth packing them for.
+inline constexpr int kUnpackedRows = 2;
+
+struct AttentionRows {
+  const float* q;  // [rows, q_stride], times the scale
+  std::int64_t q_stride;
+  std::int64_t rows, first;
+  const float* k;         // [first + rows, d]
+  const float* packed_k;  // what `pack_keys` wrote; not read for kUnpackedRows or fewer
+  const float* v;         // [first + rows, d]
+  std::int64_t d;
+  float* scores;  // [attention_scores(first + rows)], scratch
+  float* out;     // [rows, out_stride]
+  std::int64_t out_stride;
+};
+
+using Attend = void (*)(const AttentionRows&);
+
+void attend_f32_reference(const AttentionRows&);
+void attend_f32_avx2(const AttentionRows&);
+void attend_f32_avx512(const AttentionRows&);
+void attend_f32_neon(const AttentionRows&);
+
+// Sizes in floats.
+std::int64_t packed_keys_size(std::int64_t keys, std::int64_t d);
+std::int64_t attention_scores_size(std::int64_t keys);
+
+// [keys, d] -> [ceil(keys / 64), d, 64], zeros beyond the last key.
+void pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
+
+// Rotary embedding of the first 2 * half channels, halves apart (not interleaved), times `factor`:
+//   y[i] = x[i] * cos[i] - x[i + half] * sin[i],   y[i + half] = x[i + half] * cos[i] + x[i] *
+//   sin[i]
+// The other channels are only multiplied. `x` and `y` don't overlap.
+void rotate(const float* x, const float* cosines, const float* sines, std::int64_t half,
+            std::int64_t d, float factor, float* y);
+
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_ATTENTION_ATTENTION_H_

@@ -1,0 +1,33 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attention/attention.h"
+
+namespace qc::kernels {
+
+using std::int64_t;
+
+void attend_f32_reference(const AttentionRows& a) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const float* q = a.q + r * a.q_stride;
+    float* out = a.out + r * a.out_stride;
+    const int64_t keys = a.first + r + 1;
+    float peak = -INFINITY;
+    for (int64_t j = 0; j < keys; ++j) {
+      float dot = 0.0f;
+      for (int64_t i = 0; i < a.d; ++i) dot += q[i] * a.k[j * a.d + i];
+      a.scores[j] = dot;
+      peak = std::max(peak, dot);
+    }
+    float total = 0.0f;
+    std::fill_n(out, a.d, 0.0f);
+    for (int64_t j = 0; j < keys; ++j) {
+      const float weight = std::exp(a.scores[j] - peak);
+      total += weight;
+      for (int64_t i = 0; i < a.d; ++i) out[i] += weight * a.v[j * a.d + i];
+    }
+    for (int64_t i = 0; i < a.d; ++i) out[i] /= total;
+  }
+}
+
+}  // namespace qc::kernels

@@ -1,0 +1,33 @@
+#ifndef QC_OPS_SCRATCH_H_
+#define QC_OPS_SCRATCH_H_
+
+#include <cstddef>
+#include <memory>
+
+namespace qc::ops {
+
+// Memory that a thread keeps between calls; what it holds does not survive the next `get`.
+class Scratch {
+ public:
+  // `bytes` of storage, aligned to a cache line.
+  char* get(std::size_t bytes) {
+    constexpr std::size_t kLine = 64;
+    if (bytes + kLine > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new char[bytes + kLine]);
+      size_ = bytes + kLine;
+    }
+    void* start = memory_.get();
+    std::size_t space = size_;
+    return static_cast<char*>(std::align(kLine, bytes, start, space));
+  }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace qc::ops
+
+#endif  // QC_OPS_SCRATCH_H_

@@ -1,0 +1,73 @@
+"""The attention kernel of every ISA against the numpy reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompiler.numerics import reference
+
+# Rows, keys, channels: below, at and above rows of a tile, panels of keys and registers.
+SHAPES = [
+    (1, 1, 16),
+    (1, 3, 64),
+    (1, 130, 64),
+    (2, 64, 80),
+    (3, 3, 32),
+    (3, 67, 48),
+    (6, 65, 96),
+    (13, 64, 128),
+    (50, 200, 64),
+]
+
+
+def problem(rows, keys, d, scale=1.0):
+    rng = np.random.default_rng(rows * 1000 + keys + d)
+    q = rng.normal(0, scale / np.sqrt(d), (rows, d)).astype(np.float32)
+    k, v = (rng.normal(size=(keys, d)).astype(np.float32) for _ in range(2))
+    return q, k, v
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attends_to_what_came_before(kernels, isa, shape):
+    q, k, v = problem(*shape)
+    expected = reference.causal_attention(q, k, v)
+    np.testing.assert_allclose(kernels.attend(isa, q, k, v), expected, atol=2e-6)
+    if len(q) > 7:  # from the middle of the rows on
+        part = kernels.attend(isa, q, k, v, rows=(5, len(q) - 1))
+        np.testing.assert_allclose(part, expected[5:-1], atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 30.0, 1e4])
+def test_scores_of_any_size(kernels, isa, scale):
+    """From all alike to one that takes all: the exponential neither overflows nor vanishes."""
+    q, k, v = problem(7, 90, 32, scale)
+    y = kernels.attend(isa, q, k, v)
+    # Scores are sums in float32: what they are off by multiplies the weights.
+    tolerance = 3e-6 * max(1.0, scale)
+    if scale == 1e4:
+        scores = q.astype(np.float64) @ k.T
+        best = [row[: 84 + r].argmax() for r, row in enumerate(scores)]
+        np.testing.assert_allclose(y, v[best], atol=1e-3)
+    else:
+        np.testing.assert_allclose(y, reference.causal_attention(q, k, v), atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_row_that_is_not_finite_is_nan(kernels, isa, rows):
+    q, k, v = problem(rows, 20, 32)
+    clean = kernels.attend(isa, q, k, v)
+    q[-1, 3] = np.nan
+    y = kernels.attend(isa, q, k, v)
+    assert np.isnan(y[-1]).all()
+    np.testing.assert_array_equal(y[:-1], clean[:-1])
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (64, 32), (70, 48)], ids=str)
+def test_keys_are_packed_side_by_side(kernels, shape):
+    keys, d = shape
+    k = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    padded = np.zeros((-(-keys // 64) * 64, d), np.float32)
+    padded[:keys] = k
+    expected = padded.reshape(-1, 64, d).transpose(0, 2, 1)
+    np.testing.assert_array_equal(kernels.pack_keys(k), expected)
