@@ -22,6 +22,7 @@ _PASSES: dict[str, str] = {
     "fuse-norm": "fuse_norm:FuseNorm",
     "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
     "lower-attention": "lower_attention:LowerAttention",
+    "lower-norm": "lower_norm:LowerNorm",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
 }
 

@@ -148,6 +148,21 @@ def group_query_attention(
     return y.transpose(0, 2, 1, 3).reshape(1, s, num_heads * d), k, v
 
 
+def add_norm(
+    X: F32Array, skip: F32Array, weight: F32Array, bias: F32Array | None, epsilon: float
+) -> tuple[F32Array, F32Array]:
+    """``AddRMSNormalization`` (`bias` None) and ``AddLayerNormalization``: Y and the sum.
+
+    X and skip [..., N], weight and bias [N]; the norm is computed in float64.
+    """
+    total = X + skip
+    centered = total.astype(np.float64)
+    if bias is not None:
+        centered -= centered.mean(axis=-1, keepdims=True)
+    y = centered / np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + epsilon) * weight
+    return (y if bias is None else y + bias).astype(np.float32), total
+
+
 def _rows(X: Array) -> Array:
     k = X.shape[-1]
     return X.reshape(X.size // k, k)

@@ -15,6 +15,7 @@ from qcompiler.ops._text import DOMAIN, ONNX_OPSET
 from qcompiler.ops.attention import attention_function
 from qcompiler.ops.gather import gather_function
 from qcompiler.ops.matmul import matmul_function
+from qcompiler.ops.norm import norm_function
 
 OPSET_VERSION = 1
 """Version of the domain, for a model's opset imports."""
@@ -29,6 +30,8 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     "MatMulW8A8Static": partial(matmul_function, bits=8, static=True),
     "GatherW8": gather_function,
     "GroupQueryAttention": attention_function,
+    "AddRMSNormalization": partial(norm_function, centers=False),
+    "AddLayerNormalization": partial(norm_function, centers=True),
 }
 
 OP_TYPES: tuple[str, ...] = tuple(_FUNCTIONS)

@@ -10,8 +10,8 @@ namespace {
 
 using kernels::kPanel;
 
-// Rows quantized at a time: bounds the scratch memory of a long prompt.
-constexpr std::int64_t kChunkBytes = 16 << 20;
+// Rows quantized at a time: few enough that they stay in L2 while panel after panel passes.
+constexpr std::int64_t kChunkBytes = 1 << 20;
 // Multiply-adds below which a task is not worth its dispatch (about 3 us of work).
 constexpr std::int64_t kWorkPerTask = 1 << 18;
 constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;

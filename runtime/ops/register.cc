@@ -9,6 +9,7 @@
 #include "ops/attention_op.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_op.h"
+#include "ops/norm_op.h"
 #include "ops/op.h"
 
 namespace qc::ops {
@@ -38,6 +39,7 @@ OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& ke
   add_matmul_ops(*ops, kernels);
   add_gather_ops(*ops);
   add_attention_ops(*ops, kernels);
+  add_norm_ops(*ops, kernels);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

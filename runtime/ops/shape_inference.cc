@@ -96,6 +96,18 @@ OrtStatus* infer_attention(const OrtCustomOp*, OrtShapeInferContext* context) {
   });
 }
 
+OrtStatus* infer_norm(const OrtCustomOp*, OrtShapeInferContext* context) {
+  const OrtApi* api = host_api();
+  return guarded(api, [&] {
+    InputShape x = first_input(api, context);
+    if (x.dims.empty()) return;
+    const std::int64_t last = x.dims.back();
+    x.dims.pop_back();
+    x.symbols.pop_back();
+    for (const std::size_t i : {0, 1}) set_output(api, context, i, x.type, x.dims, x.symbols, last);
+  });
+}
+
 OrtStatus* infer_gather(const OrtCustomOp*, OrtShapeInferContext* context) {
   const OrtApi* api = host_api();
   return guarded(api, [&] {

@@ -13,6 +13,9 @@ OrtStatus* infer_matmul(const OrtCustomOp* op, OrtShapeInferContext* context);
 // Y: X's, its last dimension without the keys and values. The caches stay unknown.
 OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context);
 
+// Both outputs: X's.
+OrtStatus* infer_norm(const OrtCustomOp* op, OrtShapeInferContext* context);
+
 // Y: float, the dimensions of ids, then K.
 OrtStatus* infer_gather(const OrtCustomOp* op, OrtShapeInferContext* context);
 

@@ -81,6 +81,19 @@ class AttentionRows(Structure):
     )
 
 
+class NormRow(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("skip", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("epsilon", c_float),
+        ("sum", c_void_p),
+        ("y", c_void_p),
+    )
+
+
 class PackedTable(Structure):
     _fields_ = (
         ("codes", c_void_p),
@@ -263,6 +276,16 @@ class KernelLibrary:
         )
         assert self._c.qc_attend(isa.encode(), ctypes.byref(arguments))
         return out
+
+    def add_norm(self, isa, x, skip, weight, bias, epsilon, *, keep_sum=True):
+        """Y and the sum of one row; both are one array where the sum is not kept."""
+        guarded, address = self._guarded, self._address
+        inputs = [None if a is None else guarded(a) for a in (x, skip, weight, bias)]
+        y = guarded(np.full(x.shape, np.nan, np.float32))
+        total = guarded(np.full(x.shape, np.nan, np.float32)) if keep_sum else y
+        row = NormRow(*map(address, inputs), x.size, epsilon, address(total), address(y))
+        assert self._c.qc_add_norm(isa.encode(), ctypes.byref(row))
+        return y, total
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
         guarded, address = self._guarded, self._address

@@ -25,6 +25,7 @@ from test_kernel_matmul import (  # noqa: F401
     test_gather_is_exact,
     test_integer_part_is_exact_at_the_extremes,
 )
+from test_kernel_norm import test_add_norm  # noqa: F401
 from test_kernel_quantize import (  # noqa: F401
     test_narrowing_rounds_to_nearest_even,
     test_quantize_is_exact,

@@ -1,8 +1,5 @@
-// The attention kernel over a Simd class, one for each ISA:
-//   Vector, kLanes; kVectors, the registers of a row in a tile of kQueryRows rows;
-//   zero, set, load, store, fma(a, b, c) = a * b + c, add, sub, mul, max, sum, largest,
-//   power(n) = 2^n for whole n in -126 .. 0, round
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// The attention kernel over one of the classes in kernels/simd/. Internal linkage throughout: see
+// matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_ATTENTION_ATTEND_H_
 #define QC_KERNELS_ATTENTION_ATTEND_H_
 

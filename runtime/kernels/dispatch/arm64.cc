@@ -19,6 +19,7 @@ constexpr KernelTable kNeonI8mmTable = {
     widen_f16_neon,
     narrow_f16_neon,
     attend_f32_neon,
+    add_norm_f32_neon,
 };
 
 constexpr KernelTable kNeonDotprodTable = {
@@ -30,6 +31,7 @@ constexpr KernelTable kNeonDotprodTable = {
     widen_f16_neon,
     narrow_f16_neon,
     attend_f32_neon,
+    add_norm_f32_neon,
 };
 
 constexpr const KernelTable* kTables[] = {

@@ -14,6 +14,7 @@ const KernelTable kReferenceTable = {
     widen_f16_reference,
     narrow_f16_reference,
     attend_f32_reference,
+    add_norm_f32_reference,
 };
 
 const KernelTable* choose_kernels(std::uint32_t flags, const char* forced) {

@@ -7,6 +7,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/norm/norm.h"
 #include "kernels/quantize/quantize.h"
 
 namespace qc::kernels {
@@ -35,6 +36,7 @@ struct KernelTable {
   Widen widen_f16;
   Narrow narrow_f16;
   Attend attend;
+  AddNorm add_norm;
   bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
 

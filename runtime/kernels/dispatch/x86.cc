@@ -21,6 +21,7 @@ constexpr KernelTable kAvx512VnniTable = {
     widen_f16_avx2,
     narrow_f16_avx2,
     attend_f32_avx512,
+    add_norm_f32_avx512,
 };
 
 #ifdef QC_AVXVNNI
@@ -33,6 +34,7 @@ constexpr KernelTable kAvxVnniTable = {
     widen_f16_avx2,
     narrow_f16_avx2,
     attend_f32_avx2,
+    add_norm_f32_avx2,
 };
 #endif
 
@@ -46,6 +48,7 @@ constexpr KernelTable kAvx512Vnni256Table = {
     widen_f16_avx2,
     narrow_f16_avx2,
     attend_f32_avx2,
+    add_norm_f32_avx2,
     true,
 };
 
@@ -58,6 +61,7 @@ constexpr KernelTable kAvx2Table = {
     widen_f16_avx2,
     narrow_f16_avx2,
     attend_f32_avx2,
+    add_norm_f32_avx2,
 };
 
 constexpr const KernelTable* kTables[] = {

@@ -65,6 +65,13 @@ int qc_attend(const char* isa, const qc::kernels::AttentionRows* rows) {
   return 1;
 }
 
+int qc_add_norm(const char* isa, const qc::kernels::NormRow* row) {
+  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  if (table == nullptr) return 0;
+  table->add_norm(*row);
+  return 1;
+}
+
 void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed) {
   qc::kernels::pack_keys(k, keys, d, packed);
 }

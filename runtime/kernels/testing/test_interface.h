@@ -7,6 +7,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/gather/gather.h"
 #include "kernels/matmul/matmul.h"
+#include "kernels/norm/norm.h"
 
 #define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -29,6 +30,8 @@ QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const voi
                               std::int64_t count);
 
 QC_TEST_EXPORT int qc_attend(const char* isa, const qc::kernels::AttentionRows* rows);
+
+QC_TEST_EXPORT int qc_add_norm(const char* isa, const qc::kernels::NormRow* row);
 
 QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
 
