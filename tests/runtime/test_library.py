@@ -57,7 +57,9 @@ def test_only_two_symbols_are_exported(tmp_path):
 def test_functions(op_type):
     function = ops.function(op_type)
     assert (function.domain, function.name) == (ops.DOMAIN, op_type)
-    assert [(o.domain, o.version) for o in function.opset_import] == [("", ops.ONNX_OPSET)]
+    imports = {each.domain: each.version for each in function.opset_import}
+    assert imports.pop("") == ops.ONNX_OPSET
+    assert imports in ({}, {"com.microsoft": 1})
     if "W" in function.input:
         assert {"K", "N", "group_size", "layout"} <= set(function.attribute)
 
