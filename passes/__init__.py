@@ -23,6 +23,7 @@ _PASSES: dict[str, str] = {
     "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
     "lower-attention": "lower_attention:LowerAttention",
     "lower-norm": "lower_norm:LowerNorm",
+    "lower-gate": "lower_gate:LowerGate",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
 }
 

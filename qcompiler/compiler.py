@@ -32,7 +32,9 @@ from qcompiler.session import create_session, one_line
 from qcompiler.staging import scratch_beside
 
 TARGETS: dict[str, str] = {
-    "ort-custom": "fuse-norm,merge-linears,lower-ort-custom,lower-attention,lower-norm",
+    "ort-custom": (
+        "fuse-norm,merge-linears,lower-ort-custom,lower-attention,lower-norm,lower-gate"
+    ),
     "ort-contrib": "fuse-norm,lower-ort-contrib",
     "qdq": "",
 }

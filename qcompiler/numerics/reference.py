@@ -163,6 +163,13 @@ def add_norm(
     return (y if bias is None else y + bias).astype(np.float32), total
 
 
+def swiglu(gate: F32Array, up: F32Array) -> F32Array:
+    """``SwiGLU``: gate · sigmoid(gate) · up, of one shape; computed in float64."""
+    x = gate.astype(np.float64)
+    y: F32Array = (x / (1 + np.exp(-x)) * up).astype(np.float32)
+    return y
+
+
 def _rows(X: Array) -> Array:
     k = X.shape[-1]
     return X.reshape(X.size // k, k)

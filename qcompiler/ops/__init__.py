@@ -13,6 +13,7 @@ import onnx
 
 from qcompiler.ops._text import DOMAIN, ONNX_OPSET
 from qcompiler.ops.attention import attention_function
+from qcompiler.ops.gate import gate_function
 from qcompiler.ops.gather import gather_function
 from qcompiler.ops.matmul import matmul_function
 from qcompiler.ops.norm import norm_function
@@ -30,6 +31,7 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     "MatMulW8A8Static": partial(matmul_function, bits=8, static=True),
     "GatherW8": gather_function,
     "GroupQueryAttention": attention_function,
+    "SwiGLU": gate_function,
     "AddRMSNormalization": partial(norm_function, centers=False),
     "AddLayerNormalization": partial(norm_function, centers=True),
 }

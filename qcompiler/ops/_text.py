@@ -97,7 +97,8 @@ def parse(
     imports = ", ".join(
         f'"{each}" : {at}' for each, at in ({"": ONNX_OPSET} | dict(domains)).items()
     )
-    signature = f"{op_type} <{', '.join(attributes)}> ({', '.join(inputs)})"
+    names = f"<{', '.join(attributes)}>" if attributes else ""
+    signature = f"{op_type} {names} ({', '.join(inputs)})"
     return onnx.parser.parse_function(
         f'<opset_import : [{imports}], domain : "{DOMAIN}">\n'
         f"{signature} => ({', '.join(outputs)}) {{{body}}}"

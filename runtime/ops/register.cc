@@ -7,6 +7,7 @@
 #include "abi/ort_abi.h"
 #include "kernels/dispatch/dispatch.h"
 #include "ops/attention_op.h"
+#include "ops/gate_op.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_op.h"
 #include "ops/norm_op.h"
@@ -40,6 +41,7 @@ OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& ke
   add_gather_ops(*ops);
   add_attention_ops(*ops, kernels);
   add_norm_ops(*ops, kernels);
+  add_gate_ops(*ops, kernels);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

@@ -63,6 +63,21 @@ void set_output(const OrtApi* api, const OrtShapeInferContext* context, std::siz
   check(abi::ShapeInferContext_SetOutputTypeShape(api, context, index, raw));
 }
 
+// The first `count` outputs look like the first input.
+OrtStatus* infer_first(OrtShapeInferContext* context, std::size_t count) {
+  const OrtApi* api = host_api();
+  return guarded(api, [&] {
+    InputShape x = first_input(api, context);
+    if (x.dims.empty()) return;
+    const std::int64_t last = x.dims.back();
+    x.dims.pop_back();
+    x.symbols.pop_back();
+    for (std::size_t i = 0; i < count; ++i) {
+      set_output(api, context, i, x.type, x.dims, x.symbols, last);
+    }
+  });
+}
+
 }  // namespace
 
 OrtStatus* infer_matmul(const OrtCustomOp*, OrtShapeInferContext* context) {
@@ -97,15 +112,11 @@ OrtStatus* infer_attention(const OrtCustomOp*, OrtShapeInferContext* context) {
 }
 
 OrtStatus* infer_norm(const OrtCustomOp*, OrtShapeInferContext* context) {
-  const OrtApi* api = host_api();
-  return guarded(api, [&] {
-    InputShape x = first_input(api, context);
-    if (x.dims.empty()) return;
-    const std::int64_t last = x.dims.back();
-    x.dims.pop_back();
-    x.symbols.pop_back();
-    for (const std::size_t i : {0, 1}) set_output(api, context, i, x.type, x.dims, x.symbols, last);
-  });
+  return infer_first(context, 2);
+}
+
+OrtStatus* infer_same(const OrtCustomOp*, OrtShapeInferContext* context) {
+  return infer_first(context, 1);
 }
 
 OrtStatus* infer_gather(const OrtCustomOp*, OrtShapeInferContext* context) {

@@ -16,6 +16,9 @@ OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context)
 // Both outputs: X's.
 OrtStatus* infer_norm(const OrtCustomOp* op, OrtShapeInferContext* context);
 
+// The first output: the first input's.
+OrtStatus* infer_same(const OrtCustomOp* op, OrtShapeInferContext* context);
+
 // Y: float, the dimensions of ids, then K.
 OrtStatus* infer_gather(const OrtCustomOp* op, OrtShapeInferContext* context);
 

@@ -152,6 +152,7 @@ class KernelLibrary:
             *(c_void_p, c_int64, c_void_p, c_void_p),
         )
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
+        self._c.qc_swiglu.argtypes = (c_char_p, c_void_p, c_void_p, c_int64, c_void_p)
         self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_void_p)
         self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
@@ -286,6 +287,13 @@ class KernelLibrary:
         row = NormRow(*map(address, inputs), x.size, epsilon, address(total), address(y))
         assert self._c.qc_add_norm(isa.encode(), ctypes.byref(row))
         return y, total
+
+    def swiglu(self, isa, gate, up) -> np.ndarray:
+        guarded, address = self._guarded, self._address
+        gate, up = guarded(gate), guarded(up)
+        y = guarded(np.full(gate.shape, np.nan, np.float32))
+        assert self._c.qc_swiglu(isa.encode(), address(gate), address(up), gate.size, address(y))
+        return y
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
         guarded, address = self._guarded, self._address

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/simd/exponential.h"
 
 namespace qc::kernels {
 namespace {
@@ -97,21 +98,6 @@ void dot_keys(const float* q, const float* k, int64_t d, float* scores) {
   }
 #pragma GCC unroll 8
   for (int j = 0; j < kKeys; ++j) scores[j] = Simd::sum(sums[j]);
-}
-
-// e^x for x <= 0: 2^n * e^r, with the Taylor polynomial of degree 6 on |r| <= ln(2) / 2, whose
-// error is below 2^-23. Below -87 the result is that of -87, about 1e-38. NaN stays NaN.
-template <typename Simd>
-typename Simd::Vector exponential(typename Simd::Vector x) {
-  x = Simd::max(Simd::set(-87.0f), x);
-  const auto n = Simd::round(Simd::mul(x, Simd::set(1.44269504f)));
-  auto r = Simd::fma(n, Simd::set(-0.693359375f), x);  // ln 2 in two parts
-  r = Simd::fma(n, Simd::set(2.12194440e-4f), r);
-  auto p = Simd::set(1.0f / 720);
-  constexpr float kTerms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-#pragma GCC unroll 8
-  for (const float term : kTerms) p = Simd::fma(p, r, Simd::set(term));
-  return Simd::mul(p, Simd::power(n));
 }
 
 // Scores to their exponentials, relative to the largest; zeros from `count` to `padded`, which is a

@@ -20,6 +20,7 @@ constexpr KernelTable kNeonI8mmTable = {
     narrow_f16_neon,
     attend_f32_neon,
     add_norm_f32_neon,
+    swiglu_f32_neon,
 };
 
 constexpr KernelTable kNeonDotprodTable = {
@@ -32,6 +33,7 @@ constexpr KernelTable kNeonDotprodTable = {
     narrow_f16_neon,
     attend_f32_neon,
     add_norm_f32_neon,
+    swiglu_f32_neon,
 };
 
 constexpr const KernelTable* kTables[] = {

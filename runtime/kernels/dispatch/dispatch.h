@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
+#include "kernels/gate/gate.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
 #include "kernels/quantize/quantize.h"
@@ -37,6 +38,7 @@ struct KernelTable {
   Narrow narrow_f16;
   Attend attend;
   AddNorm add_norm;
+  SwiGlu swiglu;
   bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
 

@@ -22,6 +22,7 @@ constexpr KernelTable kAvx512VnniTable = {
     narrow_f16_avx2,
     attend_f32_avx512,
     add_norm_f32_avx512,
+    swiglu_f32_avx512,
 };
 
 #ifdef QC_AVXVNNI
@@ -35,6 +36,7 @@ constexpr KernelTable kAvxVnniTable = {
     narrow_f16_avx2,
     attend_f32_avx2,
     add_norm_f32_avx2,
+    swiglu_f32_avx2,
 };
 #endif
 
@@ -49,6 +51,7 @@ constexpr KernelTable kAvx512Vnni256Table = {
     narrow_f16_avx2,
     attend_f32_avx2,
     add_norm_f32_avx2,
+    swiglu_f32_avx2,
     true,
 };
 
@@ -62,6 +65,7 @@ constexpr KernelTable kAvx2Table = {
     narrow_f16_avx2,
     attend_f32_avx2,
     add_norm_f32_avx2,
+    swiglu_f32_avx2,
 };
 
 constexpr const KernelTable* kTables[] = {

@@ -1,5 +1,5 @@
 // Float32 registers under one set of names, for kernels that are written once for every ISA:
-//   power(n) = 2^n for whole n in -126 .. 0; fma(a, b, c) = a * b + c; sum and largest of the
+//   power(n) = 2^n for whole n in -126 .. 127; fma(a, b, c) = a * b + c; sum and largest of the
 //   lanes.
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX512_H_
@@ -23,6 +23,8 @@ struct Avx512 {
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+  static Vector min(Vector a, Vector b) { return _mm512_min_ps(a, b); }
   static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
   static Vector round(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
   static Vector power(Vector n) { return _mm512_scalef_ps(set(1.0f), n); }

@@ -1,5 +1,5 @@
 // Float32 registers under one set of names, for kernels that are written once for every ISA:
-//   power(n) = 2^n for whole n in -126 .. 0; fma(a, b, c) = a * b + c; sum and largest of the
+//   power(n) = 2^n for whole n in -126 .. 127; fma(a, b, c) = a * b + c; sum and largest of the
 //   lanes.
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_NEON_H_
@@ -23,6 +23,8 @@ struct Neon {
   static Vector add(Vector a, Vector b) { return vaddq_f32(a, b); }
   static Vector sub(Vector a, Vector b) { return vsubq_f32(a, b); }
   static Vector mul(Vector a, Vector b) { return vmulq_f32(a, b); }
+  static Vector div(Vector a, Vector b) { return vdivq_f32(a, b); }
+  static Vector min(Vector a, Vector b) { return vminq_f32(a, b); }
   static Vector max(Vector a, Vector b) { return vmaxq_f32(a, b); }
   static Vector round(Vector x) { return vrndnq_f32(x); }
   static Vector power(Vector n) {

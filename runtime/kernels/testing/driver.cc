@@ -106,6 +106,10 @@ Word call(const std::string& name, const Word* w) {
   }
   if (name == "qc_attend") return qc_attend(isa, pointer<const qc::kernels::AttentionRows>(w[1]));
   if (name == "qc_add_norm") return qc_add_norm(isa, pointer<const qc::kernels::NormRow>(w[1]));
+  if (name == "qc_swiglu") {
+    return qc_swiglu(isa, pointer<const float>(w[1]), pointer<const float>(w[2]), number(3),
+                     pointer<float>(w[4]));
+  }
   if (name == "qc_pack_keys") {
     qc_pack_keys(pointer<const float>(w[0]), number(1), number(2), pointer<float>(w[3]));
     return 0;

@@ -72,6 +72,13 @@ int qc_add_norm(const char* isa, const qc::kernels::NormRow* row) {
   return 1;
 }
 
+int qc_swiglu(const char* isa, const float* gate, const float* up, std::int64_t count, float* y) {
+  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  if (table == nullptr) return 0;
+  table->swiglu(gate, up, count, y);
+  return 1;
+}
+
 void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed) {
   qc::kernels::pack_keys(k, keys, d, packed);
 }

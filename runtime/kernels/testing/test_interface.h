@@ -33,6 +33,9 @@ QC_TEST_EXPORT int qc_attend(const char* isa, const qc::kernels::AttentionRows* 
 
 QC_TEST_EXPORT int qc_add_norm(const char* isa, const qc::kernels::NormRow* row);
 
+QC_TEST_EXPORT int qc_swiglu(const char* isa, const float* gate, const float* up,
+                             std::int64_t count, float* y);
+
 QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
 
 QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,

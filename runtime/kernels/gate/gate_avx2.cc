@@ -1,0 +1,11 @@
+// Internal linkage throughout: see matmul_avx512vnni.cc.
+#include "kernels/gate/swiglu.h"
+#include "kernels/simd/avx2.h"
+
+namespace qc::kernels {
+
+void swiglu_f32_avx2(const float* gate, const float* up, std::int64_t count, float* y) {
+  swiglu<Avx2>(gate, up, count, y);
+}
+
+}  // namespace qc::kernels
