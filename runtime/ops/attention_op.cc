@@ -139,7 +139,7 @@ class AttentionKernel {
 
   void compute(OrtKernelContext* context) const {
     Job job{};
-    const OrtValue* x = input(context, kX);
+    const OrtValue* x = input_of(api_, context, kX);
     const Shape shape = info_of(api_, x).shape;
     const std::int64_t parts = heads_ + 2 * kv_heads_;
     if (shape.size() != 3 || shape[2] % parts != 0) {
@@ -155,8 +155,8 @@ class AttentionKernel {
     if (job.d < 1 || job.d % kernels::kHeadStep != 0) {
       refuse("heads have " + std::to_string(job.d) + " channels, expected a multiple of 16");
     }
-    const OrtValue* past_key = input(context, kPastKey);
-    const OrtValue* past_value = input(context, kPastValue);
+    const OrtValue* past_key = input_of(api_, context, kPastKey);
+    const OrtValue* past_value = input_of(api_, context, kPastValue);
     const Shape past = info_of(api_, past_key).shape;
     if (past.size() != 4 || past[0] != job.batch || past[1] != kv_heads_ || past[3] != job.d ||
         info_of(api_, past_value).shape != past) {
@@ -196,7 +196,7 @@ class AttentionKernel {
   }
 
   std::int64_t read_total(OrtKernelContext* context) const {
-    const OrtValue* value = input(context, kTotal);
+    const OrtValue* value = input_of(api_, context, kTotal);
     const Shape shape = info_of(api_, value).shape;
     if (!shape.empty() && shape != Shape{1}) {
       refuse("total_sequence_length has shape " + to_string(shape) + ", expected [] or [1]");
@@ -207,8 +207,8 @@ class AttentionKernel {
   }
 
   void read_cosines(OrtKernelContext* context, std::int64_t total, Job& job) const {
-    const OrtValue* cosines = input(context, kCosines);
-    const OrtValue* sines = input(context, kSines);
+    const OrtValue* cosines = input_of(api_, context, kCosines);
+    const OrtValue* sines = input_of(api_, context, kSines);
     const Shape shape = info_of(api_, cosines).shape;
     if (shape.size() != 2 || 2 * shape[1] > job.d || info_of(api_, sines).shape != shape) {
       refuse("cos_cache has shape " + to_string(shape) + " and sin_cache " +
@@ -228,7 +228,7 @@ class AttentionKernel {
   // Where the rows of each sequence begin. A run over all positions starts anew: shorter sequences
   // are padded at their end.
   void read_positions(OrtKernelContext* context, std::int64_t total, Job& job) const {
-    const OrtValue* last = input(context, kLastPosition);
+    const OrtValue* last = input_of(api_, context, kLastPosition);
     const Shape shape = info_of(api_, last).shape;
     std::int64_t count = 1;
     for (const std::int64_t dim : shape) count *= dim;
@@ -254,19 +254,12 @@ class AttentionKernel {
 
   [[noreturn]] void refuse(const std::string& cause) const { throw OpError(label_ + ": " + cause); }
 
-  const OrtValue* input(const OrtKernelContext* context, std::size_t index) const {
-    const OrtValue* value = nullptr;
-    check(abi::KernelContext_GetInput(api_, context, index, &value));
-    return value;
-  }
-
   const float* floats(const OrtValue* value) const {
     return static_cast<const float*>(data_of(api_, value));
   }
 
   float* output(OrtKernelContext* context, std::size_t index, const Shape& shape) const {
-    OrtValue* value = nullptr;
-    check(abi::KernelContext_GetOutput(api_, context, index, shape.data(), shape.size(), &value));
+    OrtValue* value = output_of(api_, context, index, shape);
     return static_cast<float*>(data_of(api_, value));
   }
 

@@ -23,9 +23,8 @@ class GateKernel {
   const OrtApi* api() const { return api_; }
 
   void compute(OrtKernelContext* context) const {
-    const OrtValue *gate = nullptr, *up = nullptr;
-    check(abi::KernelContext_GetInput(api_, context, 0, &gate));
-    check(abi::KernelContext_GetInput(api_, context, 1, &up));
+    const OrtValue* gate = input_of(api_, context, 0);
+    const OrtValue* up = input_of(api_, context, 1);
     const Shape shape = info_of(api_, gate).shape;
     const Shape up_shape = info_of(api_, up).shape;
     if (shape != up_shape) {
@@ -34,11 +33,9 @@ class GateKernel {
     }
     std::int64_t count = 1;
     for (const std::int64_t dim : shape) count *= dim;
-    OrtValue* output = nullptr;
-    check(abi::KernelContext_GetOutput(api_, context, 0, shape.data(), shape.size(), &output));
     const auto* gates = static_cast<const float*>(data_of(api_, gate));
     const auto* ups = static_cast<const float*>(data_of(api_, up));
-    auto* y = static_cast<float*>(data_of(api_, output));
+    auto* y = static_cast<float*>(data_of(api_, output_of(api_, context, 0, shape)));
     auto task = [&](std::size_t index) {
       const std::int64_t begin = static_cast<std::int64_t>(index) * kValuesPerTask;
       g_kernels->swiglu(gates + begin, ups + begin, std::min(kValuesPerTask, count - begin),

@@ -22,8 +22,7 @@ class GatherKernel {
 
   void compute(OrtKernelContext* context) const {
     const PackedInputs::Pointers packed = packed_.read(context);
-    const OrtValue* ids = nullptr;
-    check(abi::KernelContext_GetInput(api_, context, 0, &ids));
+    const OrtValue* ids = input_of(api_, context, 0);
     const TensorInfo ids_info = info_of(api_, ids);
     std::int64_t count = 1;
     for (const std::int64_t dim : ids_info.shape) count *= dim;
@@ -31,9 +30,7 @@ class GatherKernel {
 
     Shape out_shape = ids_info.shape;
     out_shape.push_back(matrix_.k);
-    OrtValue* output = nullptr;
-    check(abi::KernelContext_GetOutput(api_, context, 0, out_shape.data(), out_shape.size(),
-                                       &output));
+    OrtValue* output = output_of(api_, context, 0, out_shape);
     if (count == 0) return;
     auto* out = static_cast<float*>(data_of(api_, output));
 

@@ -39,7 +39,7 @@ class MatMulKernel {
 
   void compute(OrtKernelContext* context) const {
     const PackedInputs::Pointers packed = packed_.read(context);
-    const OrtValue* x = input(context, kX);
+    const OrtValue* x = input_of(api_, context, kX);
     Shape shape = info_of(api_, x).shape;
     if (shape.empty() || shape.back() != matrix_.k) {
       throw OpError(label_ + ": X has shape " + to_string(shape) +
@@ -50,7 +50,7 @@ class MatMulKernel {
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) job.rows *= shape[i];
     job.outputs = make_outputs(context, std::move(shape));
 
-    const OrtValue* bias = input(context, kBias);
+    const OrtValue* bias = input_of(api_, context, kBias);
     if (!bias_checked_) check_bias(info_of(api_, bias).shape);
     std::vector<float> spread_bias;
     const auto* bias_data = static_cast<const float*>(data_of(api_, bias));
@@ -61,7 +61,7 @@ class MatMulKernel {
       bias_data = spread_bias.empty() ? nullptr : spread_bias.data();
     }
     if (kForm.is_static) {
-      const OrtValue* scale = input(context, kXScale);
+      const OrtValue* scale = input_of(api_, context, kXScale);
       if (!x_scale_checked_) check_x_scale(scale);
       job.static_scale = float_at(scale);
     }
@@ -152,12 +152,6 @@ class MatMulKernel {
     return value;
   }
 
-  const OrtValue* input(const OrtKernelContext* context, std::size_t index) const {
-    const OrtValue* value = nullptr;
-    check(abi::KernelContext_GetInput(api_, context, index, &value));
-    return value;
-  }
-
   // `shape` is X's.
   std::array<OutputRange, kOutputs> make_outputs(OrtKernelContext* context, Shape shape) const {
     std::array<OutputRange, kOutputs> outputs{};
@@ -166,8 +160,7 @@ class MatMulKernel {
       outputs[i] = {column, column + splits_[i], nullptr};
       column += splits_[i];
       shape.back() = splits_[i];
-      OrtValue* value = nullptr;  // stays null where the node leaves the output out
-      check(abi::KernelContext_GetOutput(api_, context, i, shape.data(), shape.size(), &value));
+      OrtValue* value = output_of(api_, context, i, shape);
       if (value != nullptr) outputs[i].data = data_of(api_, value);
     }
     return outputs;

@@ -29,8 +29,8 @@ class NormKernel {
   const OrtApi* api() const { return api_; }
 
   void compute(OrtKernelContext* context) const {
-    const OrtValue* x = input(context, kX);
-    const OrtValue* skip = input(context, kSkip);
+    const OrtValue* x = input_of(api_, context, kX);
+    const OrtValue* skip = input_of(api_, context, kSkip);
     const Shape shape = info_of(api_, x).shape;
     const Shape skip_shape = info_of(api_, skip).shape;
     if (shape.empty() || shape != skip_shape) {
@@ -69,15 +69,9 @@ class NormKernel {
     }
   }
 
-  const OrtValue* input(const OrtKernelContext* context, std::size_t index) const {
-    const OrtValue* value = nullptr;
-    check(abi::KernelContext_GetInput(api_, context, index, &value));
-    return value;
-  }
-
   const float* vector(const OrtKernelContext* context, std::size_t index, const char* name,
                       std::int64_t n) const {
-    const OrtValue* value = input(context, index);
+    const OrtValue* value = input_of(api_, context, index);
     const Shape shape = info_of(api_, value).shape;
     if (shape != Shape{n}) {
       throw OpError(label_ + ": " + name + " has shape " + to_string(shape) + ", expected [" +
@@ -88,8 +82,7 @@ class NormKernel {
 
   // Null where the node leaves the output out.
   float* output(OrtKernelContext* context, std::size_t index, const Shape& shape) const {
-    OrtValue* value = nullptr;
-    check(abi::KernelContext_GetOutput(api_, context, index, shape.data(), shape.size(), &value));
+    OrtValue* value = output_of(api_, context, index, shape);
     return value != nullptr ? static_cast<float*>(data_of(api_, value)) : nullptr;
   }
 

@@ -46,6 +46,19 @@ void* data_of(const OrtApi* api, const OrtValue* value) {
   return data;
 }
 
+const OrtValue* input_of(const OrtApi* api, const OrtKernelContext* context, std::size_t index) {
+  const OrtValue* value = nullptr;
+  check(abi::KernelContext_GetInput(api, context, index, &value));
+  return value;
+}
+
+OrtValue* output_of(const OrtApi* api, OrtKernelContext* context, std::size_t index,
+                    const Shape& shape) {
+  OrtValue* value = nullptr;
+  check(abi::KernelContext_GetOutput(api, context, index, shape.data(), shape.size(), &value));
+  return value;
+}
+
 Node::Node(const OrtApi* api, const OrtKernelInfo* info, const char* op) : api_(api), info_(info) {
   std::size_t size = 0;
   check(abi::KernelInfo_GetNodeName(api, info, nullptr, &size));

@@ -63,6 +63,12 @@ struct TensorInfo {
 TensorInfo info_of(const OrtApi* api, const OrtValue* value);
 void* data_of(const OrtApi* api, const OrtValue* value);
 
+// An input of the node that runs, and its output made with a shape: null where the node leaves the
+// output out.
+const OrtValue* input_of(const OrtApi* api, const OrtKernelContext* context, std::size_t index);
+OrtValue* output_of(const OrtApi* api, OrtKernelContext* context, std::size_t index,
+                    const Shape& shape);
+
 // A node while its kernel is being created. Errors name the op, the node and the cause.
 class Node {
  public:
