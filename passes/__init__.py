@@ -22,8 +22,9 @@ _PASSES: dict[str, str] = {
     "fuse-norm": "fuse_norm:FuseNorm",
     "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
     "lower-attention": "lower_attention:LowerAttention",
+    "lower-multi-head-attention": "lower_multi_head_attention:LowerMultiHeadAttention",
     "lower-norm": "lower_norm:LowerNorm",
-    "lower-gate": "lower_gate:LowerGate",
+    "lower-activation": "lower_activation:LowerActivation",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
 }
 

@@ -33,7 +33,8 @@ from qcompiler.staging import scratch_beside
 
 TARGETS: dict[str, str] = {
     "ort-custom": (
-        "fuse-norm,merge-linears,lower-ort-custom,lower-attention,lower-norm,lower-gate"
+        "fuse-norm,merge-linears,lower-ort-custom,lower-attention,lower-multi-head-attention,"
+        "lower-norm,lower-activation"
     ),
     "ort-contrib": "fuse-norm,lower-ort-contrib",
     "qdq": "",

@@ -6,6 +6,7 @@ implementation is compared with the true value and not with another rounding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,6 +149,35 @@ def group_query_attention(
     return y.transpose(0, 2, 1, 3).reshape(1, s, num_heads * d), k, v
 
 
+def multi_head_attention(
+    Q: F32Array,
+    K: F32Array,
+    V: F32Array,
+    mask: F32Array,
+    *,
+    num_heads: int,
+    scale: float,
+    nan_is_zero: bool = False,
+) -> F32Array:
+    """``MultiHeadAttention``: Q [B, S, H d], K and V [B, T, H d] -> [B, S, H d], in float64.
+
+    `mask` is added to the scores [B, H, S, T]. `nan_is_zero`: rows whose weights are NaN give
+    zeros.
+    """
+    d = Q.shape[-1] // num_heads
+    q, k, v = (
+        x.astype(np.float64).reshape(*x.shape[:2], num_heads, d).swapaxes(1, 2) for x in (Q, K, V)
+    )
+    with np.errstate(invalid="ignore"):
+        scores = scale * q @ k.swapaxes(-1, -2) + mask
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+    if nan_is_zero:
+        weights = np.where(np.isnan(weights), 0.0, weights)
+    y: F32Array = (weights @ v).swapaxes(1, 2).reshape(Q.shape).astype(np.float32)
+    return y
+
+
 def add_norm(
     X: F32Array, skip: F32Array, weight: F32Array, bias: F32Array | None, epsilon: float
 ) -> tuple[F32Array, F32Array]:
@@ -168,6 +198,18 @@ def swiglu(gate: F32Array, up: F32Array) -> F32Array:
     x = gate.astype(np.float64)
     y: F32Array = (x / (1 + np.exp(-x)) * up).astype(np.float32)
     return y
+
+
+def gelu(X: F32Array, *, by_tanh: bool = False) -> F32Array:
+    """``Gelu``, x · P(N < x), and ``GeluTanh``, its approximation; computed in float64."""
+    x = X.astype(np.float64)
+    if by_tanh:
+        # (1 + tanh(u)) / 2 without the cancellation
+        with np.errstate(over="ignore"):
+            share = 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    else:
+        share = np.vectorize(math.erfc, otypes=[np.float64])(-x / np.sqrt(2)) / 2
+    return (x * share).astype(np.float32)
 
 
 def _rows(X: Array) -> Array:

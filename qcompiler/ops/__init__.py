@@ -12,8 +12,8 @@ from functools import partial
 import onnx
 
 from qcompiler.ops._text import DOMAIN, ONNX_OPSET
-from qcompiler.ops.attention import attention_function
-from qcompiler.ops.gate import gate_function
+from qcompiler.ops.activation import gelu_function, swiglu_function
+from qcompiler.ops.attention import attention_function, multi_head_attention_function
 from qcompiler.ops.gather import gather_function
 from qcompiler.ops.matmul import matmul_function
 from qcompiler.ops.norm import norm_function
@@ -31,7 +31,10 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     "MatMulW8A8Static": partial(matmul_function, bits=8, static=True),
     "GatherW8": gather_function,
     "GroupQueryAttention": attention_function,
-    "SwiGLU": gate_function,
+    "MultiHeadAttention": multi_head_attention_function,
+    "SwiGLU": swiglu_function,
+    "Gelu": partial(gelu_function, by_tanh=False),
+    "GeluTanh": partial(gelu_function, by_tanh=True),
     "AddRMSNormalization": partial(norm_function, centers=False),
     "AddLayerNormalization": partial(norm_function, centers=True),
 }

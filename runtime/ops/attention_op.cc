@@ -93,7 +93,7 @@ class Runner {
                         q_ + ((b * job_.heads + h) * job_.rows + r) * d);
       }
     }
-    if (packs) kernels::pack_keys(keys, past + job_.rows, d, packed_ + index * packed_size_);
+    if (packs) kernels::pack_keys(keys, d, past + job_.rows, d, packed_ + index * packed_size_);
   }
 
   // Positions in use, where past and present are not one buffer; zeros behind the new ones.
@@ -115,11 +115,12 @@ class Runner {
     thread_local Scratch scratch;
     const std::int64_t scores = kernels::attention_scores_size(first + rows);
     g_kernels->attend(
-        {q_ + (index * job_.rows + row) * d, d, rows, first,
+        {q_ + (index * job_.rows + row) * d, d, rows, first + rows, true,
          job_.present_key + kv * job_.present_length * d, packed_ + kv * packed_size_,
          job_.present_value + kv * job_.present_length * d, d,
          reinterpret_cast<float*>(scratch.get(static_cast<std::size_t>(scores) * sizeof(float))),
-         job_.y + ((b * job_.rows + row) * job_.heads + head) * d, job_.heads * d});
+         job_.y + ((b * job_.rows + row) * job_.heads + head) * d, job_.heads * d, nullptr, 0,
+         false});
   }
 
   const OrtApi* api_;

@@ -6,6 +6,7 @@
 #ifndef QC_OPS_OP_H_
 #define QC_OPS_OP_H_
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -119,15 +120,28 @@ void set_kernel(Op& op) {
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
 }
 
-// Runs body(index) for 0 <= index < count on the session's threads; `body` must not throw.
+// Runs body(index) for 0 <= index < count on the session's threads. It may throw bad_alloc, nothing
+// else: no exception must cross a thread of the host.
 template <typename Body>
 void parallel_for(const OrtApi* api, OrtKernelContext* context, std::size_t count, Body& body) {
   if (count <= 1) {
     if (count == 1) body(0);
     return;
   }
-  const auto call = [](void* user, std::size_t index) { (*static_cast<Body*>(user))(index); };
-  check(abi::KernelContext_ParallelFor(api, context, call, count, count, &body));
+  struct Call {
+    Body& body;
+    std::atomic<bool> failed{false};
+  } call{body};
+  const auto run = [](void* user, std::size_t index) {
+    auto& mine = *static_cast<Call*>(user);
+    try {
+      mine.body(index);
+    } catch (const std::bad_alloc&) {
+      mine.failed.store(true, std::memory_order_relaxed);
+    }
+  };
+  check(abi::KernelContext_ParallelFor(api, context, run, count, count, &call));
+  if (call.failed.load()) throw std::bad_alloc();
 }
 
 // The API the host gave RegisterCustomOps; shape inference gets no other.

@@ -6,10 +6,11 @@
 
 #include "abi/ort_abi.h"
 #include "kernels/dispatch/dispatch.h"
+#include "ops/activation_op.h"
 #include "ops/attention_op.h"
-#include "ops/gate_op.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_op.h"
+#include "ops/multi_head_attention_op.h"
 #include "ops/norm_op.h"
 #include "ops/op.h"
 
@@ -40,8 +41,9 @@ OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& ke
   add_matmul_ops(*ops, kernels);
   add_gather_ops(*ops);
   add_attention_ops(*ops, kernels);
+  add_multi_head_attention_ops(*ops, kernels);
   add_norm_ops(*ops, kernels);
-  add_gate_ops(*ops, kernels);
+  add_activation_ops(*ops, kernels);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import os
 import weakref
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,8 @@ class AttentionRows(Structure):
         ("q", c_void_p),
         ("q_stride", c_int64),
         ("rows", c_int64),
-        ("first", c_int64),
+        ("keys", c_int64),
+        ("causal", c_bool),
         ("k", c_void_p),
         ("packed_k", c_void_p),
         ("v", c_void_p),
@@ -78,6 +79,9 @@ class AttentionRows(Structure):
         ("scores", c_void_p),
         ("out", c_void_p),
         ("out_stride", c_int64),
+        ("mask", c_void_p),
+        ("mask_stride", c_int64),
+        ("nan_is_zero", c_bool),
     )
 
 
@@ -153,7 +157,8 @@ class KernelLibrary:
         )
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
         self._c.qc_swiglu.argtypes = (c_char_p, c_void_p, c_void_p, c_int64, c_void_p)
-        self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_void_p)
+        self._c.qc_gelu.argtypes = (c_char_p, c_void_p, c_int64, c_int, c_void_p)
+        self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_void_p)
         self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
     def _guarded(self, array: np.ndarray) -> np.ndarray:
@@ -250,30 +255,40 @@ class KernelLibrary:
         assert self._c.qc_convert(isa.encode(), *args)
         return target
 
-    def pack_keys(self, k) -> np.ndarray:
-        """[keys, d] -> [panels, d, 64]."""
+    def pack_keys(self, k, d=None) -> np.ndarray:
+        """[keys, stride] -> [panels, d, 64]."""
         guarded, address = self._guarded, self._address
-        keys, d = k.shape
+        keys, stride = k.shape
+        d = d or stride
         source = guarded(k)
         packed = guarded(np.full((ceil_div(keys, 64), d, 64), np.nan, np.float32))
-        self._c.qc_pack_keys(address(source), keys, d, address(packed))
+        self._c.qc_pack_keys(address(source), stride, keys, d, address(packed))
         return packed
 
-    def attend(self, isa, q, k, v, *, rows=None) -> np.ndarray:
-        """The last `len(q)` positions attend to keys [keys, d]; only rows (begin, end) of them."""
+    def attend(
+        self, isa, q, k, v, *, rows=None, causal=True, mask=None, nan_is_zero=False
+    ) -> np.ndarray:
+        """The last `len(q)` positions, or all, attend to keys [keys, d].
+
+        `rows`: only from begin to end. `mask` [len(q) or 1, keys].
+        """
         guarded, address = self._guarded, self._address
         begin, end = rows or (0, len(q))
-        first = len(k) - len(q) + begin
-        packed = np.array(self.pack_keys(k[: first + end - begin]))
-        used = first + end - begin
+        used = len(k) - len(q) + end if causal else len(k)
+        packed = np.array(self.pack_keys(k[:used]))
         inputs = (q[begin:end], k[:used], packed, v[:used])
         keep = [guarded(np.ascontiguousarray(a)) for a in inputs]
+        added, stride = None, 0
+        if mask is not None:
+            stride = 0 if len(mask) == 1 else mask.shape[1]
+            added = guarded(np.array(mask[begin:end] if stride else mask))
         scores = guarded(np.full(6 * 64 * ceil_div(used, 64), np.nan, np.float32))
         out = guarded(np.full((end - begin, q.shape[1]), np.nan, np.float32))
         arguments = AttentionRows(
-            *(address(keep[0]), q.shape[1], end - begin, first),
+            *(address(keep[0]), q.shape[1], end - begin, used, causal),
             *(address(keep[1]), address(keep[2]), address(keep[3]), q.shape[1]),
             *(address(scores), address(out), q.shape[1]),
+            *(address(added), stride, nan_is_zero),
         )
         assert self._c.qc_attend(isa.encode(), ctypes.byref(arguments))
         return out
@@ -293,6 +308,13 @@ class KernelLibrary:
         gate, up = guarded(gate), guarded(up)
         y = guarded(np.full(gate.shape, np.nan, np.float32))
         assert self._c.qc_swiglu(isa.encode(), address(gate), address(up), gate.size, address(y))
+        return y
+
+    def gelu(self, isa, x, *, by_tanh=False) -> np.ndarray:
+        guarded, address = self._guarded, self._address
+        x = guarded(x)
+        y = guarded(np.full(x.shape, np.nan, np.float32))
+        assert self._c.qc_gelu(isa.encode(), address(x), x.size, int(by_tanh), address(y))
         return y
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:

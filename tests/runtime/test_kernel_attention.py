@@ -63,6 +63,43 @@ def test_a_row_that_is_not_finite_is_nan(kernels, isa, rows):
     np.testing.assert_array_equal(y[:-1], clean[:-1])
 
 
+def full_attention(q, k, v, mask=None, **options):
+    none = np.zeros(1, np.float32)
+    added = none if mask is None else mask
+    heads = {"num_heads": 1, "scale": 1.0} | options
+    return reference.multi_head_attention(q[None], k[None], v[None], added, **heads)[0]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 7, 16), (9, 300, 32)], ids=str)
+def test_attends_to_all(kernels, isa, shape):
+    q, k, v = problem(*shape)
+    y = kernels.attend(isa, q, k, v, causal=False)
+    np.testing.assert_allclose(y, full_attention(q, k, v), atol=2e-6)
+    rng = np.random.default_rng(1)
+    for rows in (len(q), 1):
+        mask = rng.normal(0, 3, (rows, len(k))).astype(np.float32)
+        mask[rng.random(mask.shape) < 0.3] = np.finfo(np.float32).min
+        mask[:, len(k) // 2] = 0.0
+        y = kernels.attend(isa, q, k, v, causal=False, mask=mask)
+        np.testing.assert_allclose(y, full_attention(q, k, v, mask), atol=3e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_row_without_keys(kernels, isa, rows):
+    """All masked by infinity: NaN, or zeros where asked for; by a finite number: all alike."""
+    q, k, v = problem(rows, 20, 32)
+    mask = np.zeros((rows, 20), np.float32)
+    mask[-1] = -np.inf
+    for zero in (False, True):
+        y = kernels.attend(isa, q, k, v, causal=False, mask=mask, nan_is_zero=zero)
+        np.testing.assert_allclose(
+            y, full_attention(q, k, v, mask, nan_is_zero=zero), atol=3e-6, equal_nan=True
+        )
+    mask[-1] = np.finfo(np.float32).min
+    y = kernels.attend(isa, q, k, v, causal=False, mask=mask)
+    np.testing.assert_allclose(y[-1], v.mean(axis=0), atol=3e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 16), (64, 32), (70, 48)], ids=str)
 def test_keys_are_packed_side_by_side(kernels, shape):
     keys, d = shape
@@ -71,3 +108,5 @@ def test_keys_are_packed_side_by_side(kernels, shape):
     padded[:keys] = k
     expected = padded.reshape(-1, 64, d).transpose(0, 2, 1)
     np.testing.assert_array_equal(kernels.pack_keys(k), expected)
+    wide = np.hstack([k, np.full((keys, 16), np.nan, np.float32)])
+    np.testing.assert_array_equal(kernels.pack_keys(wide, d), expected)

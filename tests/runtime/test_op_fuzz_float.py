@@ -13,9 +13,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from fuzzing import run_apart
+from test_op_activation import activation_model
 from test_op_attention import attention_model, expected
 from test_op_attention import feeds as attention_feeds
-from test_op_gate import gate_model
+from test_op_multi_head_attention import encoder_model
+from test_op_multi_head_attention import expected as encoder_expected
+from test_op_multi_head_attention import feeds as encoder_feeds
 from test_op_norm import feeds as norm_feeds
 from test_op_norm import norm_model
 
@@ -30,7 +33,7 @@ STRUCTURES = ("fewer inputs", "an input left out", "one more input", "fewer outp
 
 def subject(rng):
     """A model, its feeds, and a function that gives what it should compute of changed feeds."""
-    kind = rng.choice(["attention", "layer", "rms", "gate"])
+    kind = rng.choice(["attention", "encoder", "layer", "rms", "gate", "gelu"])
     if kind == "attention":
         rows, room = int(rng.integers(0, 10)), int(rng.integers(0, 80))
         fed = attention_feeds(HEADS, KV, D, rows=rows, room=room, seed=int(rng.integers(99)))
@@ -43,10 +46,26 @@ def subject(rng):
             return expected(now, HEADS, D)
 
         return attention_model(HEADS, KV, D), fed, wanted
-    shape = (*(int(n) for n in rng.integers(0, 70, 2)), int(rng.integers(1, 70)))
+    if kind == "encoder":
+        batch, rows, keys = (int(n) for n in rng.integers(0, 80, 3) // (30, 1, 1))
+        mask = [batch, KV, rows, keys]
+        for axis in range(3):
+            mask[axis] = 1 if rng.random() < 0.5 else mask[axis]
+        fed = encoder_feeds(batch, rows, keys, KV, D, mask=mask, seed=int(rng.integers(99)))
+
+        def attended(now):
+            return [encoder_expected(now, KV, D)] if now["K"].shape[1] else None
+
+        return encoder_model(KV, D), fed, attended
+    # Of two or three values the variance may be all rounding.
+    shape = (*(int(n) for n in rng.integers(0, 70, 2)), int(rng.integers(8, 70)))
     if kind == "gate":
         gate, up = rng.normal(size=(2, *shape)).astype(np.float32)
-        return gate_model(), {"gate": gate, "up": up}, lambda now: [reference.swiglu(**now)]
+        model = activation_model("SwiGLU")
+        return model, {"gate": gate, "up": up}, lambda now: [reference.swiglu(**now)]
+    if kind == "gelu":
+        x = rng.normal(size=shape).astype(np.float32)
+        return activation_model("Gelu"), {"X": x}, lambda now: [reference.gelu(**now)]
     centers = bool(kind == "layer")
 
     def normalized(now):
@@ -68,7 +87,7 @@ def mutated(rng, model, fed):
             node.input.append(node.input[0])
         elif structure == "fewer outputs":
             node.output.pop()
-        else:
+        elif len(node.input) > 1:
             node.input[0], node.input[1] = node.input[1], node.input[0]
         return structure
     if node.attribute and rng.random() < 0.15:

@@ -59,6 +59,9 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
     multiply_tile<Simd, kRows, Simd::kVectors>(a, a_stride, b + j, b_stride, count, c + j,
                                                c_stride);
   }
+  for (; j + 2 * Simd::kLanes <= columns; j += 2 * Simd::kLanes) {
+    multiply_tile<Simd, kRows, 2>(a, a_stride, b + j, b_stride, count, c + j, c_stride);
+  }
   for (; j < columns; j += Simd::kLanes) {
     multiply_tile<Simd, kRows, 1>(a, a_stride, b + j, b_stride, count, c + j, c_stride);
   }
@@ -100,6 +103,15 @@ void dot_keys(const float* q, const float* k, int64_t d, float* scores) {
   for (int j = 0; j < kKeys; ++j) scores[j] = Simd::sum(sums[j]);
 }
 
+template <typename Simd>
+void add_to(float* scores, const float* mask, int64_t count) {
+  int64_t j = 0;
+  for (; j + Simd::kLanes <= count; j += Simd::kLanes) {
+    Simd::store(scores + j, Simd::add(Simd::load(scores + j), Simd::load(mask + j)));
+  }
+  for (; j < count; ++j) scores[j] += mask[j];
+}
+
 // Scores to their exponentials, relative to the largest; zeros from `count` to `padded`, which is a
 // multiple of kKeyPanel. Returns 1 / their sum.
 template <typename Simd>
@@ -135,7 +147,7 @@ void attend(const AttentionRows& a) {
   const int64_t d = a.d;
   for (int64_t row = 0; row < a.rows; row += kQueryRows) {
     const int64_t rows = a.rows - row < kQueryRows ? a.rows - row : kQueryRows;
-    const int64_t keys = a.first + row + rows;
+    const int64_t keys = a.seen(row + rows - 1);
     const int64_t padded = (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
     const float* q = a.q + row * a.q_stride;
     if (a.rows <= kUnpackedRows) {
@@ -159,7 +171,14 @@ void attend(const AttentionRows& a) {
     }
     float factors[kQueryRows];
     for (int64_t r = 0; r < rows; ++r) {
-      factors[r] = soften<Simd>(a.scores + r * padded, a.first + row + r + 1, padded);
+      float* scores = a.scores + r * padded;
+      const int64_t seen = a.seen(row + r);
+      if (a.mask != nullptr) add_to<Simd>(scores, a.mask + (row + r) * a.mask_stride, seen);
+      factors[r] = soften<Simd>(scores, seen, padded);
+      if (a.nan_is_zero && factors[r] != factors[r]) {
+        factors[r] = 0.0f;
+        for (int64_t j = 0; j < padded; ++j) scores[j] = 0.0f;
+      }
     }
     float* out = a.out + row * a.out_stride;
     multiply_rows<Simd>(rows, a.scores, padded, a.v, d, keys, d, out, a.out_stride);

@@ -14,14 +14,14 @@ int64_t packed_keys_size(int64_t keys, int64_t d) {
   return (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel * d;
 }
 
-void pack_keys(const float* k, int64_t keys, int64_t d, float* packed) {
+void pack_keys(const float* k, int64_t stride, int64_t keys, int64_t d, float* packed) {
   constexpr int64_t kTile = 16;  // both sides of a square tile stay in L1
   for (int64_t first = 0; first < keys; first += kKeyPanel, packed += kKeyPanel * d) {
     const int64_t count = std::min<int64_t>(kKeyPanel, keys - first);
     for (int64_t j = 0; j < count; j += kTile) {
       const int64_t end = std::min(count, j + kTile);
       for (int64_t c = 0; c < d; ++c) {
-        for (int64_t i = j; i < end; ++i) packed[c * kKeyPanel + i] = k[(first + i) * d + c];
+        for (int64_t i = j; i < end; ++i) packed[c * kKeyPanel + i] = k[(first + i) * stride + c];
       }
     }
     for (int64_t c = 0; c < d && count < kKeyPanel; ++c) {

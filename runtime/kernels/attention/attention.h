@@ -1,9 +1,10 @@
-// Causal attention of query rows over the keys and values of one head, in float32.
+// Attention of query rows over the keys and values of one head, in float32.
 //
-//   p[r, j] = softmax over j <= first + r of  q[r] . k[j]
+//   p[r, j] = softmax over the j that row r sees of  q[r] . k[j] + mask[r, j]
 //   out[r]  = sum over j of  p[r, j] * v[j]
 //
-// Sums run in order of j and of the channels, whatever other rows there are.
+// All rows see all keys; or, where causal, the last row does, the one before all but one, and so
+// on. Sums run in order of j and of the channels, whatever other rows there are.
 #ifndef QC_KERNELS_ATTENTION_ATTENTION_H_
 #define QC_KERNELS_ATTENTION_ATTENTION_H_
 
@@ -20,14 +21,20 @@ inline constexpr int kUnpackedRows = 2;
 struct AttentionRows {
   const float* q;  // [rows, q_stride], times the scale
   std::int64_t q_stride;
-  std::int64_t rows, first;
-  const float* k;         // [first + rows, d]
+  std::int64_t rows, keys;
+  bool causal;
+  const float* k;         // [keys, d]
   const float* packed_k;  // what `pack_keys` wrote; not read for kUnpackedRows or fewer
-  const float* v;         // [first + rows, d]
+  const float* v;         // [keys, d]
   std::int64_t d;
-  float* scores;  // [attention_scores(first + rows)], scratch
+  float* scores;  // [attention_scores_size(keys)], scratch
   float* out;     // [rows, out_stride]
   std::int64_t out_stride;
+  const float* mask;  // [rows, mask_stride], or null
+  std::int64_t mask_stride;
+  bool nan_is_zero;  // rows whose softmax is NaN give zeros, not NaN
+
+  std::int64_t seen(std::int64_t row) const { return causal ? keys - rows + row + 1 : keys; }
 };
 
 using Attend = void (*)(const AttentionRows&);
@@ -41,8 +48,9 @@ void attend_f32_neon(const AttentionRows&);
 std::int64_t packed_keys_size(std::int64_t keys, std::int64_t d);
 std::int64_t attention_scores_size(std::int64_t keys);
 
-// [keys, d] -> [ceil(keys / 64), d, 64], zeros beyond the last key.
-void pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
+// [keys, stride] of which d are read -> [ceil(keys / 64), d, 64], zeros beyond the last key.
+void pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::int64_t d,
+               float* packed);
 
 // Rotary embedding of the first 2 * half channels, halves apart (not interleaved), times `factor`:
 //   y[i] = x[i] * cos[i] - x[i + half] * sin[i],   y[i + half] = x[i + half] * cos[i] + x[i] *

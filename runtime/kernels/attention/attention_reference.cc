@@ -11,22 +11,27 @@ void attend_f32_reference(const AttentionRows& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* q = a.q + r * a.q_stride;
     float* out = a.out + r * a.out_stride;
-    const int64_t keys = a.first + r + 1;
+    const int64_t keys = a.seen(r);
     float peak = -INFINITY;
     for (int64_t j = 0; j < keys; ++j) {
       float dot = 0.0f;
       for (int64_t i = 0; i < a.d; ++i) dot += q[i] * a.k[j * a.d + i];
+      if (a.mask != nullptr) dot += a.mask[r * a.mask_stride + j];
       a.scores[j] = dot;
       peak = std::max(peak, dot);
     }
     float total = 0.0f;
+    for (int64_t j = 0; j < keys; ++j) {
+      a.scores[j] = std::exp(a.scores[j] - peak);
+      total += a.scores[j];
+    }
+    const bool nothing = a.nan_is_zero && std::isnan(total);
     std::fill_n(out, a.d, 0.0f);
     for (int64_t j = 0; j < keys; ++j) {
-      const float weight = std::exp(a.scores[j] - peak);
-      total += weight;
+      const float weight = nothing ? 0.0f : a.scores[j];
       for (int64_t i = 0; i < a.d; ++i) out[i] += weight * a.v[j * a.d + i];
     }
-    for (int64_t i = 0; i < a.d; ++i) out[i] /= total;
+    for (int64_t i = 0; i < a.d; ++i) out[i] /= nothing ? 1.0f : total;
   }
 }
 

@@ -21,6 +21,7 @@ constexpr KernelTable kNeonI8mmTable = {
     attend_f32_neon,
     add_norm_f32_neon,
     swiglu_f32_neon,
+    gelu_f32_neon,
 };
 
 constexpr KernelTable kNeonDotprodTable = {
@@ -34,6 +35,7 @@ constexpr KernelTable kNeonDotprodTable = {
     attend_f32_neon,
     add_norm_f32_neon,
     swiglu_f32_neon,
+    gelu_f32_neon,
 };
 
 constexpr const KernelTable* kTables[] = {

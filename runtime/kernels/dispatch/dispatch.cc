@@ -16,6 +16,7 @@ const KernelTable kReferenceTable = {
     attend_f32_reference,
     add_norm_f32_reference,
     swiglu_f32_reference,
+    gelu_f32_reference,
 };
 
 const KernelTable* choose_kernels(std::uint32_t flags, const char* forced) {

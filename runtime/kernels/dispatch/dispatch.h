@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
+#include "kernels/activation/activation.h"
 #include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
-#include "kernels/gate/gate.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
 #include "kernels/quantize/quantize.h"
@@ -39,6 +39,7 @@ struct KernelTable {
   Attend attend;
   AddNorm add_norm;
   SwiGlu swiglu;
+  Gelu gelu;
   bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
 

@@ -23,6 +23,7 @@ constexpr KernelTable kAvx512VnniTable = {
     attend_f32_avx512,
     add_norm_f32_avx512,
     swiglu_f32_avx512,
+    gelu_f32_avx512,
 };
 
 #ifdef QC_AVXVNNI
@@ -37,6 +38,7 @@ constexpr KernelTable kAvxVnniTable = {
     attend_f32_avx2,
     add_norm_f32_avx2,
     swiglu_f32_avx2,
+    gelu_f32_avx2,
 };
 #endif
 
@@ -52,6 +54,7 @@ constexpr KernelTable kAvx512Vnni256Table = {
     attend_f32_avx2,
     add_norm_f32_avx2,
     swiglu_f32_avx2,
+    gelu_f32_avx2,
     true,
 };
 
@@ -66,6 +69,7 @@ constexpr KernelTable kAvx2Table = {
     attend_f32_avx2,
     add_norm_f32_avx2,
     swiglu_f32_avx2,
+    gelu_f32_avx2,
 };
 
 constexpr const KernelTable* kTables[] = {

@@ -110,8 +110,12 @@ Word call(const std::string& name, const Word* w) {
     return qc_swiglu(isa, pointer<const float>(w[1]), pointer<const float>(w[2]), number(3),
                      pointer<float>(w[4]));
   }
+  if (name == "qc_gelu") {
+    return qc_gelu(isa, pointer<const float>(w[1]), number(2), static_cast<int>(number(3)),
+                   pointer<float>(w[4]));
+  }
   if (name == "qc_pack_keys") {
-    qc_pack_keys(pointer<const float>(w[0]), number(1), number(2), pointer<float>(w[3]));
+    qc_pack_keys(pointer<const float>(w[0]), number(1), number(2), number(3), pointer<float>(w[4]));
     return 0;
   }
   if (name == "qc_gather") {

@@ -79,8 +79,16 @@ int qc_swiglu(const char* isa, const float* gate, const float* up, std::int64_t 
   return 1;
 }
 
-void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed) {
-  qc::kernels::pack_keys(k, keys, d, packed);
+int qc_gelu(const char* isa, const float* x, std::int64_t count, int by_tanh, float* y) {
+  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  if (table == nullptr) return 0;
+  table->gelu(x, count, by_tanh != 0, y);
+  return 1;
+}
+
+void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::int64_t d,
+                  float* packed) {
+  qc::kernels::pack_keys(k, stride, keys, d, packed);
 }
 
 void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {

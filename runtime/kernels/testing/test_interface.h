@@ -36,7 +36,10 @@ QC_TEST_EXPORT int qc_add_norm(const char* isa, const qc::kernels::NormRow* row)
 QC_TEST_EXPORT int qc_swiglu(const char* isa, const float* gate, const float* up,
                              std::int64_t count, float* y);
 
-QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t keys, std::int64_t d, float* packed);
+QC_TEST_EXPORT int qc_gelu(const char* isa, const float* x, std::int64_t count, int by_tanh,
+                           float* y);
+QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys,
+                                 std::int64_t d, float* packed);
 
 QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
                               float* out);

@@ -1,0 +1,154 @@
+"""lower-multi-head-attention: an encoder's attention, however it is spelled, becomes one op.
+
+    heads(X) = Transpose(Reshape(X, [B, S, H, d]), [0, 2, 1, 3]), and back
+
+    back(Softmax(c * heads(Q) heads(K)^T [+ mask]) heads(V))
+        ->  MultiHeadAttention(Q, K, V, mask)
+
+In float32 as before. The scale may stand at the scores or at either factor; a Where may turn rows
+that are NaN to zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir, ops
+from qcompiler.ir.matcher import Match, Op, Pattern, const, either, find, op, var
+from qcompiler.passes.lower_attention import HEAD_STEP
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+
+OP = "MultiHeadAttention"
+
+
+def _heads(name: str) -> Op:
+    split = op("Reshape", var(name), ...)
+    return op("Transpose", split, attrs={"perm": [0, 2, 1, 3]}, capture=f"{name}_heads")
+
+
+def _turned(name: str) -> Pattern:
+    """The heads of K, channels before keys."""
+    split = op("Reshape", var(name), ...)
+    at_once = op("Transpose", split, attrs={"perm": [0, 2, 3, 1]})
+    after = op("Transpose", _heads(name), attrs={"perm": [0, 1, 3, 2]})
+    flat = op("Reshape", _heads(name), ..., capture="flat")
+    as_three = op("Transpose", flat, attrs={"perm": [0, 2, 1]})
+    return either(at_once, after, op("Reshape", as_three, ...))
+
+
+def _scaled(x: Pattern, name: str) -> Pattern:
+    factor = op("Mul", x, const(f"{name}_factor", size=1), commutative=True)
+    return either(factor, op("Div", x, const(f"{name}_divisor", size=1)), x)
+
+
+_SCORES = _scaled(
+    op("MatMul", _scaled(_heads("q"), "q"), _scaled(_turned("k"), "k"), capture="scores"), "scores"
+)
+_SOFTMAX = op(
+    "Softmax",
+    either(op("Add", _SCORES, var("mask"), commutative=True), _SCORES),
+    attrs={"axis": {-1, 3, None}},
+    capture="weights",
+)
+_GUARDED = op("Where", op("IsNaN", var("weights"), capture="guard"), const(value=0.0), _SOFTMAX)
+ATTENTION = op(
+    "Reshape",
+    op(
+        "Transpose",
+        op("MatMul", either(_GUARDED, _SOFTMAX), _heads("v"), capture="product"),
+        attrs={"perm": [0, 2, 1, 3]},
+    ),
+    ...,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerMultiHeadAttention(Pass):
+    """Hand an encoder's attention to the op library."""
+
+    name: ClassVar[str] = "lower-multi-head-attention"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        namer = ir.Namer(graph)
+        remarks: list[Remark] = []
+        for found in find(ATTENTION, graph):
+            name, reason = found.node("product").name, _veto(found)
+            if reason is None:
+                _lower(graph, found, name, namer)
+            message = OP if reason is None else f"attention left to ONNX Runtime: {reason}"
+            data = {"kind": "other"} | ({"op": OP} if reason is None else {})
+            remarks.append(Remark(layer=name, applied=reason is None, message=message, data=data))
+        changed = any(remark.applied for remark in remarks)
+        if changed:
+            ir.remove_dead(graph)
+        return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+
+
+def _veto(found: Match) -> str | None:
+    """Why the kernel can't take it, or None."""
+    tensors = [found["q"], found["k"], found["v"], found.root.outputs[0]]
+    if any(t.dtype != np.float32 for t in tensors):
+        return "it is not in float32"
+    q, k, v, y = (_dims(t) for t in tensors)
+    heads, values = _dims(found["q_heads"]), _dims(found["v_heads"])
+    scores = _dims(found["scores"])
+    if not (len(q) == len(k) == len(v) == len(y) == 3 and len(heads) == len(values) == 4):
+        return "the shapes of its tensors are not known"
+    count, channels = heads[1], heads[3]
+    if not isinstance(count, int) or not isinstance(channels, int):
+        return "the number of heads and channels is not known"
+    width = count * channels
+    if q != [q[0], q[1], width] or k != [q[0], k[1], width] or v != k or y != q:
+        return "its queries, keys, values and result differ in width or batch"
+    if heads != [q[0], count, q[1], channels] or values != [q[0], count, k[1], channels]:
+        return "its heads are not cut from the last axis"
+    if scores != [q[0], count, q[1], k[1]]:
+        return "its scores are not queries by keys"
+    if "flat" in found and _dims(found["flat"])[1:] != [k[1], channels]:
+        return "its keys are not turned head by head"
+    if channels % HEAD_STEP:
+        return f"heads of {channels} channels, not a multiple of {HEAD_STEP}"
+    mask = found.get("mask")
+    if mask is None:
+        return None
+    dims = _dims(mask)
+    if len(dims) != 4 or mask.dtype != np.float32:
+        return "its mask is not a float32 tensor of four axes"
+    if dims[3] != k[1] or any(d not in (1, full) for d, full in zip(dims, scores, strict=True)):
+        return f"its mask has shape {dims}, which may not be that of the scores"
+    return None
+
+
+def _dims(tensor: Any) -> list[Any]:
+    """The shape, empty where any of it is not known."""
+    shape = tensor.shape
+    return [] if shape is None or any(d in (None, "") for d in shape) else list(shape)
+
+
+def _lower(graph: gs.Graph, found: Match, name: str, namer: ir.Namer) -> None:
+    root, output = found.root, found.root.outputs[0]
+    found.node("product").name = namer(f"{name}_ort")
+    root.inputs.clear()
+    root.outputs.clear()
+    mask = found.get("mask")
+    if mask is None:
+        mask = ir.constant(namer(f"{name}_mask"), np.zeros(1, np.float32))
+    scale = 1.0
+    for part in ("q", "k", "scores"):
+        if f"{part}_factor" in found:
+            scale *= found.array(f"{part}_factor").item()
+        elif f"{part}_divisor" in found:
+            scale /= found.array(f"{part}_divisor").item()
+    attrs = {
+        "num_heads": _dims(found["q_heads"])[1],
+        "scale": float(scale),
+        "nan_is_zero": int("guard" in found),
+    }
+    inputs = [found["q"], found["k"], found["v"], mask]
+    ir.add_node(graph, OP, name, inputs, [output], attrs=attrs, domain=ops.DOMAIN)
