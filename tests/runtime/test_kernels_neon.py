@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from emulated_kernels import EmulatedKernels
 from kernel_library import FLAGS
+from test_kernel_activation import test_gelu, test_swiglu  # noqa: F401
 from test_kernel_attention import (  # noqa: F401
+    test_a_row_without_keys,
+    test_attends_to_all,
     test_attends_to_what_came_before,
     test_keys_are_packed_side_by_side,
     test_scores_of_any_size,
 )
-from test_kernel_gate import test_swiglu  # noqa: F401
 from test_kernel_matmul import (  # noqa: F401
     test_agrees_with_reference,
     test_bits_do_not_depend_on_the_tile,
