@@ -20,6 +20,7 @@ SHAPES = [
     (129, 64, 128),
     (300, 70, 256),
     (520, 150, 128),
+    (4200, 100, 64),  # panels so long that a row takes several at once, and some left over
 ]
 # Bits, symmetric.
 FORMS = [(4, True), (4, False), (8, True), (8, False)]

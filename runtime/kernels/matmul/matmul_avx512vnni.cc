@@ -16,6 +16,10 @@ using std::int64_t;
 // what hardware prefetches best; this far ahead helps it over the ends of pages.
 constexpr int kPrefetchBytes = 4096;
 
+// A single row waits for its loads of quads, which several panels could share. Panels from this
+// size on are streams long enough to be prefetched side by side.
+constexpr int64_t kLongPanelBytes = 32768;
+
 // sum += dot products of 16 unsigned quads with one signed quad. In assembly because of the {1to16}
 // operand: from intrinsics GCC keeps each broadcast in a register of its own, which a 6 x 2 tile
 // does not have, and spills sums in the inner loop.
@@ -29,6 +33,12 @@ inline __attribute__((always_inline)) void add_dot(__m512i& sum, __m512i unsigne
           : "v"(unsigned_quads), "m"(*reinterpret_cast<const Quad*>(signed_quad)));
 }
 
+inline __attribute__((always_inline)) __m512i broadcast(const std::int8_t* quad) {
+  std::int32_t value;
+  __builtin_memcpy(&value, quad, sizeof value);
+  return _mm512_set1_epi32(value);
+}
+
 // One block of packed weights times kRows quads (4 bit: two quads) of activations. Products take
 // turns on the chains of `dots`, so that short tiles don't wait for their own sums. With several
 // chains the high nibbles stay where they are, and odd chains hold 16 times their sum.
@@ -38,15 +48,24 @@ inline __attribute__((always_inline)) void multiply_block(__m512i (&dots)[kChain
                                                           int64_t panel_bytes,
                                                           const std::int8_t* const (&q)[kRows],
                                                           int64_t k, int chain) {
+  constexpr bool kShares = kRows == 1 && kPanels > 1;
   const __m512i low_bits = _mm512_set1_epi8(15);
+  const __m512i low_quad = kShares ? broadcast(q[0] + k) : low_bits;
+  const __m512i high_quad = kShares && kBits == 4 ? broadcast(q[0] + k + 4) : low_bits;
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) {
     const std::uint8_t* block = codes + p * panel_bytes;
-    if (kRows < 6) _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
+    if (kRows < 6 && !kShares)
+      _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
     const __m512i packed = _mm512_loadu_si512(block);
     const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
     const __m512i high = kChains > 1 ? _mm512_andnot_si512(low_bits, packed)
                                      : _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+    if (kShares) {
+      dots[0][0][p] = _mm512_dpbusd_epi32(dots[0][0][p], low, low_quad);
+      if (kBits == 4) dots[0][0][p] = _mm512_dpbusd_epi32(dots[0][0][p], high, high_quad);
+      continue;
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) add_dot(dots[chain % kChains][r][p], low, q[r] + k);
     if (kBits == 8) continue;
@@ -203,14 +222,19 @@ void rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
 // Four panels at a time stay in L2 while all rows pass over them.
 template <int kBits>
 void matmul(const Activations& a, const Weights& w, const Tile& t) {
-  constexpr int64_t kStep = 4;
+  constexpr int64_t kStep = 4, kDepth = 32 / kBits;
+  const int64_t panel_bytes = (w.k + kDepth - 1) / kDepth * kBlockBytes;
   for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kStep) {
     const int64_t end = panel + kStep < t.panel_end ? panel + kStep : t.panel_end;
     int64_t row = t.row_begin;
     for (; row + 6 <= t.row_end; row += 6) rows<kBits, 6, 2>(a, w, t, row, panel, end);
     switch (t.row_end - row) {
       case 1:
-        rows<kBits, 1, 1>(a, w, t, row, panel, end);
+        if (panel_bytes < kLongPanelBytes) {
+          rows<kBits, 1, 1>(a, w, t, row, panel, end);
+        } else {
+          rows<kBits, 1, 4>(a, w, t, row, panel, end);
+        }
         break;
       case 2:
         rows<kBits, 2, 1>(a, w, t, row, panel, end);
