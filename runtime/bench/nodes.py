@@ -67,7 +67,7 @@ def contenders(K: int, N: int) -> dict[str, bytes]:
     return models
 
 
-def open_session(model: bytes, threads: int) -> ort.InferenceSession:
+def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
     """A session on the CPU, its threads asleep between runs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -86,7 +86,7 @@ def measure(setting: Setting) -> list[Row]:
         for rows in setting.rows:
             X = np.random.default_rng(rows).normal(size=(rows, setting.K)).astype(np.float32)
             actions = {name: _action(s, X, setting.N) for name, s in sessions.items()}
-            times = _race(actions, setting)
+            times = race(actions, setting.rounds, setting.turn_seconds)
             results += [_row(threads, rows, group, times) for group in GROUPS]
     return results
 
@@ -100,19 +100,21 @@ def _action(session: ort.InferenceSession, X: np.ndarray, N: int) -> Callable[[]
     return lambda: session.run_with_iobinding(binding)
 
 
-def _race(actions: dict[str, Callable[[], None]], setting: Setting) -> dict[str, float]:
+def race(
+    actions: dict[str, Callable[[], object]], rounds: int, turn_seconds: float
+) -> dict[str, float]:
     """Median milliseconds of each action, over rounds of turns."""
     turns: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(setting.rounds):
+    for _ in range(rounds):
         for name, action in actions.items():
-            turns[name].append(_turn(action, setting.turn_seconds))
+            turns[name].append(_turn(action, turn_seconds))
     return {name: 1e3 * statistics.median(times) for name, times in turns.items()}
 
 
-def _turn(action: Callable[[], None], seconds: float) -> float:
+def _turn(action: Callable[[], object], seconds: float) -> float:
     action()  # brings the weights back into the caches
     times: list[float] = []
-    while sum(times) < seconds:
+    while not times or sum(times) < seconds:
         begin = time.perf_counter()
         action()
         times.append(time.perf_counter() - begin)

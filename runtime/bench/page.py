@@ -37,8 +37,17 @@ and `MatMul` in float32, which the chart leaves out. M is the number of rows. We
 caches as far as they fit.
 
 """
+ENCODER = """\
+## A sentence encoder
+
+MiniLM-L6, the default recipe against the float model and what `onnxruntime.quantization` makes of
+it (dynamic int8).
+
+"""
 MODELS = """\
-## Whole models
+## A decoder
+
+SmolLM2-135M, as `make demo` leaves it.
 
 Prefill of {prompt_length} tokens, decoding {steps} tokens after {context}. Each ratio is the
 compiled model's speed over the other's. llama.cpp, where it is listed, ran after the others and not
@@ -62,12 +71,16 @@ reaches ({bandwidth:.1f} GB/s).
 def write(results: Path, docs: Path) -> None:
     """Write the page and the chart from the JSON files that are there; nodes.json has to be."""
     nodes = _load(results / "nodes.json")
+    encoder = _load(results / "encoder.json") if (results / "encoder.json").is_file() else None
     models = _load(results / "models.json") if (results / "models.json").is_file() else None
     measured = _load(results / "kernels.json") if (results / "kernels.json").is_file() else None
     machine = _machine(nodes["machine"])
     parts = [INTRODUCTION, f"Machine: {machine}.\n\n", "![Ratios](benchmarks.svg)\n\n"]
     parts += [NODES.format(**nodes["setting"]), _node_table(nodes), "\n"]
     panels = [_node_panel(nodes, threads) for threads in nodes["setting"]["threads"]]
+    if encoder is not None:
+        parts += [ENCODER, _encoder_table(encoder), "\n"]
+        panels += [_encoder_panel(encoder)]
     if models is not None:
         parts += [MODELS.format(**models["setting"]), _model_table(models), "\n"]
         panels += [_model_panel(run) for run in models["runs"]]
@@ -121,6 +134,29 @@ def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
     }
     shape = f"K={setting['K']} N={setting['N']}"
     return Panel(f"MatMulW4A8, {shape}, threads: {threads}: times as fast as", bars)
+
+
+def _encoder_table(encoder: dict[str, Any]) -> str:
+    others = list(encoder["rows"][0]["ratios"])
+    return _table(
+        ["threads", "sentences", "tokens", *(f"over {other}" for other in others), "ours, ms"],
+        (
+            [
+                *(str(row[key]) for key in ("threads", "batch", "tokens")),
+                *(f"{row['ratios'][other]:.2f}" for other in others),
+                f"{row['milliseconds']['w4a8']:.2f}",
+            ]
+            for row in encoder["rows"]
+        ),
+    )
+
+
+def _encoder_panel(encoder: dict[str, Any]) -> Panel:
+    bars = {
+        f"{row['batch']} x {row['tokens']}, threads: {row['threads']}": row["ratios"]
+        for row in encoder["rows"]
+    }
+    return Panel("MiniLM-L6, w4a8: times as fast as", bars)
 
 
 def _model_table(models: dict[str, Any]) -> str:

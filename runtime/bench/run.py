@@ -1,10 +1,10 @@
-"""Everything that `make bench` measures: kernels, one layer, whole models.
+"""Everything that `make bench` measures: kernels, one layer, an encoder, a decoder.
 
     python runtime/bench/run.py [--quick] [--out FOLDER] [--kernels PROGRAM] [--demo FOLDER]
-                                [--docs FOLDER]
+                                [--encoder FOLDER] [--docs FOLDER]
 
-Writes kernels.json, nodes.json and models.json to FOLDER; what can't be measured here is skipped
-with a message.
+Writes kernels.json, nodes.json, encoder.json and models.json to FOLDER; what can't be measured here
+is skipped with a message.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import encoder
 import llama
 import models
 import nodes
@@ -49,6 +50,17 @@ def run_nodes(out: Path, quick: bool) -> None:
     """One layer in ONNX Runtime."""
     result = nodes.report(nodes.default_setting(quick))
     nodes.show(result)
+    save(out, result)
+
+
+def run_encoder(folder: Path, out: Path, quick: bool) -> None:
+    """The sentence encoder, if it is installed."""
+    try:
+        result = encoder.report(folder, encoder.default_setting(quick))
+    except ExportError as error:
+        skip("encoder", str(error))
+        return
+    encoder.show(result)
     save(out, result)
 
 
@@ -95,15 +107,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="for the JSON files")
     parser.add_argument("--kernels", type=Path, help="the program qcompiler_kernels_bench")
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="what `make demo` wrote")
+    parser.add_argument(
+        "--encoder", type=Path, default=Path("build/bench/encoder"), help="its models, made here"
+    )
     parser.add_argument("--docs", type=Path, help="write benchmarks.md and benchmarks.svg there")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("kernels", "nodes", "models"):  # of an earlier run
+    for name in ("kernels", "nodes", "encoder", "models"):  # of an earlier run
         (out / f"{name}.json").unlink(missing_ok=True)
     try:
         run_kernels(arguments.kernels, out / "kernels.json", arguments.quick)
         run_nodes(out / "nodes.json", arguments.quick)
+        run_encoder(arguments.encoder, out / "encoder.json", arguments.quick)
         run_models(arguments.demo, out / "models.json", arguments.quick)
     except QcError as error:
         sys.exit(f"error: {error}")

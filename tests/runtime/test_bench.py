@@ -71,9 +71,32 @@ def demo(tmp_path, monkeypatch) -> Path:
     return tmp_path / "demo"
 
 
-def test_everything_ends_in_a_page(tmp_path, stand_in, demo) -> None:
+@pytest.fixture
+def encoder_models(tmp_path, monkeypatch) -> Path:
+    """An exported encoder, but tiny: a table and a layer."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit"))
+    import tiny_models
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    table, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 32), (32, 32)))
+    model = tiny_models.model_of(
+        [
+            helper.make_node("Gather", ["E", "input_ids"], ["e"]),
+            helper.make_node("MatMul", ["e", "W"], ["last_hidden_state"]),
+        ],
+        [tiny_models.value("input_ids", tiny_models.INT, ["batch", "sequence"])],
+        [tiny_models.value("last_hidden_state", tiny_models.FLOAT, ["batch", "sequence", 32])],
+        {"E": table, "W": weight},
+    )
+    tiny_models.save(model, tmp_path / "encoder" / "fp32")
+    return tmp_path / "encoder"
+
+
+def test_everything_ends_in_a_page(tmp_path, stand_in, demo, encoder_models) -> None:
     out, docs = tmp_path / "out", tmp_path / "docs"
-    run(out, "--kernels", stand_in, "--demo", demo, "--docs", docs)
+    places = ("--kernels", stand_in, "--demo", demo, "--encoder", encoder_models, "--docs", docs)
+    run(out, *places)
     nodes = load(out / "nodes.json")
     assert nodes["machine"]["cpu"] and nodes["machine"]["onnxruntime"]
     assert {row["group_size"] for row in nodes["rows"]} == {32, 128}
@@ -87,11 +110,16 @@ def test_everything_ends_in_a_page(tmp_path, stand_in, demo) -> None:
     assert {"smollm2-fp32", "smollm2-int4"} <= set(models["ratios"])
     assert set(models["ratios"]["smollm2-int4"]) == {"prefill", "decode"}
 
+    (encoder,) = load(out / "encoder.json")["rows"]
+    assert set(encoder["ratios"]) == {"fp32", "ORT int8"}
+    assert all(milliseconds > 0 for milliseconds in encoder["milliseconds"].values())
+
     page = (docs / "benchmarks.md").read_text("utf-8")
     assert nodes["machine"]["cpu"] in page
     assert "| avx512vnni | W4 | g32 | 34 |" in page  # the median, not the variation
     assert "| avx512vnni | W4 | g32 | 45.0 | 91 |" in page
     assert "| smollm2-int4 |" in page
+    assert "A sentence encoder" in page
     drawing = ElementTree.parse(docs / "benchmarks.svg").getroot()
     shown = [text.text for text in drawing.iter(f"{SVG}text")]
     for row in nodes["rows"]:
@@ -99,12 +127,22 @@ def test_everything_ends_in_a_page(tmp_path, stand_in, demo) -> None:
         assert all(f"{ratio:.2f}x" in shown for ratio in quantized)
 
 
-def test_what_is_missing_is_skipped_aloud(tmp_path) -> None:
+def test_what_is_missing_is_skipped_aloud(tmp_path, encoder_models) -> None:
     (tmp_path / "models.json").write_text("of an earlier run")
-    said = run(tmp_path, "--demo", tmp_path / "nothing")
+    said = run(tmp_path, "--demo", tmp_path / "nothing", "--encoder", encoder_models)
     assert "kernels: skipped, google-benchmark is not installed" in said
     assert "models: skipped, no models in" in said
     assert not (tmp_path / "models.json").exists()
+
+
+def test_an_encoder_that_is_not_installed(tmp_path, bench_path, monkeypatch, capsys) -> None:
+    import encoder
+    import run as everything
+
+    monkeypatch.setattr(encoder, "SOURCE", "package:none_of_this_name")
+    everything.run_encoder(tmp_path, tmp_path / "encoder.json", quick=True)
+    assert "encoder: skipped, " in capsys.readouterr().out
+    assert not (tmp_path / "encoder.json").exists()
 
 
 @pytest.mark.skipif(not os.access(PROGRAM, os.X_OK), reason="`make bench` has not built it")
