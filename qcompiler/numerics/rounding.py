@@ -44,6 +44,13 @@ class QuantizedWeight:
             zero = np.repeat(self.zero_points.astype(np.float32), self.group_size, axis=0)[:rows]
         return (self.codes.astype(np.float32) - zero) * scales
 
+    def columns(self, part: slice) -> QuantizedWeight:
+        """Some columns of the weight, not copied."""
+        zeros = None if self.zero_points is None else self.zero_points[:, part]
+        return QuantizedWeight(
+            self.codes[:, part], self.scales[:, part], zeros, self.bits, self.group_size
+        )
+
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points as packed (bits of padding not counted)."""
         total = self.codes.size * self.bits // 8 + self.scales.nbytes

@@ -1,0 +1,298 @@
+"""GPTQ and GPTAQ: each rounding error is made up for by the weights not rounded yet.
+
+Y = X · W, X [T, K] a layer's input over T calibration tokens, W [K, N]. Rounding channel k of W
+leaves an error in Y; the channels behind k move so that as much of it as possible cancels. All that
+is needed of X is its second moments, H = Xᵀ X. With H⁻¹ = Uᵀ U, U upper triangular, channel k in
+turn is rounded, and with e = (w_k - ŵ_k) / U[k, k]
+
+    W[k:] -= U[k, k:]ᵀ e                           GPTQ, arXiv 2210.17323
+
+Where layers before have been quantized, X is not what the float model feeds the layer, X_f. With
+D = (X_f - X)ᵀ X, asymmetric calibration also moves the channels behind k towards the float output:
+
+    W[k:] += a P[k, k:]ᵀ w_k,  P = triu(D Uᵀ, 1) U      GPTAQ, arXiv 2504.02692
+
+Row k of P is the least-squares answer of the channels behind k to X_f[:, k] - X[:, k]; `a` < 1
+keeps it from fitting the calibration data. Scales are chosen before ("static groups") and are as
+stored, so groups and the order of channels are independent.
+
+Everything is float64 but the product of two float32 activations. One build of NumPy and its BLAS
+gives the same bytes every time for one number of threads; with another number, sums may be taken in
+another order, and a weight next to a rounding boundary may fall to the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.numerics.rounding import QuantizedWeight
+
+Double = NDArray[np.float64]
+
+BLOCK = 128
+"""Channels whose updates reach the rest of the weight together, as one matrix product."""
+
+_COLUMNS = 8 << 20  # elements of a weight worked on at a time: bounds the float64 copies
+_ATTEMPTS = 4  # dampening rises tenfold between them
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's input X over calibration tokens, against the float X_f."""
+
+    hessian: Double
+    """[K, K]: Xᵀ X."""
+    drift: Double | None
+    """[K, K]: (X_f - X)ᵀ X; None where X_f is not known."""
+    spread: Double | None
+    """[K, K]: (X_f - X)ᵀ (X_f - X)."""
+    tokens: int
+
+    @property
+    def mean_square(self) -> Double:
+        """[K]: E[x_k²]."""
+        return np.asarray(np.diagonal(self.hessian) / max(self.tokens, 1), np.float64)
+
+
+def moments(
+    inputs: Iterable[NDArray[Any]], references: Iterable[NDArray[Any]] | None = None
+) -> Moments:
+    """Sum the second moments of `inputs` ([..., K] each), in order; `references` are X_f.
+
+    Products are float32 within one array, their sum float64. ValueError if anything is not finite
+    or there is no input.
+    """
+    hessian: Double | None = None
+    drift: Double | None = None
+    spread: Double | None = None
+    tokens = 0
+    others = iter(references) if references is not None else None
+    for each in inputs:
+        x = np.asarray(each, np.float32).reshape(-1, each.shape[-1])
+        tokens += len(x)
+        hessian = _added(hessian, x.T @ x)
+        if others is not None:
+            delta = np.asarray(next(others), np.float32).reshape(x.shape) - x
+            drift = _added(drift, delta.T @ x)
+            spread = _added(spread, delta.T @ delta)
+    if hessian is None:
+        raise ValueError("there is no calibration data for its input")
+    for total in (hessian, drift, spread):
+        if total is not None and not np.isfinite(total).all():
+            raise ValueError("its input is not finite on the calibration data")
+    return Moments(hessian, drift, spread, tokens)
+
+
+def _added(total: Double | None, part: NDArray[Any]) -> Double:
+    return part.astype(np.float64) if total is None else np.add(total, part, out=total)
+
+
+def gptq(
+    weight: NDArray[Any],
+    start: QuantizedWeight,
+    statistics: Moments,
+    *,
+    dampening: float = 0.01,
+    act_order: bool = True,
+    alpha: float = 0.0,
+) -> QuantizedWeight:
+    """Choose the codes of `start`, whose scales and zero points stay, for the least output error.
+
+    `weight` is the K × N original. `dampening` is added to the diagonal of H as a share of its
+    mean, and raised where H is singular all the same. `act_order` takes channels with the largest
+    mean square first. `alpha` > 0 is GPTAQ and needs `statistics.drift`. Channels that are zero
+    throughout the calibration data are rounded to nearest.
+
+    ValueError for shapes that don't fit, weights that are not finite, or an H that no dampening
+    makes positive definite.
+    """
+    rows, columns = start.codes.shape
+    if weight.shape != (rows, columns) or statistics.hessian.shape != (rows, rows):
+        raise ValueError(
+            f"a weight of shape {weight.shape} has no codes of shape {start.codes.shape} and "
+            f"moments of shape {statistics.hessian.shape}"
+        )
+    hessian, drift = statistics.hessian, statistics.drift
+    if alpha and drift is None:
+        raise ValueError("asymmetric calibration needs the float model's inputs")
+    order = np.arange(rows)
+    if act_order:
+        order = np.argsort(-np.diagonal(hessian), kind="stable")
+        hessian = hessian[np.ix_(order, order)]
+    factor = inverse_factor(hessian, dampening)
+    push: Double | None = None
+    if alpha and drift is not None:
+        push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
+    group = order // start.group_size
+    codes = np.empty_like(start.codes)
+    step = max(1, _COLUMNS // rows)
+    for first in range(0, columns, step):
+        part = slice(first, first + step)
+        values = np.asarray(weight[:, part], np.float64)[order]
+        if not np.isfinite(values).all():
+            raise ValueError("the weight holds NaN or infinity")
+        scales = start.scales[:, part].astype(np.float64)[group]
+        if start.zero_points is None:
+            zeros = np.broadcast_to(float(1 << (start.bits - 1)), scales.shape)
+        else:
+            zeros = start.zero_points[:, part].astype(np.float64)[group]
+        codes[order, part] = _sweep(values, scales, zeros, (1 << start.bits) - 1, factor, push)
+    return QuantizedWeight(codes, start.scales, start.zero_points, start.bits, start.group_size)
+
+
+def _sweep(
+    values: Double,
+    scales: Double,
+    zeros: NDArray[np.float64],
+    top: int,
+    factor: Double,
+    push: Double | None,
+) -> NDArray[np.uint8]:
+    """Codes [K, n] of `values` [K, n], which are used up, channel by channel."""
+    rows = len(values)
+    codes = np.empty(values.shape, np.uint8)
+    original = values.copy() if push is not None else values
+    for start in range(0, rows, BLOCK):
+        stop = min(start + BLOCK, rows)
+        errors = np.empty((stop - start, values.shape[1]))
+        for k in range(start, stop):
+            code = np.clip(np.rint(values[k] / scales[k]) + zeros[k], 0, top)
+            codes[k] = code
+            error = (values[k] - (code - zeros[k]) * scales[k]) / factor[k, k]
+            errors[k - start] = error
+            values[k + 1 : stop] -= np.multiply.outer(factor[k, k + 1 : stop], error)
+            if push is not None:
+                values[k + 1 : stop] += np.multiply.outer(push[k, k + 1 : stop], original[k])
+        values[stop:] -= factor[start:stop, stop:].T @ errors
+        if push is not None:
+            values[stop:] += push[start:stop, stop:].T @ original[start:stop]
+    return codes
+
+
+def inverse_factor(hessian: Double, dampening: float) -> Double:
+    """U upper triangular with Uᵀ U = (H + dampening · mean(diag H) · I)⁻¹, [K, K].
+
+    A channel whose diagonal is zero is given a unit of its own. Dampening rises tenfold, three
+    times at most, until the matrix is positive definite; then ValueError.
+    """
+    diagonal = np.diagonal(hessian)
+    if not np.isfinite(hessian).all():
+        raise ValueError("its input is not finite on the calibration data")
+    alive = diagonal > 0.0
+    mean = float(diagonal[alive].mean()) if alive.any() else 1.0
+    added = dampening
+    for attempt in range(_ATTEMPTS):
+        added = dampening * 10.0**attempt
+        damped = hessian / mean
+        damped[np.diag_indices_from(damped)] += np.where(alive, added, 1.0)
+        try:
+            # H = R Rᵀ with R upper triangular is Cholesky's with rows and columns reversed.
+            lower = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
+        except np.linalg.LinAlgError:
+            continue
+        return _upper_inverse(np.ascontiguousarray(lower[::-1, ::-1])) / np.sqrt(mean)
+    raise ValueError(
+        f"the second moments of its input are singular, even with a dampening of {added:g}; "
+        "give more calibration data"
+    )
+
+
+def _upper_inverse(upper: Double) -> Double:
+    """The inverse of an upper triangular matrix by halves, so that BLAS does the work."""
+    size = len(upper)
+    if size <= BLOCK:
+        return np.asarray(np.triu(np.linalg.inv(upper)), np.float64)
+    half = size // 2
+    result = np.zeros_like(upper)
+    result[:half, :half] = _upper_inverse(upper[:half, :half])
+    result[half:, half:] = _upper_inverse(upper[half:, half:])
+    result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
+    return result
+
+
+def refit_scales(
+    weight: NDArray[Any], start: QuantizedWeight, statistics: Moments, *, alpha: float = 0.0
+) -> QuantizedWeight:
+    """Scales for the codes of `start` by least squares over the output error, column by column.
+
+    With A [K, G] the codes of one column, less their zero points, each in its group's column, the
+    scales s solve (Aᵀ H A) s = Aᵀ (H + a Dᵀ) w. A column keeps its old scales where the new ones,
+    as float16 holds them, are not better by that measure.
+    """
+    rows, columns = start.codes.shape
+    size = start.group_size
+    groups = len(start.scales)
+    hessian = cross = statistics.hessian
+    if alpha and statistics.drift is not None:
+        cross = hessian + alpha * statistics.drift.T
+    scales = start.scales.copy()
+    starts = np.arange(groups) * size
+    step = max(1, _COLUMNS // max(rows, groups * groups))
+    for first in range(0, columns, step):
+        part = slice(first, first + step)
+        zeros: Any = float(1 << (start.bits - 1))
+        if start.zero_points is not None:
+            zeros = np.repeat(start.zero_points[:, part].astype(np.float64), size, axis=0)[:rows]
+        steps = start.codes[:, part].astype(np.float64) - zeros
+        target = cross @ np.asarray(weight[:, part], np.float64)
+        right = np.add.reduceat(steps * target, starts, axis=0)
+        left = np.empty((groups, groups, steps.shape[1]))
+        for g in range(groups):
+            own = slice(g * size, (g + 1) * size)
+            left[g] = np.add.reduceat(steps * (hessian[:, own] @ steps[own]), starts, axis=0)
+        old = start.scales[:, part].astype(np.float64)
+        system = left.transpose(2, 0, 1).copy()
+        # A group without a code off zero has no say: its scale stays.
+        idle = np.einsum("cgg->cg", system) <= 0.0
+        tiny = 1e-9 * np.einsum("cgg->c", system)[:, None] / groups
+        index = np.arange(groups)
+        system[:, index, index] += np.where(idle, 1.0, tiny)
+        wanted = right.T + np.where(idle, 1.0, tiny) * old.T
+        solved = np.linalg.solve(system, wanted[..., None])[..., 0].T
+        with np.errstate(over="ignore"):
+            new = solved.astype(np.float16)
+        usable = np.isfinite(new) & (np.abs(new) >= np.float16(2.0**-24))
+        new = np.where(usable, new, start.scales[:, part])
+
+        def error(s: Double, left: Double = left, right: Double = right) -> Double:
+            quadratic = np.einsum("gc,ghc,hc->c", s, left, s, optimize=True)
+            return quadratic - 2.0 * np.einsum("gc,gc->c", s, right)
+
+        better = error(new.astype(np.float64)) < error(old)
+        scales[:, part] = np.where(better, new, start.scales[:, part])
+    return QuantizedWeight(start.codes, scales, start.zero_points, start.bits, start.group_size)
+
+
+def output_errors(
+    weight: NDArray[Any], candidates: Sequence[QuantizedWeight], statistics: Moments
+) -> list[float]:
+    """Relative errors of a layer's output over the calibration data, ‖X_f W - X Ŵ‖ / ‖X_f W‖.
+
+    One for each Ŵ of `candidates`. Where X_f is not known, X takes its place. 0 where the output is
+    zero.
+    """
+    hessian, drift, spread = statistics.hessian, statistics.drift, statistics.spread
+    true = hessian
+    if drift is not None and spread is not None:
+        true = hessian + drift + drift.T + spread
+    signal = 0.0
+    noise = np.zeros(len(candidates))
+    step = max(1, _COLUMNS // len(hessian))
+    for first in range(0, weight.shape[1], step):
+        part = slice(first, first + step)
+        w = np.asarray(weight[:, part], np.float64)
+        signal += float(np.sum(w * (true @ w)))
+        fixed, cross = 0.0, None
+        if drift is not None and spread is not None:
+            # X_f W - X Ŵ = (X_f - X) W + X (W - Ŵ): small terms only, so nothing cancels.
+            fixed, cross = float(np.sum(w * (spread @ w))), 2.0 * (drift.T @ w)
+        for index, candidate in enumerate(candidates):
+            e = w - candidate.columns(part).dequantize()
+            moved = hessian @ e if cross is None else hessian @ e + cross
+            noise[index] += fixed + float(np.sum(e * moved))
+    return [float(np.sqrt(max(each, 0.0) / signal)) if signal > 0.0 else 0.0 for each in noise]
