@@ -3,11 +3,16 @@
     MatMul(X, W[K, N])  ->  MatMul(X, DequantizeLinear(codes, scales[G, N], zeros?, axis=0))
 
 float16 and bfloat16 layers are computed in float32 between two casts.
+
+With `rounding` "gptq" or "gptaq" the codes are chosen layer after layer from calibration data: each
+layer's input comes from the Q/DQ graph with all layers before it rounded and their activations
+quantized as planned. Layers that share an input are rounded on the same data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,8 +21,12 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.linears import Linear, find_linears
-from qcompiler.analysis.qdq import insert_weight_dq
+from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
+from qcompiler.errors import CalibrationError
+from qcompiler.ir.order import topological
+from qcompiler.numerics.gptq import Moments, gptq, moments, output_errors
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight, sqnr_db
+from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
 
 GroupSize = Literal[32, 64, 128, 256]
@@ -38,12 +47,28 @@ class QuantizeWeights(Pass):
     symmetric: bool = True
     search: Search = "none"
     """Range of a group: as found, least weight error ("mse"), least output error ("output")."""
+    rounding: Literal["nearest", "gptq", "gptaq"] = "nearest"
+    """How codes are chosen: each by itself, or so that a layer's output stays close to that of its
+    float weight on the same input ("gptq") or to the float model's ("gptaq")."""
+    dampening: float = 0.01
+    """Of GPTQ: added to the diagonal of the second moments, as a share of its mean."""
+    act_order: bool = True
+    """Of GPTQ: channels with the largest mean square first."""
+    alpha: float = 0.25
+    """Of GPTAQ: the share of the layers' earlier errors that is made up for."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head)."""
     min_channels: int = 32
     """Layers with fewer input channels are left alone: nothing to gain."""
 
+    def __post_init__(self) -> None:
+        if not self.dampening > 0.0:
+            raise ValueError(f"dampening must be positive, not {self.dampening}")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha must lie in 0 .. 1, not {self.alpha}")
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        source = graph.copy() if self.rounding != "nearest" else None
         linears, _ = find_linears(graph)
         linears = [linear for linear in linears if linear.name in ctx.plan]
         namer = ir.Namer(graph)
@@ -71,7 +96,99 @@ class QuantizeWeights(Pass):
         ctx.tick("quantizing weights", len(linears), len(linears))
         if done:
             ir.remove_dead(graph)
+        if done and source is not None:
+            remarks = self._refine(graph, source, remarks, ctx)
         return PassResult(graph=graph, changed=bool(done), remarks=tuple(remarks))
+
+    def _refine(
+        self, graph: gs.Graph, source: gs.Graph, remarks: list[Remark], ctx: PassContext
+    ) -> list[Remark]:
+        """Round the layers of `graph` once more, in order, against the float graph `source`."""
+        if ctx.stream is None:
+            raise CalibrationError(f"rounding '{self.rounding}' needs data; give --calib SRC")
+        shipped = InsertQdq().run(graph.copy(), ctx).graph
+        nodes, ahead = _by_name(graph), _by_name(shipped)
+        floats = {linear.name: linear for linear in find_linears(source)[0]}
+        said = {remark.layer: remark for remark in remarks if remark.applied}
+        groups: dict[str, list[str]] = {}
+        for node in topological(shipped):
+            if node.name in said:
+                groups.setdefault(str(node.inputs[0].name), []).append(node.name)
+        inputs = ctx.stream(shipped, list(groups))
+        references: Iterator[list[Any]] | None = None
+        if self.rounding == "gptaq":
+            references = ctx.stream(
+                source, [str(floats[names[0]].x.name) for names in groups.values()]
+            )
+        finished = 0
+        for names, values in zip(groups.values(), inputs, strict=True):
+            ctx.tick(f"rounding weights ({self.rounding})", finished, len(said))
+            finished += len(names)
+            reference = next(references) if references is not None else None
+            try:
+                found = moments(values, reference)
+            except ValueError as error:
+                raise CalibrationError(f"layer '{names[0]}': {error}") from None
+            for name in names:
+                said[name] = self._refined(
+                    nodes[name], ahead[name], floats[name], found, said[name]
+                )
+        ctx.tick(f"rounding weights ({self.rounding})", len(said), len(said))
+        return [said.get(remark.layer, remark) for remark in remarks]
+
+    def _refined(
+        self, node: gs.Node, ahead: gs.Node, linear: Linear, found: Moments, remark: Remark
+    ) -> Remark:
+        """Round one layer once more in both graphs; its remark with the output errors."""
+        dequantized, copy = weight_dq(node.inputs[1]), weight_dq(ahead.inputs[1])
+        assert dequantized is not None and copy is not None  # `run` has just written them
+        values = np.asarray(ir.array(linear.weight), np.float32)
+        nearest = dequantized.load()
+        reason = None
+        if len(ir.consumers(linear.weight)) > 1:
+            reason = "other nodes read the same weight"
+        elif found.tokens < linear.shape[0]:
+            reason = f"{found.tokens} calibration tokens for {linear.shape[0]} channels are too few"
+        else:
+            try:
+                chosen = self._rounded(values, nearest, found)
+            except ValueError as failure:
+                reason = str(failure)
+            else:
+                before, after = output_errors(values, [nearest, chosen], found)
+                if after < before:
+                    replace_weight(dequantized, chosen)
+                    replace_weight(copy, chosen)
+                    message = f"{remark.message}, {self.rounding}: "
+                    message += f"output error {before:.4f} -> {after:.4f}"
+                    data = describe(chosen, values, linear.weight, kind="linear")
+                    data |= {"rounding": self.rounding}
+                    data |= {"output_error_nearest": before, "output_error": after}
+                    return replace(remark, message=message, data=data)
+                reason = f"{self.rounding} gives no smaller output error"
+        fallback = f"rounded to nearest: {reason}"
+        data = {**remark.data, "rounding": "nearest", "fallback": fallback}
+        return replace(remark, message=f"{remark.message}, {fallback}", data=data)
+
+    def _rounded(self, values: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
+        alpha = self.alpha if self.rounding == "gptaq" else 0.0
+        if self.search == "output":
+            nearest = quantize_weight(
+                values,
+                bits=nearest.bits,
+                group_size=nearest.group_size,
+                symmetric=nearest.zero_points is None,
+                search=self.search,
+                importance=found.mean_square,
+            )
+        return gptq(
+            values,
+            nearest,
+            found,
+            dampening=self.dampening,
+            act_order=self.act_order,
+            alpha=alpha,
+        )
 
     def _quantize(
         self, graph: gs.Graph, linear: Linear, ctx: PassContext, namer: ir.Namer
@@ -113,15 +230,12 @@ def describe(
 
 def chunked_sqnr_db(values: Any, quantized: QuantizedWeight) -> float:
     """Signal-to-noise of a weight, over at most 4096 evenly spaced columns: memory stays small."""
-    step = max(1, values.shape[1] // 4096)
-    part = QuantizedWeight(
-        quantized.codes[:, ::step],
-        quantized.scales[:, ::step],
-        None if quantized.zero_points is None else quantized.zero_points[:, ::step],
-        quantized.bits,
-        quantized.group_size,
-    )
-    return sqnr_db(values[:, ::step], part.dequantize())
+    part = slice(None, None, max(1, values.shape[1] // 4096))
+    return sqnr_db(values[:, part], quantized.columns(part).dequantize())
+
+
+def _by_name(graph: gs.Graph) -> Mapping[str, gs.Node]:
+    return {node.name: node for node in graph.nodes}
 
 
 def _use(graph: gs.Graph, linear: Linear, dequantized: Any, namer: ir.Namer) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from qcompiler import recipe as recipes
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
 from qcompiler.calibration.statistics import Statistics
+from qcompiler.calibration.stream import stream
 from qcompiler.errors import ModelError, RecipeError, VerificationError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
@@ -111,7 +112,11 @@ def compile(
     final = _output_path(package, Path(model), chosen.name, output)
     source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
     context = PassContext(
-        target=target, exclude=tuple(exclude), observe=source.observe, progress=progress
+        target=target,
+        exclude=tuple(exclude),
+        observe=source.observe,
+        stream=source.stream,
+        progress=progress,
     )
     instruments: list[Instrument] = [VerifyInstrument()]
     if dump_ir is not None:
@@ -210,16 +215,23 @@ class _Calibration:
 
     def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
         """Statistics of activations over the data not held back."""
-        self.used = True
-        data = self._load()
-        feeds = list(data.feeds)
-        feeds = feeds[:-_HELD_BACK] if len(feeds) > _HELD_BACK else feeds
+        data, feeds = self._load(), self._feeds()
 
         def tick(done: int) -> None:
             if self._progress is not None:
                 self._progress("calibrating", done, len(feeds))
 
         return observe(graph, names, feeds, source=data.description, progress=tick)
+
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """Values of activations over the data not held back, one after the other."""
+        return stream(graph, names, self._feeds())
+
+    def _feeds(self) -> list[Feed]:
+        """The data not held back, which is used from then on."""
+        self.used = True
+        feeds: list[Feed] = list(self._load().feeds)
+        return feeds[:-_HELD_BACK] if len(feeds) > _HELD_BACK else feeds
 
     def held_back(self) -> tuple[list[Feed], bool]:
         """Feeds to judge by, and whether no pass saw them: a small source has none to spare."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.calibration.observe import observe
-from qcompiler.calibration.sources import default_spec, load_source
+from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
 from qcompiler.calibration.statistics import Statistics
+from qcompiler.calibration.stream import stream
 from qcompiler.compiler import check_target
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
@@ -59,14 +61,18 @@ def run_pipeline(
     if output is not None:
         package.refuse_overwriting(output)
 
-    def run_observers(graph: gs.Graph, names: Sequence[str]) -> Statistics:
-        source = load_source(
+    @functools.cache
+    def data() -> CalibrationData:
+        return load_source(
             calib or default_spec(package),
             package,
             samples=calib_samples,
             length=calib_length,
             seed=seed,
         )
+
+    def run_observers(graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        source = data()
 
         def tick(done: int) -> None:
             if progress is not None:
@@ -75,7 +81,11 @@ def run_pipeline(
         return observe(graph, names, source.feeds, source=source.description, progress=tick)
 
     context = PassContext(
-        target=target, exclude=tuple(exclude), observe=run_observers, progress=progress
+        target=target,
+        exclude=tuple(exclude),
+        observe=run_observers,
+        stream=lambda graph, names: stream(graph, names, data().feeds),
+        progress=progress,
     )
     graph, _ = manager.run(ir.read_model(package.onnx_path), context)
     return OptResult(graph=graph, history=tuple(manager.history))

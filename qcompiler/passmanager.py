@@ -10,10 +10,11 @@ import enum
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import PassError, QcError, RecipeError
@@ -69,6 +70,8 @@ class Remark:
 
 
 Observer = Callable[[gs.Graph, Sequence[str]], "Statistics"]
+Streamer = Callable[[gs.Graph, Sequence[str]], Iterator[list[np.ndarray[Any, Any]]]]
+"""Values of tensors over the calibration data, one after the other: `calibration.stream`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class PassContext:
     statistics: Statistics | None = None
     plan: Mapping[str, ActivationPlan] = field(default_factory=dict)
     observe: Observer | None = None
+    stream: Streamer | None = None
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ Activation:     DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +174,9 @@ def insert_weight_dq(
     return output
 
 
-def weight_constants(weight: QuantizedWeight, base: str, namer: ir.Namer) -> list[gs.Constant]:
+def weight_constants(
+    weight: QuantizedWeight, base: str, namer: Callable[[str], str]
+) -> list[gs.Constant]:
     """Codes, scales (float32) and, where asymmetric, zero points as Q/DQ initializers."""
     import ml_dtypes  # noqa: PLC0415  (slow to import, needed here only)
 
@@ -193,6 +196,14 @@ def weight_constants(weight: QuantizedWeight, base: str, namer: ir.Namer) -> lis
     if weight.zero_points is not None:
         constants.append(ir.constant(namer(f"{base}_zero"), weight.zero_points.astype(dtype)))
     return constants
+
+
+def replace_weight(old: WeightDq, weight: QuantizedWeight) -> None:
+    """Put other codes and scales of the same form behind the DequantizeLinear of a weight."""
+    constants = weight_constants(weight, str(old.codes.name), str)
+    for index, new in enumerate(constants):
+        # Their old readers are this one node: the names are free again.
+        old.node.inputs[index] = ir.constant(str(old.node.inputs[index].name), ir.array(new))
 
 
 class ActivationWriter:

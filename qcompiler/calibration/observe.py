@@ -67,26 +67,49 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
 
 
 @contextmanager
-def _session(
-    model: onnx.ModelProto, folder: Path | None
+def graph_session(
+    graph: Any, change: Callable[[onnx.ModelProto], onnx.ModelProto]
 ) -> Generator[ort.InferenceSession, None, None]:
+    """A session over a graph whose model `change` has been applied to, for as long as it lasts.
+
+    Initializers stay in the files they are mapped from. CalibrationError if ONNX Runtime refuses
+    the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
+        fresh = sum(
+            ir.nbytes(t)
+            for t in graph.tensors().values()
+            if ir.is_constant(t) and isinstance(t._values, np.ndarray)
+        )
+        folder = ir.model_folder(graph)
+        if fresh > _IN_MEMORY:
+            path = Path(scratch) / "calibration.onnx"
+            ir.write_model(graph, path, fsync=False)
+            model, folder = onnx.load(path, load_external_data=False), Path(scratch)
+        else:
+            model = ir.to_model(graph)
+        yield _session(change(model), folder)
+
+
+def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, on one line
     # Packed copies of the weights would nearly double the memory of a session this short-lived.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # By default ONNX Runtime rounds the activations of 4-bit layers once more.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
         )
     try:
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's errors share no other base class
         raise CalibrationError(
             f"ONNX Runtime refuses the model: {one_line(error)}; repair it, or export it in float32"
         ) from None
-    yield session
 
 
 def observe(
@@ -110,21 +133,8 @@ def observe(
         if not isinstance(size, int):
             raise CalibrationError(f"the channels of activation '{name}' are not known")
         channels[name] = size
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
-        fresh = sum(
-            ir.nbytes(t)
-            for t in tensors.values()
-            if ir.is_constant(t) and isinstance(t._values, np.ndarray)
-        )
-        folder = ir.model_folder(graph)
-        if fresh > _IN_MEMORY:
-            path = Path(scratch) / "observed.onnx"
-            ir.write_model(graph, path, fsync=False)
-            model, folder = onnx.load(path, load_external_data=False), Path(scratch)
-        else:
-            model = ir.to_model(graph)
-        with _session(with_observers(model, channels), folder) as session:
-            return _reduce(session, list(channels), feeds, source, progress)
+    with graph_session(graph, lambda model: with_observers(model, channels)) as session:
+        return _reduce(session, list(channels), feeds, source, progress)
 
 
 def _reduce(

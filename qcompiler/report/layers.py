@@ -23,7 +23,7 @@ class Layer:
     K: int | None = None
     N: int | None = None
     scheme: str | None = None
-    """Of the weight, such as "int4 g32 asym"; None where it stays in float."""
+    """Of the weight, such as "int4 g32 asym" or "int4 g128 sym gptq"; None where it is float."""
     activation: str | None = None
     """How the input becomes int8: "per-token", "per-group", "per-tensor", "none"."""
     input_absmax: float | None = None
@@ -33,6 +33,10 @@ class Layer:
     """Why equalization left the layer alone; None where it was not asked for."""
     sqnr_db: float | None = None
     """Signal-to-noise of the weight."""
+    output_error: float | None = None
+    """Relative error of the layer's output over the calibration data, where it was measured."""
+    output_error_nearest: float | None = None
+    """The same with weights rounded to nearest."""
     op: str | None = None
     """The operator that computes the layer in the result."""
     merged_with: tuple[str, ...] = ()
@@ -68,6 +72,12 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
     return tuple(sorted(finished, key=lambda layer: layer.kind == "other"))
 
 
+_SETTLED = (
+    *("input_absmax", "sqnr_db", "output_error", "output_error_nearest"),
+    *("op", "bytes_before", "bytes_after", "tied"),
+)
+
+
 def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     """The fields a remark settles."""
     data = remark.data
@@ -81,11 +91,11 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
         return change | {"merged_with": tuple(others)}
     if not remark.applied:
         return change | {"reason": remark.message}
-    for key in ("input_absmax", "sqnr_db", "op", "bytes_before", "bytes_after", "tied"):
+    for key in _SETTLED:
         if key in data:
             change[key] = data[key]
     if "bits" in data:
-        change |= {"scheme": scheme(data), "reason": None}
+        change |= {"scheme": scheme(data), "reason": data.get("fallback")}
     return change
 
 
@@ -96,9 +106,11 @@ def _equalized(remark: Remark) -> dict[str, Any]:
 
 
 def scheme(data: Mapping[str, Any]) -> str:
-    """A weight's scheme in one word each: type, group, symmetry."""
+    """A weight's scheme in one word each: type, group, symmetry, rounding unless to nearest."""
     symmetry = "sym" if data["symmetric"] else "asym"
-    return f"int{data['bits']} g{data['group_size']} {symmetry}"
+    rounding = data.get("rounding", "nearest")
+    suffix = "" if rounding == "nearest" else f" {rounding}"
+    return f"int{data['bits']} g{data['group_size']} {symmetry}{suffix}"
 
 
 def _finished(layer: Layer) -> Layer:

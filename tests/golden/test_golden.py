@@ -19,6 +19,7 @@ from onnx import shape_inference
 from qcompiler.analysis.linears import find_linears
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
+from qcompiler.calibration.stream import stream
 from qcompiler.errors import QcError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
@@ -60,10 +61,12 @@ def context_of(case: Case, graph) -> PassContext:
         statistics = Statistics(found, "golden")
     batches = int(case.context.get("calibrate", ["0"])[0])
 
+    def feeds():
+        model = case.model()
+        return [case.feeds(model, seed) for seed in range(batches)]
+
     def run_observers(graph, names):
-        model = to_model(graph)
-        feeds = [case.feeds(model, seed) for seed in range(batches)]
-        return observe(graph, names, feeds, source="golden")
+        return observe(graph, names, feeds(), source="golden")
 
     return PassContext(
         target=case.context.get("target", ["ort-custom"])[0],
@@ -71,6 +74,7 @@ def context_of(case: Case, graph) -> PassContext:
         statistics=statistics,
         plan=plan,
         observe=run_observers if batches else None,
+        stream=(lambda graph, names: stream(graph, names, feeds())) if batches else None,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from block_models import MODELS, feeds
 
 from qcompiler.calibration.observe import observe
+from qcompiler.calibration.stream import stream
 from qcompiler.compiler import pipeline
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
@@ -42,6 +43,7 @@ PIPELINES = {
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
+    "gptq on ort-custom": ("gptq", "ort-custom", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 
@@ -110,12 +112,17 @@ def _without_contrib(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_passes_keep_their_promise(model_name: str, name: str) -> None:
     model = MODELS[model_name]()
 
+    data = [feeds(model, seed, batch=16) for seed in range(1, 8)]
+
     def run_observers(graph, names):
-        data = [feeds(model, seed, batch=8) for seed in range(1, 4)]
         return observe(graph, names, data, source="test")
 
     manager = PassManager(steps_of(name), [VerifyInstrument(), Judge(model, feeds(model, seed=0))])
-    context = PassContext(target=PIPELINES[name][1], observe=run_observers)
+    context = PassContext(
+        target=PIPELINES[name][1],
+        observe=run_observers,
+        stream=lambda graph, names: stream(graph, names, data),
+    )
     manager.run(import_proto(model), context)
     quantized = next(r for r in manager.history if r.name == "quantize-weights")
     assert any(remark.applied for remark in quantized.remarks)

@@ -1,0 +1,141 @@
+"""Activations over calibration data, layer after layer, each node computed once.
+
+A graph is cut into stages: stage i holds the nodes the i-th wanted tensor needs and no earlier one
+did. Each stage runs as a model of its own over all feeds, from the tensors that earlier stages left
+to it. So only what is live at one place of the model is ever in memory, the time grows with the
+depth and not with its square, and the nodes ahead may still be changed: a layer sees its inputs as
+the layers before it, quantized in the meantime, compute them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler.calibration.observe import graph_session
+from qcompiler.errors import CalibrationError
+from qcompiler.ir.order import outer_reads, topological
+from qcompiler.session import one_line
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The nodes one wanted tensor adds to those before it, and the tensors at the cuts."""
+
+    wanted: str
+    nodes: tuple[gs.Node, ...]
+    reads: tuple[str, ...]
+    leaves: tuple[str, ...]
+    """What the stage computes that it or a later one hands on."""
+    kept: frozenset[str]
+    """What later stages still read."""
+
+
+def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[list[Array]]:
+    """The values of each tensor of `names` in turn, one array a feed.
+
+    The graph is cut when the first is asked for. From then on inputs of nodes may be replaced by
+    constants, as long as the node is not needed for the tensors already given; what computes a
+    tensor may not change.
+
+    CalibrationError if the data does not fit the model.
+    """
+    live: list[dict[str, Array]] = [dict(feed) for feed in feeds]
+    for stage in _stages(graph, names):
+        if stage.leaves:
+            _run(graph, stage, live)
+        yield [values[stage.wanted] for values in live]
+        for values in live:
+            for name in values.keys() - stage.kept:
+                del values[name]
+
+
+def _stages(graph: gs.Graph, names: Sequence[str]) -> list[_Stage]:
+    nodes: list[Any] = topological(graph)
+    makers = {output.name: node for node in nodes for output in node.outputs if output.name}
+    inputs: list[Any] = graph.inputs
+    given = {str(tensor.name) for tensor in inputs}
+    for name in names:
+        if name not in makers and name not in given:
+            raise CalibrationError(f"the graph computes no tensor '{name}'")
+    first: dict[int, int] = {}  # the stage of each needed node
+    for index, name in enumerate(names):
+        _claim(name, index, makers, first)
+    reads: list[dict[str, None]] = [{} for _ in names]
+    for node in nodes:
+        if id(node) in first:
+            names_read = (str(tensor.name) for tensor in outer_reads(node))
+            reads[first[id(node)]] |= {
+                name: None for name in names_read if name in makers or name in given
+            }
+    stages: list[_Stage] = []
+    for index, name in enumerate(names):
+        later = {read for after in reads[index + 1 :] for read in after} | set(names[index + 1 :])
+        own = tuple(node for node in nodes if first.get(id(node)) == index)
+        made = [output.name for node in own for output in node.outputs]
+        stages.append(
+            _Stage(
+                wanted=name,
+                nodes=own,
+                reads=tuple(read for read in reads[index] if read not in made),
+                leaves=tuple(each for each in made if each in later or each == name),
+                kept=frozenset(later),
+            )
+        )
+    return stages
+
+
+def _claim(name: str, stage: int, makers: Mapping[str, gs.Node], first: dict[int, int]) -> None:
+    """Give a stage to every node a tensor needs that has none yet."""
+    waiting = [name]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or id(node) in first:
+            continue
+        first[id(node)] = stage
+        waiting += [tensor.name for tensor in outer_reads(node) if tensor.name in makers]
+
+
+def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
+    """Run a stage over every feed; its results join the live tensors."""
+    part = gs.Graph(
+        nodes=list(stage.nodes),
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        functions=graph.functions,
+        ir_version=graph.ir_version,
+    )
+
+    def cut(model: onnx.ModelProto) -> onnx.ModelProto:
+        ends = {*stage.reads, *stage.leaves}
+        inner = [info for info in model.graph.value_info if info.name not in ends]
+        del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
+        model.graph.value_info.extend(inner)
+        for name in stage.reads:
+            value = live[0][name]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            # Feeds may differ in length: only the rank is the same.
+            info = onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+            model.graph.input.append(info)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in stage.leaves)
+        return model
+
+    with graph_session(part, cut) as session:
+        for values in live:
+            try:
+                results = session.run(
+                    list(stage.leaves), {name: values[name] for name in stage.reads}
+                )
+            except Exception as error:  # ONNX Runtime's errors share no other base class
+                raise CalibrationError(
+                    f"the model does not run on the calibration data: {one_line(error)}"
+                ) from None
+            values.update(zip(stage.leaves, map(np.asarray, results), strict=True))

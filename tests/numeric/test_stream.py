@@ -1,0 +1,198 @@
+"""Activations computed stage by stage are those of the whole graph, and rounding uses them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from block_models import HIDDEN, INNER, MODELS, feeds
+
+from qcompiler import ir
+from qcompiler.analysis.linears import find_linears
+from qcompiler.analysis.qdq import activation_qdq, weight_dq
+from qcompiler.calibration import stream as streaming
+from qcompiler.calibration.stream import stream
+from qcompiler.errors import CalibrationError
+from qcompiler.instruments import VerifyInstrument
+from qcompiler.ir import to_model
+from qcompiler.ir.io import import_proto
+from qcompiler.ir.order import topological
+from qcompiler.passmanager import PassContext, PassManager
+from qcompiler.recipe import parse_pipeline
+
+PREPARED = "import,canonicalize,fuse-norm{standard_only=true},plan-activations"
+SHIPPED = f"{PREPARED},quantize-embedding,quantize-weights{{group_size=32}},insert-qdq"
+
+
+def prepared(name: str, pipeline: str = PREPARED, **context):
+    """A model's graph after some passes, and the history of them."""
+    manager = PassManager(parse_pipeline(pipeline), [VerifyInstrument()])
+    graph, _ = manager.run(import_proto(MODELS[name]()), PassContext(**context))
+    return graph, manager.history
+
+
+def data(name: str, count: int = 3, batch: int = 4) -> list[dict[str, np.ndarray]]:
+    return [feeds(MODELS[name](), seed, batch) for seed in range(count)]
+
+
+def whole(graph, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Values of inner tensors from one run of the whole graph."""
+    model = to_model(graph)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    return session.run(names, inputs)
+
+
+def matmul_inputs(graph) -> list[str]:
+    """Inputs of products by a weight, in order, each once."""
+    nodes = [
+        node
+        for node in topological(graph)
+        if node.op == "MatMul" and (ir.is_constant(node.inputs[1]) or weight_dq(node.inputs[1]))
+    ]
+    return list(dict.fromkeys(node.inputs[0].name for node in nodes))
+
+
+@pytest.mark.parametrize("pipeline", [PREPARED, SHIPPED], ids=["float", "shipped"])
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_compute_what_the_whole_graph_computes(name: str, pipeline: str) -> None:
+    graph, _ = prepared(name, pipeline)
+    names, batches = matmul_inputs(graph), data(name)
+    assert len(names) > 2
+    got = list(stream(graph, names, batches))
+    for index, inputs in enumerate(batches):
+        for tensor, expected, values in zip(names, whole(graph, names, inputs), got, strict=True):
+            assert values[index].dtype == expected.dtype
+            scale = float(np.abs(expected).max())
+            np.testing.assert_allclose(
+                values[index], expected, rtol=0, atol=1e-6 * scale, err_msg=tensor
+            )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_node_runs_once_and_only_what_is_read_stays(name: str) -> None:
+    graph, _ = prepared(name)
+    names = matmul_inputs(graph)
+    stages = streaming._stages(graph, names)
+    ran = [node.name for stage in stages for node in stage.nodes]
+    assert len(ran) == len(set(ran))
+    assert stages[-1].kept == frozenset()
+    for index, stage in enumerate(stages):
+        later = {read for after in stages[index + 1 :] for read in after.reads}
+        assert stage.kept & set(stage.leaves) <= later | set(names[index + 1 :])
+
+
+def test_nodes_ahead_may_change() -> None:
+    graph, _ = prepared("decoder")
+    names = matmul_inputs(graph)
+    up = next(linear for linear in find_linears(graph)[0] if linear.name == "up_proj")
+    values = stream(graph, names, data("decoder"))
+    for tensor in names:
+        found = next(values)
+        if tensor == up.x.name:
+            zeros = np.zeros((HIDDEN, INNER), np.float32)
+            up.node.inputs[1] = ir.constant(up.weight.name, zeros)
+        if tensor == "product":
+            assert not found[0].any()
+            break
+    else:
+        pytest.fail("the product was not among the tensors")
+
+
+def test_an_input_of_the_model_and_repeated_names() -> None:
+    graph, _ = prepared("encoder")
+    batches = data("encoder")
+    given, first, again = stream(graph, ["x", "h", "h"], batches)
+    np.testing.assert_array_equal(given[1], batches[1]["x"])
+    np.testing.assert_array_equal(first[2], again[2])
+
+
+def test_what_is_not_there_is_refused() -> None:
+    graph, _ = prepared("encoder")
+    with pytest.raises(CalibrationError, match="no tensor 'nothing'"):
+        next(stream(graph, ["nothing"], data("encoder")))
+    with pytest.raises(CalibrationError, match="does not run on the calibration data"):
+        next(stream(graph, ["h"], [{"x": np.zeros((1, 2, 3, 4), np.float32)}]))
+
+
+def calibrated(name: str, options: str, *, count: int = 12, policy: str = "per-token"):
+    """A model after the passes up to insert-qdq, and the remarks of quantize-weights."""
+    batches = data(name, count)
+    pipeline = (
+        f"import,canonicalize,fuse-norm{{standard_only=true}},plan-activations{{policy={policy}}},"
+        f"quantize-weights{{{options}}},insert-qdq"
+    )
+    graph, history = prepared(
+        name, pipeline, stream=lambda graph, names: stream(graph, names, batches)
+    )
+    remarks = next(step.remarks for step in history if step.name == "quantize-weights")
+    return graph, {remark.layer: remark for remark in remarks}
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "gptaq"])
+@pytest.mark.parametrize("name", MODELS)
+def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: str) -> None:
+    """The layers' inputs in the finished Q/DQ graph give the errors the remarks speak of."""
+    graph, remarks = calibrated(name, f"group_size=32,rounding={rounding}")
+    source, _ = prepared(name)
+    batches = data(name, 12)
+    linears = {linear.name: linear for linear in find_linears(source)[0]}
+    nodes = {node.name: node for node in graph.nodes}
+    layers = [layer for layer, remark in remarks.items() if remark.data.get("output_error")]
+    assert layers
+    for layer in layers:
+        node, linear = nodes[layer], linears[layer]
+        true_weight = np.asarray(ir.array(linear.weight), np.float32)
+        weight = weight_dq(node.inputs[1]).load().dequantize()
+        assert activation_qdq(node.inputs[0]) is not None
+        signal = noise = 0.0
+        for inputs in batches:
+            x = whole(graph, [node.inputs[0].name], inputs)[0].astype(np.float64)
+            true = whole(source, [linear.x.name], inputs)[0].astype(np.float64)
+            wanted = (true if rounding == "gptaq" else x) @ true_weight
+            signal += np.square(wanted).sum()
+            noise += np.square(wanted - x @ weight).sum()
+        assert remarks[layer].data["output_error"] == pytest.approx(
+            np.sqrt(noise / signal), rel=1e-3
+        )
+        assert remarks[layer].data["output_error"] < remarks[layer].data["output_error_nearest"]
+
+
+@pytest.mark.parametrize("policy", ["per-token", "per-group", "none"])
+def test_outputs_are_closer_than_rounded_to_nearest(policy: str) -> None:
+    fresh = feeds(MODELS["decoder"](), 99, 16)
+    source, _ = prepared("decoder")
+    reference = whole(source, ["logits"], fresh)[0]
+    errors = []
+    for rounding in ("nearest", "gptq", "gptaq"):
+        graph, _ = calibrated(
+            "decoder", f"group_size=32,rounding={rounding}", count=60, policy=policy
+        )
+        errors.append(float(np.square(whole(graph, ["logits"], fresh)[0] - reference).sum()))
+    assert errors[1] < 0.95 * errors[0]
+    assert errors[2] < 0.95 * errors[0]
+
+
+def test_too_little_data_and_shared_weights_are_named() -> None:
+    _, few = calibrated("decoder", "group_size=32,rounding=gptq", count=1)
+    assert few["q_proj"].message == (
+        "int4 symmetric, group 32, rounded to nearest: "
+        "24 calibration tokens for 64 channels are too few"
+    )
+    assert few["q_proj"].data["rounding"] == "nearest"
+    _, shared = calibrated("perceptron", "group_size=32,rounding=gptq", count=30)
+    for layer in ("fc2", "fc2_again"):
+        assert shared[layer].message.endswith(
+            "rounded to nearest: other nodes read the same weight"
+        )
+    assert "gptq: output error" in shared["fc3"].message
+
+
+def test_data_is_needed() -> None:
+    with pytest.raises(CalibrationError, match="give --calib"):
+        prepared("decoder", f"{PREPARED},quantize-weights{{rounding=gptq}}")
