@@ -15,41 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.ir.matcher import Match, Op, const, either, find, op, var
+from qcompiler.analysis.norms import LAYER_NORM, RMS_NORM, last_axis
+from qcompiler.ir.matcher import Match, find
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
-
-
-def _power(x: Any) -> Any:
-    """x squared, either way it is written."""
-    return either(op("Pow", x, const(value=2.0)), op("Mul", x, x))
-
-
-def _mean(x: Any, capture: str) -> Op:
-    return op("ReduceMean", x, ..., capture=capture, attrs={"keepdims": {1, None}})
-
-
-def _root(x: Any) -> Op:
-    shifted = op("Add", _mean(_power(x), "variance"), const("epsilon", size=1), commutative=True)
-    return op("Sqrt", shifted)
-
-
-def _scaled(x: Any) -> Any:
-    """x / sqrt(..), either way it is written."""
-    return either(
-        op("Mul", x, op("Reciprocal", _root(x)), commutative=True),
-        op("Mul", x, op("Div", const(value=1.0), _root(x)), commutative=True),
-        op("Div", x, _root(x)),
-    )
-
-
-_RMS_NORM = op("Mul", _scaled(var("x")), const("weight", rank=1), commutative=True)
-_CENTERED = op("Sub", var("x"), _mean(var("x"), "mean"))
-_LAYER_NORM = op(
-    "Add",
-    op("Mul", _scaled(_CENTERED), const("weight", rank=1), commutative=True),
-    const("bias", rank=1),
-    commutative=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,28 +34,19 @@ class FuseNorm(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         changed = False
-        for found in find(_LAYER_NORM, graph):
+        for found in find(LAYER_NORM, graph):
             inputs = [found["x"], found["weight"], found["bias"]]
-            if _last_axis(found, "variance") and _last_axis(found, "mean"):
+            if last_axis(found, "variance") and last_axis(found, "mean"):
                 _replace(graph, found, "LayerNormalization", inputs, namer)
                 changed = True
-        for found in [] if self.standard_only else find(_RMS_NORM, graph):
+        for found in [] if self.standard_only else find(RMS_NORM, graph):
             inputs = [found["x"], found["weight"]]
-            if _last_axis(found, "variance") and found["x"].dtype == np.float32:
+            if last_axis(found, "variance") and found["x"].dtype == np.float32:
                 _replace(graph, found, "SimplifiedLayerNormalization", inputs, namer)
                 changed = True
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed)
-
-
-def _last_axis(found: Match, capture: str) -> bool:
-    node = found.node(capture)
-    axes = node.attrs.get("axes")
-    if axes is None and len(node.inputs) > 1 and ir.is_constant(node.inputs[1]):
-        axes = ir.array(node.inputs[1]).tolist()
-    rank = ir.tensor_rank(found["x"])
-    return list(axes or []) in ([-1], [] if rank is None else [rank - 1])
 
 
 def _replace(
