@@ -57,7 +57,8 @@ class QuantizeWeights(Pass):
     alpha: float = 0.25
     """Of GPTAQ: the share of the layers' earlier errors that is made up for."""
     head_bits: Bits = 8
-    """Bits of layers whose result is an output of the model (the language-model head)."""
+    """Bits of layers whose result is an output of the model (the language-model head), and of those
+    that only such layers read, as the one `rotate` puts before a head."""
     min_channels: int = 32
     """Layers with fewer input channels are left alone: nothing to gain."""
 
@@ -197,7 +198,7 @@ class QuantizeWeights(Pass):
         if ctx.statistics is not None and linear.x.name in ctx.statistics.tensors:
             importance = ctx.statistics.tensors[linear.x.name].mean_square
         values = np.asarray(ir.array(linear.weight), np.float32)
-        head = ir.is_graph_output(graph, linear.output)
+        head = _is_head(graph, linear.output)
         quantized = quantize_weight(
             values,
             bits=self.head_bits if head else self.bits,
@@ -208,6 +209,15 @@ class QuantizeWeights(Pass):
         )
         data = describe(quantized, values, linear.weight, kind="linear")
         return insert_weight_dq(graph, quantized, str(linear.weight.name), namer), data
+
+
+def _is_head(graph: gs.Graph, output: Any) -> bool:
+    """Whether a layer's result is an output of the model, at most one product away."""
+    if ir.is_graph_output(graph, output):
+        return True
+    products = [n for n in ir.consumers(output) if n.op == "MatMul" and n.inputs[0] is output]
+    heads = [node for node in products if ir.is_graph_output(graph, node.outputs[0])]
+    return bool(heads) and len(heads) == len(ir.consumers(output))
 
 
 def describe(
