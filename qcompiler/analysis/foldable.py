@@ -56,6 +56,9 @@ class FoldEdge:
     ties: NDArray[np.int64] | None = None
     """[K] index of the absorber's column for each channel of X; None where it is the identity.
     Channels with one index must share a scale (heads that share one value head)."""
+    head: int | None = None
+    """Of a v-o edge, channels of a head where each head is a run of X's channels, so that the rows
+    of ties [heads, head] are its columns; else None."""
 
     @property
     def name(self) -> str:
@@ -164,6 +167,7 @@ def _columns(
     writer: Linear,
     columns: tuple[int, int] | None = None,
     ties: NDArray[np.int64] | None = None,
+    head: int | None = None,
 ) -> FoldEdge:
     """An edge whose inverse scale goes into (a range of) the columns of an earlier linear."""
     output = writer.output
@@ -175,7 +179,7 @@ def _columns(
     if writer.bias_node is not None:
         position = 0 if ir.is_constant(writer.bias_node.inputs[0]) else 1
         absorbers.append(Absorber(writer.bias_node, position, columns))
-    return FoldEdge(kind, x, readers, tuple(absorbers), ties=ties)
+    return FoldEdge(kind, x, readers, tuple(absorbers), ties=ties, head=head)
 
 
 def _head_ties(channels: int, value_channels: int, head: int) -> NDArray[np.int64] | None:
@@ -212,7 +216,8 @@ def _fused_attention(
         return veto("the values don't come straight from a linear layer")
     size = kv_heads * head
     columns = (writer.shape[1] - size, writer.shape[1])
-    return _columns(graph, "v-o", x, readers, writer, columns, _head_ties(channels, size, head))
+    ties = _head_ties(channels, size, head)
+    return _columns(graph, "v-o", x, readers, writer, columns, ties, None if ties is None else head)
 
 
 def _plain_attention(
@@ -257,10 +262,11 @@ def _plain_attention(
     writer = by_output[id(tensor)]
     if _uses(tensor) != 1:
         return veto(f"the output of '{writer.name}' has other readers")
-    ties = value_columns(before, after, tensor, writer.shape[1])
-    if ties is None or ties.shape != (readers[0].shape[0],):
+    traced = value_columns(before, after, tensor, writer.shape[1])
+    if traced is None or traced.columns.shape != (readers[0].shape[0],):
         return veto("which value each output channel averages can't be told from the shapes")
-    return _columns(graph, "v-o", x, readers, writer, (0, writer.shape[1]), ties)
+    columns = (0, writer.shape[1])
+    return _columns(graph, "v-o", x, readers, writer, columns, traced.columns, traced.head)
 
 
 def _uses(tensor: Any) -> int:

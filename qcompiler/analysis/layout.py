@@ -4,6 +4,7 @@ through the very operators that move the columns."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,20 @@ _SIZES = (2, 3, 5, 7, 11, 13)
 Index = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ValueColumns:
+    """Where the channels of an attention output come from."""
+
+    columns: Index
+    """[channels]: for each channel the column of V it averages."""
+    head: int | None
+    """Channels of a head, where each head is a run of channels, in the order it had in the product;
+    None where heads are not kept together."""
+
+
 def value_columns(
     before: Sequence[gs.Node], after: Sequence[gs.Node], values: Any, columns: int
-) -> Index | None:
+) -> ValueColumns | None:
     """For each channel of the result the column of V [..., columns] it comes from.
 
     `before` are the nodes from V to the attention product, `after` those from the product to its
@@ -34,20 +46,39 @@ def value_columns(
     known = [size for size in lead if size is not None]
     if len(known) != len(lead):
         return None
-    index: Index | None = np.broadcast_to(np.arange(columns), (*known, columns))
-    for node in before:
-        index = None if index is None else _moved(node, index, sizes)
+    index = _through(before, np.broadcast_to(np.arange(columns), (*known, columns)), sizes)
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
     if index is None or index.ndim < 3 or not (index == index[..., :1, :]).all():
         return None
-    for node in after:
-        index = None if index is None else _moved(node, index, sizes)
-    if index is None:
+    found = _through(after, index, sizes)
+    if found is None:
         return None
-    rows = index.reshape(-1, index.shape[-1])
+    rows = found.reshape(-1, found.shape[-1])
     if not (rows == rows[0]).all() or np.unique(rows[0]).size != columns:
         return None
-    return rows[0].copy()
+    return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
+
+
+def _head(
+    after: Sequence[gs.Node], product: tuple[int, ...], sizes: dict[str, int], channels: int
+) -> int | None:
+    """The size of a head in the product [.., query, head], if channels keep heads together."""
+    head = product[-1]
+    lanes = np.arange(int(np.prod(product[:-1])) * head).reshape(product)
+    moved = _through(after, lanes, sizes)
+    if moved is None or channels % head:
+        return None
+    runs = moved.reshape(-1, head)
+    in_order = (runs == runs[:, :1] + np.arange(head)).all() and (runs[:, 0] % head == 0).all()
+    return head if in_order else None
+
+
+def _through(nodes: Sequence[gs.Node], index: Index, sizes: dict[str, int]) -> Index | None:
+    """What a chain of nodes that move elements makes of an index."""
+    moved: Index | None = index
+    for node in nodes:
+        moved = None if moved is None else _moved(node, moved, sizes)
+    return moved
 
 
 def _size(dim: Any, sizes: dict[str, int]) -> int | None:
