@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _PASSES: dict[str, str] = {
     "import": "import_model:ImportModel",
     "canonicalize": "canonicalize:Canonicalize",
+    "fold-norm": "fold_norm:FoldNorm",
     "calibrate": "calibrate:Calibrate",
     "plan-activations": "plan_activations:PlanActivations",
     "equalize": "equalize:Equalize",

@@ -13,6 +13,9 @@ KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
 
 
+_TRANSFORMS = ("fold-norm",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One linear layer, embedding, or other matrix product of the source model."""
@@ -89,6 +92,8 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     if step == "merge-linears":
         others = [name for name in data.get("merged", ()) if name != layer.name]
         return change | {"merged_with": tuple(others)}
+    if step in _TRANSFORMS:  # what they leave alone is quantized all the same
+        return change
     if not remark.applied:
         return change | {"reason": remark.message}
     for key in _SETTLED:

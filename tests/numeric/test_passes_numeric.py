@@ -38,8 +38,12 @@ LOSSY_DB = {
 }
 """Least signal-to-noise a lossy pass may leave, against the outputs before it."""
 
+FOLDED = "fold-norm"
+"""Passes some pipelines have before what looks at activations and weights."""
+
 PIPELINES = {
     "w4a8 on ort-custom": ("w4a8", "ort-custom", ()),
+    "w4a8 on ort-custom, folded": ("w4a8", "ort-custom", (), FOLDED),
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
@@ -50,8 +54,10 @@ PIPELINES = {
 
 def steps_of(name: str):
     """The passes of a pipeline above; thin layers are quantized too."""
-    recipe, target, overrides = PIPELINES[name]
-    return pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
+    recipe, target, overrides, *extra = PIPELINES[name]
+    steps = pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
+    # Behind import, canonicalize, fuse-norm.
+    return [*steps[:3], *(step for text in extra for step in parse_pipeline(text)), *steps[3:]]
 
 
 def run_model(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:

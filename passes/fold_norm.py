@@ -1,0 +1,123 @@
+"""fold-norm: the weights of a norm move into the linear layers that read it.
+
+    norm(..) * w -> X -> linears W           ->   norm(..) * 1 -> X -> diag(w)·W
+    norm(..) * w + b -> X -> linears W, c    ->   norm(..) * 1 + 0 -> X -> diag(w)·W, c + b·W
+    norm(..) * w + b -> X -> linears W       ->   norm(..) * 1 + b/w -> X -> diag(w)·W
+
+Fused and spelled-out norms alike, whatever multiplies a vector. The bias b moves where every reader
+has one to take it. What a rotation of the residual stream needs: it commutes with a norm only if no
+channel is scaled. Run it before `calibrate`: X changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
+from qcompiler.analysis.linears import find_linears
+from qcompiler.errors import CalibrationError
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldNorm(Pass):
+    """Fold the weights of norms into the linear layers behind them."""
+
+    name: ClassVar[str] = "fold-norm"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        linears, _ = find_linears(graph)
+        namer = ir.Namer(graph)
+        remarks: list[Remark] = []
+        changed = False
+        for edge in find_fold_edges(graph, linears):
+            if edge.kind != "norm":
+                continue
+            reason = edge.veto
+            if reason is None:
+                weight, bias = _parameters(edge)
+                if np.all(weight == 1.0) and (bias is None or not bias.any()):
+                    continue
+                reason = _unfit(edge, weight, bias)
+            if reason is not None:
+                message = f"norm not folded: {reason}"
+                remarks += [
+                    Remark(layer=r.name, applied=False, message=message) for r in edge.readers
+                ]
+                continue
+            if ctx.statistics is not None:
+                raise CalibrationError(
+                    f"folding the norm before '{edge.readers[0].name}' changes activations that "
+                    "were measured; put 'fold-norm' before 'calibrate'"
+                )
+            message = _fold(edge, namer)
+            remarks += [Remark(layer=r.name, applied=True, message=message) for r in edge.readers]
+            changed = True
+        if changed:
+            ir.remove_dead(graph)
+        return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+
+
+def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:
+    """The norm's weight and bias as float64, in the shape they are stored in."""
+    stored = [ir.array(a.node.inputs[a.input]).astype(np.float64) for a in edge.absorbers]
+    return stored[0], stored[1] if len(stored) > 1 else None
+
+
+def _takes_bias(edge: FoldEdge) -> bool:
+    return all(reader.bias_node is not None for reader in edge.readers)
+
+
+def _unfit(edge: FoldEdge, weight: Any, bias: Any | None) -> str | None:
+    """Why the weight can't leave a norm whose bias has to stay."""
+    if bias is None or _takes_bias(edge) or np.all(weight != 0.0):
+        return None
+    return "its bias has to stay, and its weight has zeros"
+
+
+def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
+    """Move weight and bias; returns what was done."""
+    weight, bias = _parameters(edge)
+    message = "norm folded"
+    if bias is not None and bias.any():
+        if _takes_bias(edge):
+            _shift_readers(edge, bias.reshape(-1), namer)
+            bias = np.zeros_like(bias)
+            message = "norm and its bias folded"
+        else:
+            bias = bias / weight
+            message = "norm folded, but for its bias: not every layer behind it has one"
+    scaled: dict[int, gs.Constant] = {}
+    for reader in edge.readers:
+        old = reader.weight
+        if id(old) not in scaled:
+            values = ir.array(old)
+            # The norm multiplied in the weight's type or wider: float32 loses nothing.
+            product = np.asarray(values, np.float32) * weight.reshape(-1, 1).astype(np.float32)
+            scaled[id(old)] = ir.constant(namer(f"{old.name}_scaled"), product.astype(values.dtype))
+        reader.node.inputs[1] = scaled[id(old)]
+    for absorber, values in zip(edge.absorbers, (np.ones_like(weight), bias), strict=False):
+        old = absorber.node.inputs[absorber.input]
+        made = np.asarray(values).astype(ir.array(old).dtype)
+        absorber.node.inputs[absorber.input] = ir.constant(namer(f"{old.name}_folded"), made)
+    return message
+
+
+def _shift_readers(edge: FoldEdge, bias: Any, namer: ir.Namer) -> None:
+    """Add what the norm's bias gives behind each reader, b·W, to the reader's own bias."""
+    for reader in edge.readers:
+        node, old = reader.bias_node, reader.bias
+        if node is None or old is None:
+            continue
+        values = ir.array(old)
+        shift = bias @ np.asarray(ir.array(reader.weight), np.float64)
+        moved = (values.astype(np.float64) + shift).astype(values.dtype)
+        made = ir.constant(namer(f"{old.name}_shifted"), moved)
+        ir.rewire_input(node, old, made)
