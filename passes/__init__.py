@@ -13,6 +13,7 @@ _PASSES: dict[str, str] = {
     "import": "import_model:ImportModel",
     "canonicalize": "canonicalize:Canonicalize",
     "fold-norm": "fold_norm:FoldNorm",
+    "rotate": "rotate:Rotate",
     "calibrate": "calibrate:Calibrate",
     "plan-activations": "plan_activations:PlanActivations",
     "equalize": "equalize:Equalize",

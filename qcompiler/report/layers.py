@@ -13,7 +13,8 @@ KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
 
 
-_TRANSFORMS = ("fold-norm",)
+_TRANSFORMS = ("fold-norm", "rotate")
+"""Passes that prepare layers for what quantizes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     if step == "merge-linears":
         others = [name for name in data.get("merged", ()) if name != layer.name]
         return change | {"merged_with": tuple(others)}
-    if step in _TRANSFORMS:  # what they leave alone is quantized all the same
+    if step in _TRANSFORMS:  # a layer they leave alone may be quantized all the same
         return change
     if not remark.applied:
         return change | {"reason": remark.message}

@@ -38,18 +38,21 @@ LOSSY_DB = {
 }
 """Least signal-to-noise a lossy pass may leave, against the outputs before it."""
 
-FOLDED = "fold-norm"
+ROTATION = "fold-norm,rotate"
 """Passes some pipelines have before what looks at activations and weights."""
 
 PIPELINES = {
     "w4a8 on ort-custom": ("w4a8", "ort-custom", ()),
-    "w4a8 on ort-custom, folded": ("w4a8", "ort-custom", (), FOLDED),
+    "w4a8 on ort-custom, rotated": ("w4a8", "ort-custom", (), ROTATION),
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
+
+ROTATED = {"decoder": (9, 2), "encoder": (0, 2), "perceptron": (0, 0)}
+"""Layers and tables on a rotated residual stream, and around rotated heads."""
 
 
 def steps_of(name: str):
@@ -132,6 +135,12 @@ def test_passes_keep_their_promise(model_name: str, name: str) -> None:
     manager.run(import_proto(model), context)
     quantized = next(r for r in manager.history if r.name == "quantize-weights")
     assert any(remark.applied for remark in quantized.remarks)
+    rotated = [r for step in manager.history if step.name == "rotate" for r in step.remarks]
+    if rotated:
+        streams, heads = ROTATED[model_name]
+        for what, layers in (("residual stream", streams), ("value heads", heads)):
+            done = [r.layer for r in rotated if r.applied and what in r.message]
+            assert len(done) == layers, what
 
 
 def test_every_registered_pass_is_in_a_pipeline() -> None:

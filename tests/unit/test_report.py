@@ -32,6 +32,7 @@ def weight(kind: str = "linear", **data: object) -> dict[str, object]:
 
 
 HISTORY = [
+    record("rotate", left("layer.0.gate", "residual stream not rotated: it is shared")),
     record(
         "plan-activations",
         left("attention", "both operands are computed (attention)"),
@@ -121,6 +122,7 @@ def test_what_passes_said_is_gathered(report: Report) -> None:
     down = layers["layer.1.down"]
     assert (down.activation, down.not_equalized) == ("per-token", "Gelu 'g1' reads it")
     assert (down.op, down.reason) == ("Q/DQ", "kept as Q/DQ: no kernel")
+    assert layers["layer.0.gate"].reason is None, "a rotation has no say in that"
     head = layers["lm_head"]
     assert not head.quantized
     assert (head.reason, head.activation, head.op) == ("excluded by pattern 'head'", None, None)

@@ -1,0 +1,193 @@
+"""rotate: orthogonal matrices between layers spread outliers over all channels, at no cost.
+
+The residual stream, turned by one matrix R (`residual`):
+
+    x = table[ids]; x += H·Wo + b          ->   x = (table·R)[ids]; x += H·(Wo·R) + b·R
+    norm(x) · 1 -> linears W               ->   norm(x) · 1 -> linears Rᵀ·W
+    norm(x) · w -> head, its weight Eᵀ     ->   norm(x) · 1 -> MatMul by Rᵀ·diag(w)·R -> head,
+    tied to the table E                         its weight (E·R)ᵀ still tied
+
+The values of each head, turned by a matrix R of their own, one a key/value head (`heads`):
+
+    attention(Q, K, H·Wv + b) -> linears W   ->   attention(Q, K, H·(Wv·R) + b·R) -> linears Rᵀ·W
+
+Norms must not scale channels: put `fold-norm` before. Only RMS norms qualify; a norm that subtracts
+the mean keeps its stream as it is. Put it before `calibrate` and `plan-activations`, which look at
+activations and layers that change here. Source: QuaRot, arXiv 2404.00456, and SpinQuant, arXiv
+2405.16406, without the rotations they compute at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from qcompiler import ir
+from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
+from qcompiler.analysis.linears import find_linears
+from qcompiler.analysis.residual import ResidualStream, StreamNorm, find_streams
+from qcompiler.errors import CalibrationError
+from qcompiler.numerics.rotation import (
+    Float,
+    Kind,
+    conjugated,
+    has_hadamard,
+    resolve,
+    rotation,
+    turned,
+)
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotate(Pass):
+    """Rotate the residual stream and the values of attention heads, folded into the weights."""
+
+    name: ClassVar[str] = "rotate"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+
+    residual: bool = True
+    heads: bool = True
+    kind: Kind = "auto"
+    """Hadamard with random signs, or any orthogonal matrix; auto: Hadamard where one exists."""
+    seed: int = 0
+    through_cache: bool = False
+    """Also rotate heads whose values go into a KV cache; `present.*.value` outputs change."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, as {self.seed} is")
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        linears, _ = find_linears(graph)
+        work = _Work(graph, self.kind, self.seed)
+        if self.residual:
+            for index, stream in enumerate(find_streams(graph, linears)):
+                work.stream(stream, index)
+        if self.heads:
+            edges = find_fold_edges(graph, linears, through_cache=self.through_cache)
+            for index, edge in enumerate(each for each in edges if each.kind == "v-o"):
+                work.heads(edge, index)
+        if work.changed:
+            if ctx.statistics is not None:
+                raise CalibrationError(
+                    "rotation changes activations that were measured; put 'rotate' before "
+                    "'calibrate'"
+                )
+            ir.remove_dead(graph)
+        return PassResult(graph=graph, changed=work.changed, remarks=tuple(work.remarks))
+
+
+class _Work:
+    """The rotations of one graph."""
+
+    def __init__(self, graph: gs.Graph, kind: Kind, seed: int) -> None:
+        self._graph = graph
+        self._kind: Kind = kind
+        self._seed = seed
+        self._namer = ir.Namer(graph)
+        self.changed = False
+        self.remarks: list[Remark] = []
+
+    def stream(self, stream: ResidualStream, index: int) -> None:
+        """Turn a residual stream, or say of each of its layers why not."""
+        nodes = [*stream.tables, *(linear.node for linear in stream.layers)]
+        names = [str(node.name) for node in nodes]
+        reason = stream.veto or self._lacking(stream.channels)
+        if reason is not None:
+            self._say(names, False, f"residual stream not rotated: {reason}")
+            return
+        matrix = rotation(stream.channels, self._kind, (self._seed, 0, index))
+        for norm in stream.scaled:
+            self._scale_behind(norm, matrix)
+        for uses in stream.constants():
+            old = uses[0].constant
+            values = ir.array(old)
+            for axis in sorted({use.axis for use in uses}):
+                values = turned(values, matrix, axis)
+            new = self._constant(old, values)
+            for use in uses:
+                use.node.inputs[use.input] = new
+        self.changed = True
+        what = f"residual stream rotated, {self._describe(stream.channels)}"
+        self._say(names, True, what)
+
+    def _scale_behind(self, norm: StreamNorm, matrix: Float) -> None:
+        """Scale by the norm's weight in a small layer, which can do so between rotated vectors."""
+        old, head = norm.weight, norm.readers[0]
+        values = ir.array(old)
+        square = conjugated(values.reshape(-1), matrix).astype(values.dtype)
+        ones = ir.constant(self._namer(f"{old.name}_folded"), np.ones_like(values))
+        norm.node.inputs[norm.input] = ones
+        x, name = norm.output, self._namer(f"{head.name}/rotate")
+        output = gs.Variable(self._namer(f"{x.name}_rotated"), x.dtype, x.shape)
+        for reader in norm.readers:
+            ir.rewire_input(reader.node, x, output)
+        ir.add_node(self._graph, "MatMul", name, [x, self._constant(old, square)], [output])
+        message = f"rotates the norm's weight, which '{head.name}' can't take: its own is tied"
+        self._say([name], True, message)
+
+    def heads(self, edge: FoldEdge, index: int) -> None:
+        """Turn the values of each head, or say of the layers behind why not."""
+        readers = [reader.name for reader in edge.readers]
+        columns, reason = _head_columns(edge)
+        if columns is None or (reason := self._lacking(columns.shape[1])) is not None:
+            self._say(readers, False, f"heads not rotated: {reason}")
+            return
+        size = columns.shape[1]
+        owners, group = np.unique(columns, axis=0, return_inverse=True)
+        turns = [rotation(size, self._kind, (self._seed, 1, index, g)) for g in range(len(owners))]
+        for absorber in edge.absorbers:
+            old = absorber.node.inputs[absorber.input]
+            values = np.array(ir.array(old))
+            start = (absorber.columns or (0, 0))[0]
+            for owned, matrix in zip(owners, turns, strict=True):
+                part = start + owned
+                values[..., part] = turned(values[..., part], matrix, values.ndim - 1)
+            absorber.node.inputs[absorber.input] = self._constant(old, values)
+        made: dict[int, gs.Constant] = {}
+        for reader in edge.readers:
+            old = reader.weight
+            if id(old) not in made:
+                values = np.array(ir.array(old))
+                for head, owner in enumerate(group.reshape(-1)):
+                    rows = slice(head * size, (head + 1) * size)
+                    values[rows] = turned(values[rows], turns[owner], 0)
+                made[id(old)] = self._constant(old, values)
+            reader.node.inputs[1] = made[id(old)]
+        self.changed = True
+        writer = edge.absorbers[0].node.name
+        what = f"value heads rotated ({len(owners)}), {self._describe(size)}"
+        self._say([writer, *readers], True, what)
+
+    def _lacking(self, size: int) -> str | None:
+        if self._kind == "hadamard" and not has_hadamard(size):
+            return f"there is no Hadamard matrix of size {size} here"
+        return None
+
+    def _describe(self, size: int) -> str:
+        return f"{resolve(size, self._kind)} {size}"
+
+    def _constant(self, old: gs.Constant, values: NDArray[Any]) -> gs.Constant:
+        name = str(old.name)
+        return ir.constant(self._namer(name if name.endswith("_rot") else f"{name}_rot"), values)
+
+    def _say(self, layers: list[str], applied: bool, message: str) -> None:
+        self.remarks += [Remark(layer=each, applied=applied, message=message) for each in layers]
+
+
+def _head_columns(edge: FoldEdge) -> tuple[NDArray[np.int64] | None, str | None]:
+    """[heads, size]: the columns of V that each head of the output averages; or why not."""
+    if edge.veto is not None:
+        return None, edge.veto
+    if edge.ties is None or edge.head is None:
+        return None, "its channels are not whole heads in order"
+    columns = edge.ties.reshape(-1, edge.head)
+    if np.unique(columns, axis=0).size != np.unique(columns).size:
+        return None, "its heads share parts of their values"
+    return columns, None

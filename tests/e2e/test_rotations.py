@@ -1,0 +1,102 @@
+"""Rotated models are the models they were: real ones, and a small decoder with biases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler import ir
+from qcompiler.calibration.sources import load_source
+from qcompiler.export.hf import export_torch
+from qcompiler.models import open_package
+from qcompiler.passmanager import PassContext, PassManager
+from qcompiler.recipe import parse_pipeline
+from qcompiler.session import create_session
+
+pytestmark = pytest.mark.slow
+
+STEPS = "import,canonicalize,fuse-norm{standard_only=true},fold-norm,rotate{through_cache=true}"
+EXACT = 1e-5
+"""Of the largest output, over all layers; 3e-6 where all 30 of SmolLM2 are rotated."""
+
+
+def rotated(source: Path, folder: Path) -> tuple[Path, dict[str, list[str]]]:
+    """The model after the passes, and the layers by what was done to them."""
+    manager = PassManager(parse_pipeline(STEPS))
+    graph, _ = manager.run(ir.read_model(source), PassContext())
+    path = folder / "model.onnx"
+    ir.write_model(graph, path, fsync=False)
+    layers: dict[str, list[str]] = {}
+    for remark in manager.history[-1].remarks:
+        what = "heads" if "heads rotated" in remark.message else "stream"
+        layers.setdefault(what if remark.applied else f"no {what}", []).append(remark.layer)
+    return path, layers
+
+
+def assert_same(source: Path, result: Path, feeds: dict[str, np.ndarray]) -> None:
+    session = create_session(source, library=False)
+    output = [session.get_outputs()[0].name]
+    expected = session.run(output, feeds)[0]
+    actual = create_session(result, library=False).run(output, feeds)[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        # Each layer, the table, and the small layer before the tied head.
+        ("smollm2_genai", {"stream": 151 + 2, "heads": 60}),
+        ("smollm2_torch", {"stream": 211 + 2, "heads": 60}),
+        # Its norms subtract the mean: 36 layers and 3 tables.
+        ("minilm", {"no stream": 39, "heads": 12}),
+    ],
+)
+def test_real_models(request, tmp_path, model, counts):
+    package = open_package(request.getfixturevalue(model))
+    path, layers = rotated(package.onnx_path, tmp_path)
+    assert {what: len(set(names)) for what, names in layers.items()} == counts
+    feeds = load_source("pydoc:second", package, samples=1, length=96).feeds[0]
+    assert_same(package.onnx_path, path, dict(feeds))
+    if model != "minilm":
+        assert path.with_name("model.onnx.data").stat().st_size < 1.01 * package.size_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_small_decoder(tmp_path, tied):
+    """Grouped heads, biases, norms far from one, a hidden size that is no power of two."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=200,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        attention_bias=True,
+        mlp_bias=True,
+        max_position_embeddings=128,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            parameter.data.add_(torch.randn_like(parameter) * 0.5)
+    source, exported = tmp_path / "source", tmp_path / "exported"
+    exported.mkdir()
+    model.save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    export_torch(source, exported, decoder=True)
+    result = tmp_path / "rotated"
+    result.mkdir()
+    path, layers = rotated(exported / "model.onnx", result)
+    assert set(layers) == {"stream", "heads"}
+    assert len(layers["stream"]) == 14 + 2 + tied
+    assert len(layers["heads"]) == 4
+    ids = np.random.default_rng(0).integers(0, 200, (2, 16))
+    assert_same(
+        exported / "model.onnx", path, {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    )

@@ -1,0 +1,169 @@
+"""Residual streams: what belongs to one, and every reason why one can't be rotated."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from qcompiler.analysis.foldable import find_fold_edges
+from qcompiler.analysis.linears import find_linears
+from qcompiler.analysis.residual import find_streams
+from qcompiler.ir.io import import_proto
+from qcompiler.ir.tensors import array
+from qcompiler.numerics.rotation import rotation
+from qcompiler.passes.rotate import Rotate
+from qcompiler.passmanager import PassContext
+
+HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>\n'
+SHAPES = {
+    "table": (6, 4),
+    "flat": (4, 6),
+    "one": (4,),
+    "w": (4, 4),
+    "wh": (4, 2),
+    "number": (),
+    "narrow": (1,),
+}
+NORM = "SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5>"
+
+
+def graph_of(body: str, outputs: str = "float[N, 2] y", inputs: str = "int64[N] ids"):
+    """A graph with those of the constants above that it reads; weights of norms are ones."""
+    model = onnx.parser.parse_model(f"{HEADER} g ({inputs}) => ({outputs}) {{ {body} }}")
+    read = {name for node in model.graph.node for name in node.input}
+    for name, shape in SHAPES.items():
+        if name in read:
+            values = np.ones(shape) if len(shape) == 1 else np.full(shape, 0.5)
+            model.graph.initializer.append(numpy_helper.from_array(values.astype("f4"), name))
+    return import_proto(onnx.shape_inference.infer_shapes(model))
+
+
+def stream_of(*args: str):
+    graph = graph_of(*args)
+    streams = find_streams(graph, find_linears(graph)[0])
+    assert len(streams) == 1
+    return streams[0]
+
+
+def test_a_stream_and_its_parts():
+    stream = stream_of(f"""
+        [embed] x = Gather(table, ids)
+        [n1] h = {NORM} (x, one)
+        [mix] a0 = MatMul(h, w)
+        a = Add(a0, one)
+        x2 = Add(x, a)
+        size = Shape(x2)
+        [n2] h2 = {NORM} (x2, one)
+        [head] y = MatMul(h2, wh)
+    """)
+    assert stream.veto is None
+    assert stream.channels == 4
+    assert [linear.name for linear in stream.layers] == ["mix", "head"]
+    assert [node.name for node in stream.tables] == ["embed"]
+    found = sorted((str(use.constant.name), use.axis) for use in stream.uses)
+    assert found == [("one", 0), ("table", 1), ("w", 0), ("w", 1), ("wh", 0)]
+    assert sorted(len(uses) for uses in stream.constants()) == [1, 1, 1, 2]
+
+
+def test_two_streams():
+    graph = graph_of(
+        f"""
+        [e1] x1 = Gather(table, ids)
+        [n1] h1 = {NORM} (x1, one)
+        [f1] y = MatMul(h1, wh)
+        t = Transpose <perm = [1, 0]> (flat)
+        [e2] x2 = Gather(t, ids)
+        [n2] h2 = {NORM} (x2, one)
+        [f2] z = MatMul(h2, w)
+        """,
+        "float[N, 2] y, float[N, 4] z",
+    )
+    streams = find_streams(graph, find_linears(graph)[0])
+    assert [stream.veto for stream in streams] == [None, None]
+    assert [[linear.name for linear in stream.layers] for stream in streams] == [["f1"], ["f2"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("r = Relu(x) h = NORM (r, one)", "Relu '' writes to the residual stream"),
+        ("r = Mul(x, one) h = NORM (r, one)", "Mul '' writes to the residual stream"),
+        ("r = Div(number, x) h = NORM (r, one)", "Div '' writes to the residual stream"),
+        ("r = Add(x, number) h = NORM (r, one)", "adds one number to all channels"),
+        ("r = Add(x, narrow) h = NORM (r, one)", "'narrow' does not fit the stream"),
+        ("n = NORM (x, one) s = Add(x, n) h = NORM (s, one)", "writes to the residual stream"),
+        ("h = NORM (x, one) [other] r = Tanh(h)", "Tanh 'other' reads the norm '', too"),
+        ("h = NORM (x, one) [other] r = Tanh(x)", "Tanh 'other' reads the residual stream"),
+        ("h = NORM (x, one) [other] r = MatMul(table, h)", "MatMul 'other' reads the norm"),
+        ("h = NORM (x, one) [other] r = Tanh(table)", "'table' is shared with Tanh 'other'"),
+        ("h = NORM (x, one) v = Gather(w, ids) u = MatMul(h, w)", "'w' is shared with Gather ''"),
+    ],
+)
+def test_vetoes(body: str, reason: str):
+    body = body.replace("NORM", NORM)
+    stream = stream_of(f"[embed] x = Gather(table, ids) {body} y = MatMul(h, wh)")
+    assert stream.veto is not None
+    assert reason in stream.veto
+
+
+def test_a_stream_that_comes_from_outside():
+    stream = stream_of(f"h = {NORM} (x, one) y = MatMul(h, wh)", "float[N, 2] y", "float[N, 4] x")
+    assert stream.veto == "'x' is an input of the model"
+
+
+@pytest.mark.parametrize(
+    ("split", "back", "head"),
+    [
+        ([0, 2, 1, 3], [0, 2, 1, 3], 2),  # heads side by side, as everywhere
+        ([0, 2, 1, 3], [0, 2, 3, 1], None),  # their channels interleaved afterwards
+    ],
+)
+def test_heads_are_runs_of_channels(split, back, head):
+    model = onnx.parser.parse_model(f"""{HEADER}
+        g (float[1, S, 4] x, float[1, 2, S, S] p) => (float[1, S, 4] y) {{
+            v = MatMul(x, w)
+            v4 = Reshape(v, parts)
+            vt = Transpose <perm = {split}> (v4)
+            m = MatMul(p, vt)
+            mt = Transpose <perm = {back}> (m)
+            o = Reshape(mt, join)
+            y = MatMul(o, w2)
+        }}""")
+    for name, values in (
+        ("w", np.ones((4, 4), np.float32)),
+        ("w2", np.ones((4, 4), np.float32)),
+        ("parts", np.array([0, 0, 2, 2])),
+        ("join", np.array([0, -1, 4])),
+    ):
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    graph = import_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    edge = next(e for e in find_fold_edges(graph, find_linears(graph)[0]) if e.kind == "v-o")
+    assert edge.veto is None
+    assert edge.head == head
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_narrow_weights_are_rounded_once(dtype):
+    body = f"x = Gather(table, ids) h = {NORM} (x, one) [head] y = MatMul(h, wh)"
+    model = onnx.parser.parse_model(f"{HEADER} g (int64[N] ids) => (float16[N, 2] y) {{ {body} }}")
+    random = np.random.default_rng(0)
+    weights = {
+        "table": random.standard_normal((6, 4)).astype(dtype),
+        "one": np.ones(4, dtype),
+        "wh": random.standard_normal((4, 2)).astype(dtype),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    graph = Rotate(kind="random", seed=5).run(import_proto(model), PassContext()).graph
+    found = {name: array(t) for name, t in graph.tensors().items() if name.endswith("_rot")}
+    matrix = rotation(4, "random", (5, 0, 0))
+    exact = {
+        "table_rot": weights["table"].astype(float) @ matrix,
+        "wh_rot": matrix.T @ weights["wh"].astype(float),
+    }
+    assert set(found) == set(exact)
+    for name, values in found.items():
+        assert values.dtype == dtype
+        np.testing.assert_array_equal(values, exact[name].astype(dtype))
