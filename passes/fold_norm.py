@@ -43,9 +43,11 @@ class FoldNorm(Pass):
             reason = edge.veto
             if reason is None:
                 weight, bias = _parameters(edge)
-                if np.all(weight == 1.0) and (bias is None or not bias.any()):
+                stays = bias is not None and bias.any() and not _takes_bias(edge)
+                if np.all(weight == 1.0) and (stays or bias is None or not bias.any()):
                     continue
-                reason = _unfit(edge, weight, bias)
+                if stays and np.any(weight == 0.0):
+                    reason = "its bias has to stay, and its weight has zeros"
             if reason is not None:
                 message = f"norm not folded: {reason}"
                 remarks += [
@@ -73,13 +75,6 @@ def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:
 
 def _takes_bias(edge: FoldEdge) -> bool:
     return all(reader.bias_node is not None for reader in edge.readers)
-
-
-def _unfit(edge: FoldEdge, weight: Any, bias: Any | None) -> str | None:
-    """Why the weight can't leave a norm whose bias has to stay."""
-    if bias is None or _takes_bias(edge) or np.all(weight != 0.0):
-        return None
-    return "its bias has to stay, and its weight has zeros"
 
 
 def _fold(edge: FoldEdge, namer: ir.Namer) -> str:

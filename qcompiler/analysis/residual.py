@@ -172,6 +172,7 @@ class _Walk:
         inside: set[int],
     ) -> None:
         self._graph = graph
+        self._nodes = {id(node) for node in graph.nodes}
         self._linears = linears
         self._writers = {id(linear.output): linear for linear in linears}
         self._by_node = {id(linear.node): linear for linear in linears}
@@ -249,7 +250,9 @@ class _Walk:
     def _read(self, node: gs.Node, tensor: Any) -> None:
         """What a node makes of a tensor of the stream."""
         linear = self._by_node.get(id(node))
-        if linear is not None and linear.x is tensor:
+        if id(node) not in self._nodes:
+            self._refuse(f"{_label(node)} reads the residual stream from a subgraph")
+        elif linear is not None and linear.x is tensor:
             self._touched.add(id(node))
             self._use(node, 1, 0)
         elif node.op in _CENTERING:

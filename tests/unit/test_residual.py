@@ -109,6 +109,23 @@ def test_vetoes(body: str, reason: str):
     assert reason in stream.veto
 
 
+def test_a_branch_that_reads_the_stream():
+    stream = stream_of(
+        f"""
+        x = Gather(table, ids)
+        h = {NORM} (x, one)
+        y = MatMul(h, wh)
+        z = If (flag) <
+            then_branch = yes () => (float[N, 4] t) {{ [inner] t = Add(x, one) }},
+            else_branch = no () => (float[N, 4] e) {{ e = Abs(table) }}
+        >
+        """,
+        "float[N, 2] y, float[N, 4] z",
+        "int64[N] ids, bool flag",
+    )
+    assert stream.veto == "Add 'inner' reads the residual stream from a subgraph"
+
+
 def test_a_stream_that_comes_from_outside():
     stream = stream_of(f"h = {NORM} (x, one) y = MatMul(h, wh)", "float[N, 2] y", "float[N, 4] x")
     assert stream.veto == "'x' is an input of the model"
