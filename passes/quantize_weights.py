@@ -51,7 +51,7 @@ class QuantizeWeights(Pass):
     """How codes are chosen: each by itself, or so that a layer's output stays close to that of its
     float weight on the same input ("gptq") or to the float model's ("gptaq")."""
     dampening: float = 0.01
-    """Of GPTQ: added to the diagonal of the second moments, as a share of its mean."""
+    """Of GPTQ: the share by which the diagonal of the second moments grows."""
     act_order: bool = True
     """Of GPTQ: channels with the largest mean square first."""
     alpha: float = 0.25

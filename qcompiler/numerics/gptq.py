@@ -16,6 +16,9 @@ Row k of P is the least-squares answer of the channels behind k to X_f[:, k] - X
 keeps it from fitting the calibration data. Scales are chosen before ("static groups") and are as
 stored, so groups and the order of channels are independent.
 
+Unlike the published method, the diagonal of H is dampened by a share of itself, not of its mean: a
+few channels of large activations set the mean, and would drown what is known of the others.
+
 Everything is float64 but the product of two float32 activations. One build of NumPy and its BLAS
 gives the same bytes every time for one number of threads; with another number, sums may be taken in
 another order, and a weight next to a rounding boundary may fall to the other side.
@@ -103,8 +106,8 @@ def gptq(
 ) -> QuantizedWeight:
     """Choose the codes of `start`, whose scales and zero points stay, for the least output error.
 
-    `weight` is the K × N original. `dampening` is added to the diagonal of H as a share of its
-    mean, and raised where H is singular all the same. `act_order` takes channels with the largest
+    `weight` is the K × N original. The diagonal of H grows by the share `dampening`, or by more
+    where H is singular all the same. `act_order` takes channels with the largest
     mean square first. `alpha` > 0 is GPTAQ and needs `statistics.drift`. Channels that are zero
     throughout the calibration data are rounded to nearest.
 
@@ -175,27 +178,29 @@ def _sweep(
 
 
 def inverse_factor(hessian: Double, dampening: float) -> Double:
-    """U upper triangular with Uᵀ U = (H + dampening · mean(diag H) · I)⁻¹, [K, K].
+    """U upper triangular with Uᵀ U = (H + dampening · diag(H))⁻¹, [K, K].
 
     A channel whose diagonal is zero is given a unit of its own. Dampening rises tenfold, three
     times at most, until the matrix is positive definite; then ValueError.
     """
-    diagonal = np.diagonal(hessian)
     if not np.isfinite(hessian).all():
         raise ValueError("its input is not finite on the calibration data")
+    diagonal = np.diagonal(hessian)
     alive = diagonal > 0.0
-    mean = float(diagonal[alive].mean()) if alive.any() else 1.0
+    # With unit diagonal: channels may be as far apart as float32 allows.
+    size = np.sqrt(np.where(alive, diagonal, 1.0))
+    normal = hessian / size / size[:, None]
     added = dampening
     for attempt in range(_ATTEMPTS):
         added = dampening * 10.0**attempt
-        damped = hessian / mean
+        damped = normal.copy()
         damped[np.diag_indices_from(damped)] += np.where(alive, added, 1.0)
         try:
             # H = R Rᵀ with R upper triangular is Cholesky's with rows and columns reversed.
             lower = np.asarray(np.linalg.cholesky(damped[::-1, ::-1]), np.float64)
         except np.linalg.LinAlgError:
             continue
-        return _upper_inverse(np.ascontiguousarray(lower[::-1, ::-1])) / np.sqrt(mean)
+        return np.asarray(_upper_inverse(np.ascontiguousarray(lower[::-1, ::-1])) / size)
     raise ValueError(
         f"the second moments of its input are singular, even with a dampening of {added:g}; "
         "give more calibration data"

@@ -145,22 +145,22 @@ def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: 
     nodes = {node.name: node for node in graph.nodes}
     layers = [layer for layer, remark in remarks.items() if remark.data.get("output_error")]
     assert layers
+    signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    for inputs in batches:
+        shipped = whole(graph, [nodes[layer].inputs[0].name for layer in layers], inputs)
+        floats = whole(source, [linears[layer].x.name for layer in layers], inputs)
+        for layer, x, true in zip(layers, shipped, floats, strict=True):
+            assert activation_qdq(nodes[layer].inputs[0]) is not None
+            weight = np.asarray(ir.array(linears[layer].weight), np.float64)
+            rounded = weight_dq(nodes[layer].inputs[1]).load().dequantize()
+            wanted = (true if rounding == "gptaq" else x) @ weight
+            signal[layer] += np.square(wanted).sum()
+            noise[layer] += np.square(wanted - x @ rounded.astype(np.float64)).sum()
     for layer in layers:
-        node, linear = nodes[layer], linears[layer]
-        true_weight = np.asarray(ir.array(linear.weight), np.float32)
-        weight = weight_dq(node.inputs[1]).load().dequantize()
-        assert activation_qdq(node.inputs[0]) is not None
-        signal = noise = 0.0
-        for inputs in batches:
-            x = whole(graph, [node.inputs[0].name], inputs)[0].astype(np.float64)
-            true = whole(source, [linear.x.name], inputs)[0].astype(np.float64)
-            wanted = (true if rounding == "gptaq" else x) @ true_weight
-            signal += np.square(wanted).sum()
-            noise += np.square(wanted - x @ weight).sum()
-        assert remarks[layer].data["output_error"] == pytest.approx(
-            np.sqrt(noise / signal), rel=1e-3
-        )
-        assert remarks[layer].data["output_error"] < remarks[layer].data["output_error_nearest"]
+        reported = remarks[layer].data
+        measured = np.sqrt(noise[layer] / signal[layer])
+        assert reported["output_error"] == pytest.approx(measured, rel=1e-3)
+        assert reported["output_error"] < reported["output_error_nearest"]
 
 
 @pytest.mark.parametrize("policy", ["per-token", "per-group", "none"])

@@ -41,7 +41,7 @@ def naive(weight, start: QuantizedWeight, found: Moments, alpha: float) -> np.nd
     w = weight.astype(np.float64)
     original = w.copy()
     rows = len(w)
-    damped = found.hessian + DAMPENING * np.diagonal(found.hessian).mean() * np.eye(rows)
+    damped = found.hessian + DAMPENING * np.diag(np.diagonal(found.hessian))
     codes = np.empty(w.shape, np.uint8)
     middle = float(1 << (start.bits - 1))
     for k in range(rows):
@@ -169,6 +169,9 @@ def test_dampening_rises_until_the_matrix_is_positive_definite() -> None:
     np.testing.assert_allclose(
         factor.T @ factor, np.linalg.inv(indefinite + 0.5 * np.eye(2)), rtol=1e-12
     )
+    spread = np.diag([1e-6, 1e6])
+    scaled = inverse_factor(spread @ indefinite @ spread, 0.05)  # units don't matter
+    np.testing.assert_allclose(scaled, factor @ np.linalg.inv(spread), rtol=1e-9)
     with pytest.raises(ValueError, match="singular, even with a dampening of 1;"):
         inverse_factor(np.array([[1.0, 9.0], [9.0, 1.0]]), 0.001)
 
@@ -178,7 +181,7 @@ def test_the_factor_is_upper_triangular_and_of_the_inverse(rows: int) -> None:
     x, _, _ = problem(17, rows, 1)
     hessian = moments([x]).hessian
     factor = inverse_factor(hessian, DAMPENING)
-    damped = hessian + DAMPENING * np.diagonal(hessian).mean() * np.eye(rows)
+    damped = hessian + DAMPENING * np.diag(np.diagonal(hessian))
     np.testing.assert_array_equal(factor, np.triu(factor))
     np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(rows), atol=1e-9)
 
