@@ -220,59 +220,6 @@ def _upper_inverse(upper: Double) -> Double:
     return result
 
 
-def refit_scales(
-    weight: NDArray[Any], start: QuantizedWeight, statistics: Moments, *, alpha: float = 0.0
-) -> QuantizedWeight:
-    """Scales for the codes of `start` by least squares over the output error, column by column.
-
-    With A [K, G] the codes of one column, less their zero points, each in its group's column, the
-    scales s solve (Aᵀ H A) s = Aᵀ (H + a Dᵀ) w. A column keeps its old scales where the new ones,
-    as float16 holds them, are not better by that measure.
-    """
-    rows, columns = start.codes.shape
-    size = start.group_size
-    groups = len(start.scales)
-    hessian = cross = statistics.hessian
-    if alpha and statistics.drift is not None:
-        cross = hessian + alpha * statistics.drift.T
-    scales = start.scales.copy()
-    starts = np.arange(groups) * size
-    step = max(1, _COLUMNS // max(rows, groups * groups))
-    for first in range(0, columns, step):
-        part = slice(first, first + step)
-        zeros: Any = float(1 << (start.bits - 1))
-        if start.zero_points is not None:
-            zeros = np.repeat(start.zero_points[:, part].astype(np.float64), size, axis=0)[:rows]
-        steps = start.codes[:, part].astype(np.float64) - zeros
-        target = cross @ np.asarray(weight[:, part], np.float64)
-        right = np.add.reduceat(steps * target, starts, axis=0)
-        left = np.empty((groups, groups, steps.shape[1]))
-        for g in range(groups):
-            own = slice(g * size, (g + 1) * size)
-            left[g] = np.add.reduceat(steps * (hessian[:, own] @ steps[own]), starts, axis=0)
-        old = start.scales[:, part].astype(np.float64)
-        system = left.transpose(2, 0, 1).copy()
-        # A group without a code off zero has no say: its scale stays.
-        idle = np.einsum("cgg->cg", system) <= 0.0
-        tiny = 1e-9 * np.einsum("cgg->c", system)[:, None] / groups
-        index = np.arange(groups)
-        system[:, index, index] += np.where(idle, 1.0, tiny)
-        wanted = right.T + np.where(idle, 1.0, tiny) * old.T
-        solved = np.linalg.solve(system, wanted[..., None])[..., 0].T
-        with np.errstate(over="ignore"):
-            new = solved.astype(np.float16)
-        usable = np.isfinite(new) & (np.abs(new) >= np.float16(2.0**-24))
-        new = np.where(usable, new, start.scales[:, part])
-
-        def error(s: Double, left: Double = left, right: Double = right) -> Double:
-            quadratic = np.einsum("gc,ghc,hc->c", s, left, s, optimize=True)
-            return quadratic - 2.0 * np.einsum("gc,gc->c", s, right)
-
-        better = error(new.astype(np.float64)) < error(old)
-        scales[:, part] = np.where(better, new, start.scales[:, part])
-    return QuantizedWeight(start.codes, scales, start.zero_points, start.bits, start.group_size)
-
-
 def output_errors(
     weight: NDArray[Any], candidates: Sequence[QuantizedWeight], statistics: Moments
 ) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -13,11 +15,13 @@ from qcompiler.analysis.linears import find_linears
 from qcompiler.analysis.qdq import activation_qdq, weight_dq
 from qcompiler.calibration import stream as streaming
 from qcompiler.calibration.stream import stream
+from qcompiler.compiler import compile as compile_model
 from qcompiler.errors import CalibrationError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.order import topological
+from qcompiler.opt import run_pipeline
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
 
@@ -196,3 +200,19 @@ def test_too_little_data_and_shared_weights_are_named() -> None:
 def test_data_is_needed() -> None:
     with pytest.raises(CalibrationError, match="give --calib"):
         prepared("decoder", f"{PREPARED},quantize-weights{{rounding=gptq}}")
+
+
+def test_the_compiler_and_opt_give_passes_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    onnx.save(MODELS["encoder"](), path)
+    result = compile_model(
+        path, recipe="gptq", target="qdq", overrides=["quantize-weights.group_size=32"]
+    )
+    layers = [layer for layer in result.report.layers if layer.kind == "linear"]
+    assert {layer.scheme for layer in layers} == {"int4 g32 sym gptq"}
+    assert all(layer.output_error < layer.output_error_nearest for layer in layers)
+    assert result.report.calibration.startswith("random: 18 feeds")
+    few = compile_model(path, recipe="gptq", target="qdq", calib_samples=1, force=True)
+    assert "tokens for 64 channels are too few" in few.report.layers[0].reason
+    done = run_pipeline(path, f"{PREPARED},quantize-weights{{group_size=32,rounding=gptaq}}")
+    assert all("gptaq: output error" in remark.message for remark in done.history[-1].remarks)

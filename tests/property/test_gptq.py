@@ -18,7 +18,6 @@ from qcompiler.numerics.gptq import (
     inverse_factor,
     moments,
     output_errors,
-    refit_scales,
 )
 from qcompiler.numerics.rounding import QuantizedWeight, quantize_weight
 
@@ -95,11 +94,9 @@ def test_error_is_less_than_to_nearest(rows, columns, size, symmetric, act_order
     found = moments([x])
     start = quantize_weight(weight, group_size=size, symmetric=symmetric)
     chosen = gptq(weight, start, found, act_order=act_order)
-    refit = refit_scales(weight, chosen, found)
-    nearest, after, refitted = output_errors(weight, [start, chosen, refit], found)
+    nearest, after = output_errors(weight, [start, chosen], found)
     # Greedy: no worse on the whole, not on each tiny problem.
     assert after <= nearest * (1.0 if rows * columns > 500 else 1.5) + 1e-9
-    assert refitted <= after + 1e-9
     assert chosen.codes.max() < 16
 
 
@@ -132,8 +129,6 @@ def test_weights_on_the_grid_come_back_exactly(symmetric: bool, act_order: bool)
     chosen = gptq(on_grid, start, moments([x]), act_order=act_order)
     np.testing.assert_array_equal(chosen.dequantize(), on_grid)
     assert output_errors(on_grid, [chosen], moments([x])) == [0.0]
-    refit = refit_scales(on_grid, chosen, moments([x]))
-    np.testing.assert_array_equal(refit.dequantize(), on_grid)
 
 
 def test_dead_channels_are_rounded_to_nearest_and_leave_the_others_alone() -> None:
@@ -206,15 +201,6 @@ def test_bad_data_is_refused() -> None:
         gptq(weight[:31], start, found)
     with pytest.raises(ValueError, match="input is not finite"):
         inverse_factor(np.full((2, 2), np.inf), 0.01)
-
-
-def test_refit_leaves_groups_of_zeros_alone() -> None:
-    x, _, weight = problem(23, 64, 4)
-    weight[:32] = 0.0
-    start = quantize_weight(weight, group_size=32)
-    refit = refit_scales(weight, start, moments([x]))
-    np.testing.assert_array_equal(refit.scales[0], start.scales[0])
-    assert np.isfinite(refit.scales).all()
 
 
 _DIGEST = """
