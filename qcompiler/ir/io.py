@@ -7,6 +7,7 @@ Reading maps external data instead of loading it; writing streams every large in
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -30,10 +31,8 @@ EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""
 
 ALIGNMENT = 64
-"""Offset alignment in the data file: one cache line, enough for every kernel's loads."""
-
-_PAGE = 4096
-"""Offset alignment of arrays of a page or more: ONNX Runtime maps those without a copy."""
+"""Offset alignment in the data file: one cache line, enough for every kernel's loads. ONNX Runtime
+maps arrays from any offset."""
 
 
 def _map_constants(graph: gs.Graph, folder: Path) -> None:
@@ -168,14 +167,21 @@ def _raw_bytes(values: Any) -> bytes | memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _spill(tensor: gs.Constant, file: BinaryIO, location: str) -> LazyValues:
-    """Append a constant's bytes to the data file; returns the reference that stands for it."""
+def _spill(
+    tensor: gs.Constant, file: BinaryIO, location: str, written: dict[bytes, int]
+) -> LazyValues:
+    """Append a constant's bytes to the data file; returns the reference that stands for it.
+
+    `written`: offsets by digest, so that arrays of the same bytes are stored once.
+    """
     data = _raw_bytes(tensor._values)
     size = len(data)
-    step = _PAGE if size >= _PAGE else ALIGNMENT
-    offset = -(-file.tell() // step) * step
-    file.write(b"\0" * (offset - file.tell()))
-    file.write(data)
+    digest = hashlib.sha256(data).digest()
+    if digest not in written:
+        written[digest] = -(-file.tell() // ALIGNMENT) * ALIGNMENT
+        file.write(b"\0" * (written[digest] - file.tell()))
+        file.write(data)
+    offset = written[digest]
     proto = onnx.TensorProto(name=tensor.name)
     if isinstance(tensor._values, LazyValues):
         proto.data_type = tensor._values.tensor.data_type
@@ -195,6 +201,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
     """The graph with every large constant replaced by its reference, for as long as it lasts."""
     saved: list[tuple[gs.Constant, Any]] = []
     seen: set[int] = set()
+    written: dict[bytes, int] = {}
     try:
         for each in [graph, *graph.subgraphs(recursive=True)]:
             for tensor in each.tensors().values():
@@ -203,7 +210,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
                 seen.add(id(tensor))
                 mapped = isinstance(tensor._values, MappedValues)
                 if (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD) or mapped:
-                    reference = _spill(tensor, file, location)
+                    reference = _spill(tensor, file, location, written)
                     saved.append((tensor, tensor._values))
                     tensor._values = reference
         yield

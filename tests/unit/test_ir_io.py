@@ -79,9 +79,10 @@ def test_every_type_survives_the_data_file(
     assert ir.nbytes(again) == ir.nbytes(weight)
 
 
-def test_large_arrays_start_on_pages_and_small_ones_on_cache_lines(tmp_path: Path) -> None:
+def test_arrays_start_on_cache_lines_and_equal_ones_share_a_place(tmp_path: Path) -> None:
     tensors = [
-        ir.constant(f"w{i}", np.ones(size, np.uint8)) for i, size in enumerate((1500, 5000, 1100))
+        ir.constant(f"w{i}", np.ones(size, np.uint8))
+        for i, size in enumerate((1500, 5000, 1100, 5000))
     ]
     out = gs.Variable("y", np.dtype(np.float32), None)
     node = gs.Node("Foo", "foo", inputs=tensors, outputs=[out], domain="test")
@@ -91,7 +92,10 @@ def test_large_arrays_start_on_pages_and_small_ones_on_cache_lines(tmp_path: Pat
         tensor.name: int({e.key: e.value for e in tensor.external_data}["offset"])
         for tensor in model.graph.initializer
     }
-    assert offsets == {"w0": 0, "w1": 4096, "w2": 9152}
+    assert offsets == {"w0": 0, "w1": 1536, "w2": 6592, "w3": 1536}
+    assert (tmp_path / "m.onnx.data").stat().st_size == 6592 + 1100
+    again = ir.read_model(tmp_path / "m.onnx").tensors()
+    assert all(ir.array(again[t.name]).all() for t in tensors)
 
 
 def test_metadata_and_functions_are_written(tmp_path: Path) -> None:
