@@ -16,6 +16,7 @@ _PASSES: dict[str, str] = {
     "rotate": "rotate:Rotate",
     "calibrate": "calibrate:Calibrate",
     "plan-activations": "plan_activations:PlanActivations",
+    "allocate-bits": "allocate_bits:AllocateBits",
     "equalize": "equalize:Equalize",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "quantize-embedding": "quantize_embedding:QuantizeEmbedding",

@@ -20,10 +20,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears
+from qcompiler.analysis.linears import Linear, find_linears, is_head
 from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.order import topological
+from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.numerics.gptq import Moments, gptq, moments, output_errors
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight, sqnr_db
 from qcompiler.passes.insert_qdq import InsertQdq
@@ -198,26 +199,21 @@ class QuantizeWeights(Pass):
         if ctx.statistics is not None and linear.x.name in ctx.statistics.tensors:
             importance = ctx.statistics.tensors[linear.x.name].mean_square
         values = np.asarray(ir.array(linear.weight), np.float32)
-        head = _is_head(graph, linear.output)
-        quantized = quantize_weight(
-            values,
-            bits=self.head_bits if head else self.bits,
+        form = ctx.plan[linear.name].weight or WeightFormat(
+            bits=self.head_bits if is_head(graph, linear.output) else self.bits,
             group_size=self.group_size,
             symmetric=self.symmetric,
+        )
+        quantized = quantize_weight(
+            values,
+            bits=form.bits,
+            group_size=form.group_size,
+            symmetric=form.symmetric,
             search=self.search,
             importance=importance,
         )
         data = describe(quantized, values, linear.weight, kind="linear")
         return insert_weight_dq(graph, quantized, str(linear.weight.name), namer), data
-
-
-def _is_head(graph: gs.Graph, output: Any) -> bool:
-    """Whether a layer's result is an output of the model, at most one product away."""
-    if ir.is_graph_output(graph, output):
-        return True
-    products = [n for n in ir.consumers(output) if n.op == "MatMul" and n.inputs[0] is output]
-    heads = [node for node in products if ir.is_graph_output(graph, node.outputs[0])]
-    return bool(heads) and len(heads) == len(ir.consumers(output))
 
 
 def describe(

@@ -141,6 +141,7 @@ def export(
 
 app.command(name="compile")(cli_compile.compile_model)
 app.command()(cli_compile.inspect)
+app.command()(cli_compile.sensitivity)
 
 
 @app.command(name="eval")

@@ -43,6 +43,16 @@ DumpIr = Annotated[
 ]
 
 
+def _bits(text: str) -> float:
+    """4.5 of "4.5bpw"."""
+    try:
+        return float(text.removesuffix("bpw"))
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}' is no number of bits, such as 4.5bpw", param_hint="--budget"
+        ) from None
+
+
 def compile_model(
     model: Model,
     output: Annotated[
@@ -59,6 +69,19 @@ def compile_model(
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS",
+            help="Bits a weight of the linear layers, such as 4.5bpw: formats by layer.",
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="The smallest formats of about this divergence at the output."
+        ),
     ] = None,
     exclude: Exclude = None,
     dump_ir: DumpIr = None,
@@ -89,6 +112,8 @@ def compile_model(
       qc compile model.onnx --set quantize-weights.group_size=64 --report layers.html
 
       qc compile model.onnx --target qdq --nodes-to-exclude lm_head
+
+      qc compile smol --budget 4.5bpw --calib chapter.txt
     """
     if report is not None and report.suffix not in (".json", ".html"):
         raise typer.BadParameter("name a .json or .html file", param_hint="--report")
@@ -108,6 +133,8 @@ def compile_model(
             calib_samples=calib_samples,
             calib_length=calib_length,
             overrides=overrides or [],
+            budget=None if budget is None else _bits(budget),
+            max_kl=max_kl,
             exclude=exclude or [],
             dump_ir=dump_ir,
             seed=seed,
@@ -198,6 +225,59 @@ def _folded(rows: list[list[str]], every: bool) -> list[list[str]]:
         same[0] if len(same) == 1 else [f"{key[0]} ({len(same)})", *key[1:]]
         for key, same in groups.items()
     ]
+
+
+def sensitivity(
+    model: Model,
+    probe: Annotated[
+        str, typer.Option(metavar="FORMAT", help="What each layer is rounded to, for a try.")
+    ] = "int4 g128 sym",
+    top: Annotated[int, typer.Option(min=1, help="Layers to suggest for exclusion.")] = 3,
+    calib: Calib = None,
+    calib_samples: Samples = 4,
+    calib_length: Length = 512,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Rank layers by what rounding them alone does to the model's output.
+
+    Layers that read the same activation are rounded together. The divergence is the KL of logits,
+    or the relative squared error of other outputs. --budget of [bold]qc compile[/] uses the same
+    figures.
+
+    [dim]Examples:[/]
+
+      qc sensitivity smol --calib chapter.txt
+
+      qc sensitivity model.onnx --top 5 --json
+    """
+    from qcompiler.sensitivity import exclusion, measure
+
+    _quiet()
+    with console.phases() as progress:
+        units = measure(
+            model,
+            probe=probe,
+            calib=calib,
+            calib_samples=calib_samples,
+            calib_length=calib_length,
+            exclude=exclude or [],
+            seed=seed,
+            progress=progress,
+        )
+    pattern = exclusion(units[:top])
+    if json:
+        console.print_json({"units": [unit.to_dict() for unit in units], "exclusion": pattern})
+        return
+    total = sum(unit.divergence for unit in units) or 1.0
+    rows = [
+        [str(unit.rank), " + ".join(unit.layers), f"{unit.divergence:.2e}", f"{share:.1f}"]
+        for unit in units
+        for share in (100 * unit.divergence / total,)
+    ]
+    console.print_table(["rank", "layers", "divergence", "% of all"], rows, title=f"as {probe}")
+    print(f"\nto keep the first {min(top, len(units))} in float:\n--nodes-to-exclude '{pattern}'")
 
 
 def opt(

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import __version__, ir, runtime
 from qcompiler import recipe as recipes
 from qcompiler.calibration.observe import observe
+from qcompiler.calibration.probe import probe
 from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.calibration.stream import stream
@@ -45,6 +46,7 @@ TARGETS: dict[str, str] = {
 MINIMUM_ORT = {"ort-custom": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
 
 _HELD_BACK = 2
+PROBED = 3
 _VERIFY_TOKENS = 128
 
 Progress = Callable[[str, int, int], None]
@@ -88,6 +90,8 @@ def compile(
     calib_samples: int = 16,
     calib_length: int = 512,
     overrides: Sequence[str] = (),
+    budget: float | None = None,
+    max_kl: float | None = None,
     exclude: Sequence[str] = (),
     dump_ir: str | Path | None = None,
     seed: int = 0,
@@ -99,15 +103,19 @@ def compile(
 
     `output` defaults to `<stem>.<recipe>.onnx` beside a file and `<folder>.<recipe>` beside a
     folder. `calib` names the calibration source (see `qcompiler.calibration.sources`); by
-    default random tokens for language models. `overrides` are `pass.option=value` texts,
-    `exclude` regular expressions of layer names to leave in float. The result is compared with
-    its source on held-back data and refused when it is broken, unless `force`.
+    default random tokens for language models. `overrides` are `pass.option=value` texts.
+    `budget` (bits a weight of the linear layers) and `max_kl` (divergence at the output) let
+    `allocate-bits` choose the formats of weights. `exclude`: regular expressions of layer names to
+    leave in float. The result is compared with its source on held-back data and refused when it is
+    broken, unless `force`.
 
     Raises a QcError subclass whose message names cause and remedy; nothing is left behind then.
     """
     started = time.perf_counter()
     package = open_package(model)
     chosen = recipes.load(recipe, overrides)
+    if budget is not None or max_kl is not None:
+        chosen = recipes.with_budget(chosen, budget, max_kl)
     passes = pipeline(chosen, target)
     final = _output_path(package, Path(model), chosen.name, output)
     source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
@@ -116,6 +124,7 @@ def compile(
         exclude=tuple(exclude),
         observe=source.observe,
         stream=source.stream,
+        probe=source.probe,
         progress=progress,
     )
     instruments: list[Instrument] = [VerifyInstrument()]
@@ -227,6 +236,16 @@ class _Calibration:
         """Values of activations over the data not held back, one after the other."""
         return stream(graph, names, self._feeds())
 
+    def probe(
+        self,
+        graph: gs.Graph,
+        output: str,
+        names: Sequence[str],
+        variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """An output for other values of constants, over the first tokens of a few samples."""
+        return probe(graph, output, names, short(self._feeds()[:PROBED]), variants)
+
     def _feeds(self) -> list[Feed]:
         """The data not held back, which is used from then on."""
         self.used = True
@@ -308,9 +327,9 @@ def _verify(
 ) -> Verification:
     """Run source and result, one after the other, and judge one output."""
     feeds, held_back = source.held_back()
-    short = [_shortened(feed) for feed in feeds]
-    reference = _output(package.onnx_path, short)
-    result = _output(staged, short)
+    cut = short(feeds)
+    reference = _output(package.onnx_path, cut)
+    result = _output(staged, cut)
     # A model may mean its infinities: a mask over logits.
     judged = np.isfinite(reference)
     if reference.size and not judged.any():
@@ -325,7 +344,7 @@ def _verify(
         top1_agreement=(
             float(np.mean(reference.argmax(-1) == result.argmax(-1))) if logits else None
         ),
-        samples=len(short),
+        samples=len(cut),
         held_back=held_back,
         finite=finite,
     )
@@ -343,14 +362,17 @@ def _verify(
     return checked
 
 
-def _shortened(
-    feed: Feed,
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The first tokens of a text: enough to judge, cheap in memory. Other feeds stay whole."""
-    return {
-        name: value[:, :_VERIFY_TOKENS] if value.ndim == 2 and value.dtype == np.int64 else value
-        for name, value in feed.items()
-    }
+def short(feeds: Sequence[Feed]) -> list[Feed]:
+    """The first tokens of texts: enough to judge, cheap in memory. Other feeds stay whole."""
+    return [
+        {
+            name: value[:, :_VERIFY_TOKENS]
+            if value.ndim == 2 and value.dtype == np.int64
+            else value
+            for name, value in feed.items()
+        }
+        for feed in feeds
+    ]
 
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")

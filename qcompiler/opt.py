@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.calibration.observe import observe
+from qcompiler.calibration.probe import probe
 from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.calibration.stream import stream
-from qcompiler.compiler import check_target
+from qcompiler.compiler import PROBED, check_target, short
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import open_package
@@ -85,6 +86,9 @@ def run_pipeline(
         exclude=tuple(exclude),
         observe=run_observers,
         stream=lambda graph, names: stream(graph, names, data().feeds),
+        probe=lambda graph, output, names, variants: probe(
+            graph, output, names, short(data().feeds[:PROBED]), variants
+        ),
         progress=progress,
     )
     graph, _ = manager.run(ir.read_model(package.onnx_path), context)

@@ -10,7 +10,7 @@ import enum
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -21,6 +21,7 @@ from qcompiler.errors import PassError, QcError, RecipeError
 
 if TYPE_CHECKING:
     from qcompiler.calibration.statistics import Statistics
+    from qcompiler.numerics.allocation import WeightFormat
 
 
 class Numerics(enum.Enum):
@@ -53,10 +54,12 @@ class Granularity(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationPlan:
-    """How the input of one linear layer is quantized, and whether it is equalized before."""
+    """How one linear layer is quantized, and whether its input is equalized before."""
 
     granularity: Granularity
     equalize: bool = False
+    weight: WeightFormat | None = None
+    """None: as `quantize-weights` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,11 @@ class Remark:
 Observer = Callable[[gs.Graph, Sequence[str]], "Statistics"]
 Streamer = Callable[[gs.Graph, Sequence[str]], Iterator[list[np.ndarray[Any, Any]]]]
 """Values of tensors over the calibration data, one after the other: `calibration.stream`."""
+Values = Sequence[np.ndarray[Any, Any]]
+Prober = Callable[
+    [gs.Graph, str, Sequence[str], Iterable[Mapping[str, np.ndarray[Any, Any]]]], Iterator[Values]
+]
+"""An output over a little of the data, for other values of constants: `calibration.probe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,7 @@ class PassContext:
     plan: Mapping[str, ActivationPlan] = field(default_factory=dict)
     observe: Observer | None = None
     stream: Streamer | None = None
+    probe: Prober | None = None
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ from qcompiler.errors import RecipeError
 from qcompiler.passes import registry
 from qcompiler.passmanager import Pass
 
+_ROUNDS = ("quantize-embedding", "quantize-weights")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -51,6 +53,29 @@ class Recipe:
             "min_sqnr_db": self.min_sqnr_db,
             "pass": [{"name": step.name, **options_of(step)} for step in self.passes],
         }
+
+
+def with_budget(recipe: Recipe, budget: float | None, max_kl: float | None) -> Recipe:
+    """The recipe with `allocate-bits` before the first pass that rounds weights.
+
+    RecipeError where it rounds none, or for limits that are not positive.
+    """
+    limits = {"budget": budget, "max_kl": max_kl}
+    given = {name: value for name, value in limits.items() if value is not None}
+    for name, value in given.items():
+        if not value > 0.0:
+            raise RecipeError(f"{name.replace('_', '-')} must be positive, not {value:g}")
+    passes = list(recipe.passes)
+    names = [step.name for step in passes]
+    if "quantize-weights" not in names:
+        raise RecipeError(f"recipe '{recipe.name}' rounds no weights: a budget has no meaning")
+    if "allocate-bits" in names:
+        at = names.index("allocate-bits")
+        passes[at] = make_pass("allocate-bits", options_of(passes[at]) | given)
+    else:
+        at = min(names.index(name) for name in _ROUNDS if name in names)
+        passes.insert(at, make_pass("allocate-bits", given))
+    return dataclasses.replace(recipe, passes=tuple(passes))
 
 
 def options_of(step: Pass) -> dict[str, Any]:

@@ -87,6 +87,15 @@ def bias_of(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
     return readers[0] if tuple(others[0].shape) == (size,) else None
 
 
+def is_head(graph: gs.Graph, output: Any) -> bool:
+    """Whether a layer's result is an output of the model, at most one product away."""
+    if ir.is_graph_output(graph, output):
+        return True
+    products = [n for n in ir.consumers(output) if n.op == "MatMul" and n.inputs[0] is output]
+    heads = [node for node in products if ir.is_graph_output(graph, node.outputs[0])]
+    return bool(heads) and len(heads) == len(ir.consumers(output))
+
+
 def find_linears(graph: gs.Graph) -> tuple[list[Linear], list[NotLinear]]:
     """Every linear layer in graph order, and every other matrix product with why it isn't one."""
     linears: list[Linear] = []

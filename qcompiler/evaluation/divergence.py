@@ -14,6 +14,7 @@ import numpy as np
 
 from qcompiler.evaluation.perplexity import ROWS_AT_ONCE
 from qcompiler.feeds import Array
+from qcompiler.numerics.divergence import log_softmax
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def token_divergence(reference: Array, logits: Array) -> tuple[Array, Array]:
     agree = np.empty(len(reference), np.bool_)
     for start in range(0, len(reference), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        log_p, log_q = _log_softmax(reference[rows]), _log_softmax(logits[rows])
+        log_p, log_q = log_softmax(reference[rows]), log_softmax(logits[rows])
         kl[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1, dtype=np.float64)
         agree[rows] = reference[rows].argmax(axis=1) == logits[rows].argmax(axis=1)
     return np.maximum(kl, 0.0), agree
@@ -52,10 +53,3 @@ def summarize(kl: list[Array], agree: list[Array]) -> DivergenceResult:
     return DivergenceResult(
         float(every.mean()), spread / math.sqrt(len(every)), float(same.mean()), len(every)
     )
-
-
-def _log_softmax(logits: Array) -> Array:
-    shifted = logits.astype(np.float32) - logits.max(axis=1, keepdims=True).astype(np.float32)
-    total = np.exp(shifted).sum(axis=1, dtype=np.float64)
-    result: Array = shifted - np.log(total)[:, None].astype(np.float32)
-    return result

@@ -41,6 +41,10 @@ class Layer:
     """Relative error of the layer's output over the calibration data, where it was measured."""
     output_error_nearest: float | None = None
     """The same with weights rounded to nearest."""
+    sensitivity: float | None = None
+    """Divergence at the output when it and what shares its input are rounded alone."""
+    sensitivity_rank: int | None = None
+    """1 for the most sensitive."""
     op: str | None = None
     """The operator that computes the layer in the result."""
     merged_with: tuple[str, ...] = ()
@@ -78,7 +82,7 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
 
 _SETTLED = (
     *("input_absmax", "sqnr_db", "output_error", "output_error_nearest"),
-    *("op", "bytes_before", "bytes_after", "tied"),
+    *("sensitivity", "sensitivity_rank", "op", "bytes_before", "bytes_after", "tied"),
 )
 
 

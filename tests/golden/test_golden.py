@@ -18,6 +18,7 @@ from onnx import shape_inference
 
 from qcompiler.analysis.linears import find_linears
 from qcompiler.calibration.observe import observe
+from qcompiler.calibration.probe import probe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.calibration.stream import stream
 from qcompiler.errors import QcError
@@ -68,6 +69,9 @@ def context_of(case: Case, graph) -> PassContext:
     def run_observers(graph, names):
         return observe(graph, names, feeds(), source="golden")
 
+    def run_probe(graph, output, names, variants):
+        return probe(graph, output, names, feeds(), variants)
+
     return PassContext(
         target=case.context.get("target", ["ort-custom"])[0],
         exclude=tuple(case.context.get("exclude", [])),
@@ -75,6 +79,7 @@ def context_of(case: Case, graph) -> PassContext:
         plan=plan,
         observe=run_observers if batches else None,
         stream=(lambda graph, names: stream(graph, names, feeds())) if batches else None,
+        probe=run_probe if batches else None,
     )
 
 
@@ -90,6 +95,7 @@ def learned(before: PassContext, after: PassContext) -> str:
     """Plans and statistics the passes added or changed, one a line."""
     lines = [
         f"plan: {name} {plan.granularity.value}{' equalize' if plan.equalize else ''}"
+        f"{f' {plan.weight}' if plan.weight else ''}"
         for name, plan in after.plan.items()
         if before.plan.get(name) != plan
     ]

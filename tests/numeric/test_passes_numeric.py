@@ -13,6 +13,7 @@ import pytest
 from block_models import MODELS, feeds
 
 from qcompiler.calibration.observe import observe
+from qcompiler.calibration.probe import probe
 from qcompiler.calibration.stream import stream
 from qcompiler.compiler import pipeline
 from qcompiler.instruments import VerifyInstrument
@@ -48,6 +49,7 @@ PIPELINES = {
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
+    "w4a8 within a budget": ("w4a8", "ort-custom", (), "allocate-bits{budget=5.5}"),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 
@@ -59,8 +61,12 @@ def steps_of(name: str):
     """The passes of a pipeline above; thin layers are quantized too."""
     recipe, target, overrides, *extra = PIPELINES[name]
     steps = pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
-    # Behind import, canonicalize, fuse-norm.
-    return [*steps[:3], *(step for text in extra for step in parse_pipeline(text)), *steps[3:]]
+    # Before what decides, or where the decisions have been taken.
+    added = [step for text in extra for step in parse_pipeline(text)]
+    names = [step.name for step in steps]
+    late = any(step.name == "allocate-bits" for step in added)
+    at = names.index("quantize-embedding") if late else names.index("fuse-norm") + 1
+    return [*steps[:at], *added, *steps[at:]]
 
 
 def run_model(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -131,6 +137,7 @@ def test_passes_keep_their_promise(model_name: str, name: str) -> None:
         target=PIPELINES[name][1],
         observe=run_observers,
         stream=lambda graph, names: stream(graph, names, data),
+        probe=lambda graph, output, names, variants: probe(graph, output, names, data, variants),
     )
     manager.run(import_proto(model), context)
     quantized = next(r for r in manager.history if r.name == "quantize-weights")

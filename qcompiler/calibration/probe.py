@@ -1,0 +1,57 @@
+"""What a model gives when some of its constants are others, run after run in one session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qcompiler.calibration.observe import graph_session
+from qcompiler.errors import CalibrationError
+from qcompiler.session import one_line
+
+Array = np.ndarray[Any, Any]
+
+
+def probe(
+    graph: Any,
+    output: str,
+    names: Sequence[str],
+    feeds: Sequence[Mapping[str, Array]],
+    variants: Iterable[Mapping[str, Array]],
+) -> Iterator[list[Array]]:
+    """The values of `output`, one array a feed, for each of `variants`.
+
+    A variant gives constants of the graph, all among `names`, other values; what it leaves out
+    keeps its own. CalibrationError if the data does not fit the model.
+    """
+
+    def open_up(model: onnx.ModelProto) -> onnx.ModelProto:
+        # An initializer that is an input as well may be fed.
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        for name in names:
+            tensor = stored[name]
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+            model.graph.input.append(info)
+        del model.graph.output[:]
+        model.graph.output.append(onnx.ValueInfoProto(name=output))
+        return model
+
+    with graph_session(graph, open_up) as session:
+        needed = {item.name for item in session.get_inputs()}
+        for variant in variants:
+            try:
+                yield [
+                    np.asarray(
+                        session.run(
+                            [output], {k: v for k, v in feed.items() if k in needed} | dict(variant)
+                        )[0]
+                    )
+                    for feed in feeds
+                ]
+            except Exception as error:  # ONNX Runtime's errors share no other base class
+                raise CalibrationError(
+                    f"the model does not run on the calibration data: {one_line(error)}"
+                ) from None
