@@ -25,6 +25,7 @@ from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.order import topological
 from qcompiler.numerics.allocation import WeightFormat
+from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import Moments, gptq, moments, output_errors
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight, sqnr_db
 from qcompiler.passes.insert_qdq import InsertQdq
@@ -57,6 +58,8 @@ class QuantizeWeights(Pass):
     """Of GPTQ: channels with the largest mean square first."""
     alpha: float = 0.25
     """Of GPTAQ: the share of the layers' earlier errors that is made up for."""
+    sweeps: int = 0
+    """Of both: rounds of coordinate descent over the codes afterwards."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
     that only such layers read, as the one `rotate` puts before a head."""
@@ -68,6 +71,8 @@ class QuantizeWeights(Pass):
             raise ValueError(f"dampening must be positive, not {self.dampening}")
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must lie in 0 .. 1, not {self.alpha}")
+        if self.sweeps < 0:
+            raise ValueError(f"sweeps must not be negative, as {self.sweeps} is")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         source = graph.copy() if self.rounding != "nearest" else None
@@ -183,13 +188,18 @@ class QuantizeWeights(Pass):
                 search=self.search,
                 importance=found.mean_square,
             )
-        return gptq(
+        chosen = gptq(
             values,
             nearest,
             found,
             dampening=self.dampening,
             act_order=self.act_order,
             alpha=alpha,
+        )
+        if not self.sweeps:
+            return chosen
+        return descend(
+            values, chosen, found, dampening=self.dampening, alpha=alpha, sweeps=self.sweeps
         )
 
     def _quantize(

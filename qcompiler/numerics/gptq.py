@@ -40,7 +40,9 @@ Double = NDArray[np.float64]
 BLOCK = 128
 """Channels whose updates reach the rest of the weight together, as one matrix product."""
 
-_COLUMNS = 8 << 20  # elements of a weight worked on at a time: bounds the float64 copies
+COLUMNS = 8 << 20
+"""Elements of a weight worked on at a time: bounds the float64 copies."""
+
 _ATTEMPTS = 4  # dampening rises tenfold between them
 
 
@@ -133,7 +135,7 @@ def gptq(
         push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
     group = order // start.group_size
     codes = np.empty_like(start.codes)
-    step = max(1, _COLUMNS // rows)
+    step = max(1, COLUMNS // rows)
     for first in range(0, columns, step):
         part = slice(first, first + step)
         values = np.asarray(weight[:, part], np.float64)[order]
@@ -234,7 +236,7 @@ def output_errors(
         true = hessian + drift + drift.T + spread
     signal = 0.0
     noise = np.zeros(len(candidates))
-    step = max(1, _COLUMNS // len(hessian))
+    step = max(1, COLUMNS // len(hessian))
     for first in range(0, weight.shape[1], step):
         part = slice(first, first + step)
         w = np.asarray(weight[:, part], np.float64)

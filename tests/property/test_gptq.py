@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import (
     BLOCK,
     Moments,
@@ -229,3 +231,41 @@ def run_digest(threads: int) -> str:
 def test_the_same_bytes_every_time() -> None:
     assert run_digest(1) == run_digest(1)
     assert run_digest(2) == run_digest(2)
+
+
+@given(st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.25, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_descent_never_loses(seed, symmetric, alpha) -> None:
+    """By the measure it descends, which is computed here from its definition."""
+    rows = 150
+    x, true, w = problem(seed, rows, 5)
+    x[:, 7] = true[:, 7] = 0.0
+    found = moments([x], [true])
+    near = quantize_weight(w, bits=4, group_size=64, symmetric=symmetric)
+    start = gptq(w, near, found, dampening=DAMPENING, alpha=alpha)
+    target = x @ w + alpha * (true - x) @ w
+    extra = DAMPENING * np.square(x, dtype=np.float64).sum(axis=0)
+
+    def loss(q: QuantizedWeight) -> float:
+        other = q.dequantize().astype(np.float64)
+        damped = float((extra[:, None] * np.square(w - other)).sum())
+        return float(np.square(target - x @ other).sum()) + damped
+
+    losses = [loss(start)]
+    for sweeps in (1, 2, 6):
+        better = descend(w, start, found, dampening=DAMPENING, alpha=alpha, sweeps=sweeps)
+        losses.append(loss(better))
+        np.testing.assert_array_equal(better.codes[7], start.codes[7])
+    assert losses[1] < losses[0]
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(losses))
+
+
+def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
+    x, _, w = problem(3, 40, 3)
+    found = moments([x])
+    start = quantize_weight(w, bits=4, group_size=32)
+    still = descend(w, start, found, sweeps=50)
+    again = descend(w, still, found, sweeps=1)
+    np.testing.assert_array_equal(again.codes, still.codes)
+    error = output_errors(w, [start, still], found)
+    assert error[1] < 0.9 * error[0]
