@@ -27,7 +27,7 @@ another order, and a weight next to a rounding boundary may fall to the other si
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,22 @@ class Moments:
     spread: Double | None
     """[K, K]: (X_f - X)ᵀ (X_f - X)."""
     tokens: int
+    _factors: dict[tuple[float, bool], tuple[NDArray[np.intp], Double]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def factor(self, dampening: float, act_order: bool) -> tuple[NDArray[np.intp], Double]:
+        """The order of channels and the factor of the inverse in that order, computed once for all
+        weights that read the input."""
+        key = (dampening, act_order)
+        if key not in self._factors:
+            order = np.arange(len(self.hessian))
+            hessian = self.hessian
+            if act_order:
+                order = np.argsort(-np.diagonal(hessian), kind="stable")
+                hessian = hessian[np.ix_(order, order)]
+            self._factors[key] = order, inverse_factor(hessian, dampening)
+        return self._factors[key]
 
     @property
     def mean_square(self) -> Double:
@@ -122,14 +138,10 @@ def gptq(
             f"a weight of shape {weight.shape} has no codes of shape {start.codes.shape} and "
             f"moments of shape {statistics.hessian.shape}"
         )
-    hessian, drift = statistics.hessian, statistics.drift
+    drift = statistics.drift
     if alpha and drift is None:
         raise ValueError("asymmetric calibration needs the float model's inputs")
-    order = np.arange(rows)
-    if act_order:
-        order = np.argsort(-np.diagonal(hessian), kind="stable")
-        hessian = hessian[np.ix_(order, order)]
-    factor = inverse_factor(hessian, dampening)
+    order, factor = statistics.factor(dampening, act_order)
     push: Double | None = None
     if alpha and drift is not None:
         push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
