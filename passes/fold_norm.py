@@ -32,6 +32,10 @@ class FoldNorm(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
 
+    subtracting_mean: bool = True
+    """Also norms that subtract the mean, whose residual stream `rotate` leaves as it is: there
+    nothing spreads what the fold puts into the weights."""
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         linears, _ = find_linears(graph)
         namer = ir.Namer(graph)
@@ -41,6 +45,8 @@ class FoldNorm(Pass):
             if edge.kind != "norm":
                 continue
             reason = edge.veto
+            if reason is None and not self.subtracting_mean and _subtracts_mean(edge):
+                reason = "it subtracts the mean, and the recipe leaves such norms alone"
             if reason is None:
                 weight, bias = _parameters(edge)
                 stays = bias is not None and bias.any() and not _takes_bias(edge)
@@ -65,6 +71,10 @@ class FoldNorm(Pass):
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+
+
+def _subtracts_mean(edge: FoldEdge) -> bool:
+    return edge.absorbers[0].node.op in ("LayerNormalization", "SkipLayerNormalization")
 
 
 def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:

@@ -25,7 +25,8 @@ Calib = Annotated[
     str | None,
     typer.Option(
         metavar="SRC",
-        help="Calibration data: random-tokens (usual for language models), self, pydoc:first, "
+        help="Calibration data: random-tokens (usual for language models; some recipes "
+        "name another), self, pydoc:first, "
         "a text, .jsonl or .npz file, a folder of .npz, or random.",
     ),
 ]

@@ -103,7 +103,8 @@ def compile(
 
     `output` defaults to `<stem>.<recipe>.onnx` beside a file and `<folder>.<recipe>` beside a
     folder. `calib` names the calibration source (see `qcompiler.calibration.sources`); by
-    default random tokens for language models. `overrides` are `pass.option=value` texts.
+    default what the recipe names, or random tokens for language models. `overrides` are
+    `pass.option=value` texts.
     `budget` (bits a weight of the linear layers) and `max_kl` (divergence at the output) let
     `allocate-bits` choose the formats of weights. `exclude`: regular expressions of layer names to
     leave in float. The result is compared with its source on held-back data and refused when it is
@@ -118,6 +119,8 @@ def compile(
         chosen = recipes.with_budget(chosen, budget, max_kl)
     passes = pipeline(chosen, target)
     final = _output_path(package, Path(model), chosen.name, output)
+    if calib is None:
+        calib = default_spec(package, chosen.calibration)
     source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
     context = PassContext(
         target=target,
@@ -184,14 +187,14 @@ class _Calibration:
     def __init__(
         self,
         package: ModelPackage,
-        spec: str | Path | None,
+        spec: str | Path,
         samples: int,
         length: int,
         seed: int,
         progress: Progress | None,
     ) -> None:
         self._package = package
-        self._spec = default_spec(package) if spec is None else spec
+        self._spec = spec
         self._samples, self._length, self._seed = samples, length, seed
         self._progress = progress
         self._data: CalibrationData | None = None

@@ -43,6 +43,8 @@ class Recipe:
     passes: tuple[Pass, ...]
     min_sqnr_db: float
     """Least signal-to-noise of the outputs (dB) below which the compiled model counts as broken."""
+    calibration: str | None = None
+    """Calibration source for language models with a tokenizer where the user names none."""
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every option spelled out."""
@@ -51,6 +53,7 @@ class Recipe:
             "description": self.description,
             "source": self.source,
             "min_sqnr_db": self.min_sqnr_db,
+            "calibration": self.calibration,
             "pass": [{"name": step.name, **options_of(step)} for step in self.passes],
         }
 
@@ -216,7 +219,7 @@ def load(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
-    keys = ("name", "description", "source", "min_sqnr_db", "pass")
+    keys = ("name", "description", "source", "min_sqnr_db", "calibration", "pass")
     for key in data:
         if key not in keys:
             raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
@@ -248,6 +251,7 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         source=str(data.get("source", "")).strip(),
         passes=tuple(passes),
         min_sqnr_db=_convert(f"{path}: 'min_sqnr_db'", float, data.get("min_sqnr_db", 3.0)),
+        calibration=_convert(f"{path}: 'calibration'", str | None, data.get("calibration")),
     )
 
 

@@ -48,9 +48,14 @@ class CalibrationData:
         return len(self.feeds)
 
 
-def default_spec(package: ModelPackage) -> str:
-    """The source to use when the user names none."""
-    return "random" if Signature.of(package).kind == "other" else "random-tokens"
+def default_spec(package: ModelPackage, preferred: str | None = None) -> str:
+    """The source to use when the user names none.
+
+    `preferred` is what a recipe would have; it needs a model that reads tokens, and its tokenizer.
+    """
+    if Signature.of(package).kind == "other":
+        return "random"
+    return preferred if preferred and package.tokenizer_file is not None else "random-tokens"
 
 
 def load_source(

@@ -50,6 +50,7 @@ PIPELINES = {
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
     "w4a8 within a budget": ("w4a8", "ort-custom", (), "allocate-bits{budget=5.5}"),
+    "quarot on ort-custom": ("quarot", "ort-custom", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 

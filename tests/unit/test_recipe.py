@@ -56,6 +56,13 @@ def test_every_shipped_recipe_builds_and_describes_itself() -> None:
         PassManager(recipe.passes)  # the facts each pass needs are there
 
 
+def test_recipes_that_fit_rounding_to_data_name_text() -> None:
+    for name in available():
+        steps = [step for step in load(name).passes if step.name == "quantize-weights"]
+        fitted = any(options_of(step)["rounding"] != "nearest" for step in steps)
+        assert (load(name).calibration == "pydoc:first") >= fitted
+
+
 def test_a_recipe_survives_its_own_dictionary() -> None:
     recipe = load("fptq")
     for step, data in zip(recipe.passes, recipe.to_dict()["pass"], strict=True):
@@ -100,6 +107,7 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str
         ('[pass]\nname = "import"', r"\[\[pass\]\]"),
         ('pass = "import"', r"\[\[pass\]\]"),
         ('pass = ["import"]', r"\[\[pass\]\]"),
+        ('calibration = 3\n[[pass]]\nname = "import"', "'calibration' must be str, not 3"),
         ('min_sqnr_db = "loud"\n[[pass]]\nname = "import"', "min_sqnr_db"),
         ('[[pass]]\nname = "imprt"', "did you mean 'import'"),
         ('[[pass]]\nname = "import"\nbits = 4', "has no options"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -47,7 +48,14 @@ def test_random_tokens(decoder):
     assert ids.max() < tiny.VOCABULARY
     assert data.feeds[0]["past_key_values.0.key"].shape[2] == 0
     assert default_spec(decoder) == "random-tokens"
+    assert default_spec(decoder, "pydoc:first") == "pydoc:first"
     run_all(decoder, data)
+
+
+def test_text_by_default_needs_a_tokenizer_and_a_model_that_reads_it(decoder, other):
+    assert default_spec(other, "pydoc:first") == "random"
+    bare = dataclasses.replace(decoder, tokenizer_file=None)
+    assert default_spec(bare, "pydoc:first") == "random-tokens"
 
 
 def test_seed_decides(decoder):
