@@ -17,7 +17,7 @@ from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(Pass):
-    """Collect max |x_k| and E[x_k²] of every activation a linear layer reads."""
+    """Collect min x_k, max x_k and E[x_k²] of every activation a linear layer reads."""
 
     name: ClassVar[str] = "calibrate"
     numerics: ClassVar[Numerics] = Numerics.EXACT

@@ -1,6 +1,7 @@
 """Observers as a graph transform: the model computes its own statistics.
 
-    X [..., K]  ->  Reshape [-1, K] -> Abs -> ReduceMax(0)       absmax  [K]
+    X [..., K]  ->  Reshape [-1, K] -> ReduceMin(0)              low     [K]
+                                    -> ReduceMax(0)              high    [K]
                                     -> ReduceSumSquare(0)        energy  [K]
 
 The model's own outputs are dropped, so whatever only they need (the language-model head) is not
@@ -47,9 +48,11 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
             [
                 helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
                 helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [f"{tag}.rows"]),
-                helper.make_node("Abs", [f"{tag}.rows"], [f"{tag}.abs"]),
                 helper.make_node(
-                    "ReduceMax", [f"{tag}.abs", axes.name], [f"{tag}.absmax"], keepdims=0
+                    "ReduceMin", [f"{tag}.rows", axes.name], [f"{tag}.low"], keepdims=0
+                ),
+                helper.make_node(
+                    "ReduceMax", [f"{tag}.rows", axes.name], [f"{tag}.high"], keepdims=0
                 ),
                 helper.make_node(
                     "ReduceSumSquare", [f"{tag}.rows", axes.name], [f"{tag}.energy"], keepdims=0
@@ -58,7 +61,8 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
             ]
         )
         for suffix, kind in (
-            ("absmax", onnx.TensorProto.FLOAT),
+            ("low", onnx.TensorProto.FLOAT),
+            ("high", onnx.TensorProto.FLOAT),
             ("energy", onnx.TensorProto.FLOAT),
             ("count", onnx.TensorProto.INT64),
         ):
@@ -148,9 +152,10 @@ def _reduce(
     wanted = [
         f"{_PREFIX}.{index}.{suffix}"
         for index in range(len(names))
-        for suffix in ("absmax", "energy", "count")
+        for suffix in ("low", "high", "energy", "count")
     ]
-    absmax: dict[str, Any] = {}
+    lowest: dict[str, Any] = {}
+    highest: dict[str, Any] = {}
     energy: dict[str, Any] = {}
     tokens = dict.fromkeys(names, 0)
     for step, feed in enumerate(feeds):
@@ -161,13 +166,16 @@ def _reduce(
                 f"the model does not run on the calibration data: {one_line(error)}"
             ) from None
         for index, name in enumerate(names):
-            peak, square, count = (np.asarray(r) for r in results[3 * index : 3 * index + 3])
+            low, high, square, count = (np.asarray(r) for r in results[4 * index : 4 * index + 4])
             if not np.isfinite(square).all():
                 raise CalibrationError(
                     f"activation '{name}' is not finite on the calibration data; "
                     "check the model in float, or exclude the layers that read it"
                 )
-            absmax[name] = np.maximum(absmax.get(name, 0.0), peak)
+            if not count[0]:  # the extremes of nothing are infinite; no data, no statistics
+                continue
+            lowest[name] = np.minimum(lowest.get(name, np.inf), low)
+            highest[name] = np.maximum(highest.get(name, -np.inf), high)
             energy[name] = energy.get(name, 0.0) + square.astype(np.float64)
             tokens[name] += int(count[0])
         if progress is not None:
@@ -177,11 +185,13 @@ def _reduce(
     return Statistics(
         {
             name: TensorStatistics(
-                np.asarray(absmax[name], np.float32),
-                np.asarray(energy[name] / max(tokens[name], 1), np.float32),
+                np.asarray(lowest[name], np.float32),
+                np.asarray(highest[name], np.float32),
+                np.asarray(energy[name] / tokens[name], np.float32),
                 tokens[name],
             )
             for name in names
+            if tokens[name]
         },
         source,
     )

@@ -14,17 +14,25 @@ from numpy.typing import NDArray
 class TensorStatistics:
     """One activation [..., K], reduced over all its tokens."""
 
-    absmax: NDArray[np.float32]
-    """[K]: max |x_k|."""
+    minimum: NDArray[np.float32]
+    """[K]: min x_k."""
+    maximum: NDArray[np.float32]
+    """[K]: max x_k."""
     mean_square: NDArray[np.float32]
     """[K]: E[x_k²]."""
     tokens: int
 
+    @property
+    def absmax(self) -> NDArray[np.float32]:
+        """[K]: max |x_k|."""
+        return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+
     def scaled(self, scale: NDArray[Any]) -> TensorStatistics:
-        """The statistics of X / scale, scale [K]."""
+        """The statistics of X / scale, scale [K] > 0."""
         return replace(
             self,
-            absmax=(self.absmax / scale).astype(np.float32),
+            minimum=(self.minimum / scale).astype(np.float32),
+            maximum=(self.maximum / scale).astype(np.float32),
             mean_square=(self.mean_square / np.square(scale)).astype(np.float32),
         )
 

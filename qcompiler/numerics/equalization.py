@@ -1,6 +1,7 @@
 """Equalization scales s: X ← X / s, W ← diag(s) · W leaves X·W as it was.
 
-Notation: m_k = max |X_k| over calibration tokens, W a K × N weight, k an input channel.
+Notation: m_k = max |X_k| over calibration tokens, W a K × N weight, k an input channel. What is
+here follows from a few numbers a channel; `scale_search` chooses among such scales by their error.
 """
 
 from __future__ import annotations
@@ -32,6 +33,38 @@ def smoothquant(absmax: NDArray[Any], weight_absmax: NDArray[Any], alpha: float 
     m = np.maximum(np.asarray(absmax, np.float64), _EPSILON)
     w = np.maximum(np.asarray(weight_absmax, np.float64), _EPSILON)
     return np.maximum(m**alpha / w ** (1.0 - alpha), _EPSILON).astype(np.float32)
+
+
+def ranges(activation: NDArray[Any], weight: NDArray[Any]) -> Float:
+    """Equal ranges on both sides: s_k = sqrt(r_xk / r_wk), r = max - min of a channel.
+
+    `activation` [K]: r of X_k; `weight` [K]: r of row k over all weights that read it → scales [K].
+    Afterwards both ranges are sqrt(r_xk · r_wk), which maximizes the product of the channels'
+    precisions, range over range of the whole tensor. Source: AWEQ, arXiv 2311.01305, as we read it:
+    the equalization of weights that follow each other in Nagel et al., arXiv 1906.04721, with the
+    activation in place of the first.
+    """
+    x = np.maximum(np.asarray(activation, np.float64), _EPSILON)
+    w = np.maximum(np.asarray(weight, np.float64), _EPSILON)
+    return np.maximum(np.sqrt(x / w), _EPSILON).astype(np.float32)
+
+
+def activation_aware(mean_magnitude: NDArray[Any], exponent: float) -> Float:
+    """AWQ: s_k = E[|X_k|]^a over the geometric mean of its extremes.
+
+    `mean_magnitude` [K] → scales [K]. Source: AWQ, arXiv 2306.00978.
+    """
+    m = np.maximum(np.asarray(mean_magnitude, np.float64), _EPSILON)
+    return normalized((m**exponent).astype(np.float32))
+
+
+def outlier_suppressing(absmax: NDArray[Any], threshold: float) -> Float:
+    """Outlier Suppression+: s_k = max(1, m_k / t), so that only channels beyond t are scaled.
+
+    `absmax` [K], t > 0 → scales [K]. Source: Outlier Suppression+, arXiv 2304.09145, without its
+    shift of channels, as QQQ, arXiv 2406.09904, uses it.
+    """
+    return np.maximum(np.asarray(absmax, np.float64) / threshold, 1.0).astype(np.float32)
 
 
 def normalized(scale: Float) -> Float:

@@ -4,7 +4,8 @@
     options:
       quantize-weights{bits=4}              the pipeline, as for `qc opt -p`
       plan: fc per-token                    LAYER GRANULARITY [equalize], or * for every layer
-      statistics: x absmax=ramp(1, 4)       TENSOR [absmax=GEN] [mean_square=GEN]
+      statistics: x absmax=ramp(1, 4)       TENSOR [absmax=GEN] [mean_square=GEN],
+                                            or minimum=GEN and maximum=GEN in place of absmax
       calibrate: 3                          batches of random feeds for the calibrate pass
       exclude: lm_head                      a regular expression
       target: qdq
@@ -86,7 +87,7 @@ def generate(call: str, shape: tuple[int, ...]) -> np.ndarray:
 
 _WEIGHT = re.compile(r"\s*//\s*weight\s+(\S+)\s+(\w+)\[([\d,\s]*)\]\s+(.+)")
 _FEED = re.compile(r"\s*//\s*feed\s+(\S+)\s+(.+)")
-_STATISTIC = re.compile(r"(absmax|mean_square)=(\w+\([^)]*\))")
+_STATISTIC = re.compile(r"(absmax|minimum|maximum|mean_square)=(\w+\([^)]*\))")
 
 
 @dataclass(frozen=True)

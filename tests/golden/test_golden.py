@@ -56,9 +56,14 @@ def context_of(case: Case, graph) -> PassContext:
         found = {}
         for tensor, calls in case.statistics().items():
             shape = (int(tensors[tensor].shape[-1]),)
-            kinds = [calls.get(kind, "full(1)") for kind in ("absmax", "mean_square")]
-            absmax, square = (generate(call, shape).astype(np.float32) for call in kinds)
-            found[tensor] = TensorStatistics(absmax, square, tokens=8)
+            made = {kind: generate(call, shape).astype(np.float32) for kind, call in calls.items()}
+            peak = made.get("absmax", np.ones(shape, np.float32))
+            found[tensor] = TensorStatistics(
+                made.get("minimum", -peak),
+                made.get("maximum", peak),
+                made.get("mean_square", np.ones(shape, np.float32)),
+                tokens=8,
+            )
         statistics = Statistics(found, "golden")
     batches = int(case.context.get("calibrate", ["0"])[0])
 
@@ -101,11 +106,14 @@ def learned(before: PassContext, after: PassContext) -> str:
     ]
     if after.statistics is not None and after.statistics is not before.statistics:
         for name, item in after.statistics.tensors.items():
-            peak = ", ".join(f"{value:.5g}" for value in item.absmax[:8])
-            square = ", ".join(f"{value:.5g}" for value in item.mean_square[:8])
-            lines.append(
-                f"statistics: {name} tokens={item.tokens} absmax=[{peak}] mean_square=[{square}]"
-            )
+            ranges = {"minimum": item.minimum, "maximum": item.maximum}
+            if np.array_equal(item.minimum, -item.maximum):
+                ranges = {"absmax": item.absmax}
+            said = [
+                f"{kind}=[{', '.join(f'{value:.5g}' for value in values[:8])}]"
+                for kind, values in {**ranges, "mean_square": item.mean_square}.items()
+            ]
+            lines.append(f"statistics: {name} tokens={item.tokens} {' '.join(said)}")
     return "\n".join(lines)
 
 
