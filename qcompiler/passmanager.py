@@ -38,6 +38,7 @@ class Fact(enum.Enum):
     CANONICAL = "canonical"
     CALIBRATED = "calibrated"
     PLANNED = "planned"
+    OUTPUTS_RECORDED = "outputs-recorded"
     WEIGHTS_QUANTIZED = "weights-quantized"
     QDQ = "qdq"
     LOWERED = "lowered"

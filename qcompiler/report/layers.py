@@ -13,8 +13,8 @@ KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
 
 
-_TRANSFORMS = ("fold-norm", "rotate")
-"""Passes that prepare layers for what quantizes them."""
+_TRANSFORMS = ("fold-norm", "rotate", "correct-bias")
+"""Passes that prepare layers for what quantizes them, or touch them up afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,73 @@
+"""Corrected biases bring the mean output of a model closer to the float model's."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from block_models import MODELS, feeds
+
+from qcompiler.calibration.stream import stream
+from qcompiler.instruments import VerifyInstrument
+from qcompiler.ir import to_model
+from qcompiler.ir.io import import_proto
+from qcompiler.passmanager import PassContext, PassManager
+from qcompiler.recipe import parse_pipeline
+
+QUANTIZED = (
+    "import,canonicalize,fuse-norm{standard_only=true},plan-activations,record-outputs,"
+    "quantize-weights{group_size=32},insert-qdq"
+)
+
+
+def shifted(model: onnx.ModelProto, seed: int) -> dict[str, np.ndarray]:
+    """Inputs whose mean is not zero, as activations of real models."""
+    inputs = feeds(model, seed, batch=16)
+    return {k: v + 1 if v.dtype == np.float32 else v for k, v in inputs.items()}
+
+
+def compiled(name: str, pipeline: str):
+    """A model after a pipeline, and the remarks of its last pass."""
+    batches = [shifted(MODELS[name](), seed) for seed in range(12)]
+    manager = PassManager(parse_pipeline(pipeline), [VerifyInstrument()])
+    context = PassContext(stream=lambda graph, names: stream(graph, names, batches))
+    graph, _ = manager.run(import_proto(MODELS[name]()), context)
+    return to_model(graph), manager.history[-1].remarks
+
+
+def mean_output(model: onnx.ModelProto, name: str) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    unseen = [shifted(MODELS[name](), seed) for seed in range(100, 110)]
+    outputs = [session.run(None, inputs)[0] for inputs in unseen]
+    return np.concatenate(outputs).reshape(-1, outputs[0].shape[-1]).mean(axis=0)
+
+
+@pytest.mark.parametrize("name", ["encoder", "perceptron"])
+def test_means_are_closer_on_data_not_seen(name: str) -> None:
+    true = mean_output(MODELS[name](), name)
+    plain, _ = compiled(name, QUANTIZED)
+    corrected, remarks = compiled(name, f"{QUANTIZED},correct-bias")
+    before, after = (
+        float(np.linalg.norm(mean_output(model, name) - true)) for model in (plain, corrected)
+    )
+    print(f"{name}: {before:.4f} -> {after:.4f}")
+    assert after < 0.7 * before
+    new = sum("new bias" in remark.message for remark in remarks)
+    adds = [sum(n.op_type == "Add" for n in m.graph.node) for m in (plain, corrected)]
+    assert adds[1] - adds[0] == new
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_quantized_layer_is_spoken_of(name: str) -> None:
+    model, remarks = compiled(name, f"{QUANTIZED},correct-bias")
+    layers = [remark.layer for remark in remarks]
+    assert len(layers) == len(set(layers))
+    weights = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1].endswith("_dq")]
+    assert set(layers) == {node.name for node in weights}
+    for remark in remarks:
+        lower = remark.data["mean_error_after"] < remark.data["mean_error_before"]
+        assert remark.applied == lower
