@@ -16,7 +16,6 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -98,17 +97,9 @@ def main() -> None:
     models = prepare(work)
     rows = Rows(work / "rows.json", models, arguments.tokens)
     for name in models:
-        for label, peer in PEERS.items():
-            if name in peer.models and re.search(arguments.only, label):
-                rows.add(label, name, lambda out, p=peer, n=name: p.make(models[n], out))
-        for step in STEPS:
-            if name in step.models and re.search(arguments.only, step.label):
-                def make(out: Path, chosen: Step = step, name: str = name) -> float | None:
-                    return compile_step(models[name], chosen, out)
-
-                rows.add(step.label, name, make)
-                    step.label, name, lambda out, s=step, n=name: compile_step(models[n], s, out)
-                )
+        for label, wanted in {**PEERS, **{step.label: step for step in STEPS}}.items():
+            if name in wanted.models and re.search(arguments.only, label):
+                rows.add(label, name)
     if not arguments.only:
         rows.extend(llama_rows(models["SmolLM2"], work, EVALUATION, arguments.tokens))
     if arguments.docs:
@@ -150,7 +141,7 @@ class Rows:
         self._file, self._models, self._tokens = file, models, tokens
         self.all: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
 
-    def add(self, label: str, model: str, make: Callable[[Path], float | None]) -> None:
+    def add(self, label: str, model: str) -> None:
         """Make, measure and keep a row, unless it is there."""
         if any(row["label"] == label and row["model"] == model for row in self.all):
             return
@@ -158,9 +149,9 @@ class Rows:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         # A process of its own: its peak memory is the row's.
-        context = get_context("fork")
+        context = get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_make, args=(sender, make, out))
+        process = context.Process(target=make, args=(sender, label, self._models[model], out))
         process.start()
         sender.close()
         try:
@@ -188,9 +179,13 @@ class Rows:
             print(json.dumps(row), flush=True)
 
 
-def _make(sender: Any, make: Callable[[Path], float | None], out: Path) -> None:
+def make(sender: Any, label: str, source: Path, out: Path) -> None:
+    """Make one row's model; sends its bits a weight, the seconds it took and the peak memory."""
     start = time.perf_counter()
-    bits = make(out)
+    if label in PEERS:
+        bits = PEERS[label].make(source, out)
+    else:
+        bits = compile_step(source, next(step for step in STEPS if step.label == label), out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     sender.send((bits, time.perf_counter() - start, peak))
 
