@@ -56,11 +56,14 @@ def test_every_shipped_recipe_builds_and_describes_itself() -> None:
         PassManager(recipe.passes)  # the facts each pass needs are there
 
 
-def test_recipes_that_fit_rounding_to_data_name_text() -> None:
+def test_recipes_that_fit_weights_or_biases_to_data_name_text() -> None:
     for name in available():
-        steps = [step for step in load(name).passes if step.name == "quantize-weights"]
-        fitted = any(options_of(step)["rounding"] != "nearest" for step in steps)
-        assert (load(name).calibration == "pydoc:first") >= fitted
+        recipe = load(name)
+        fitted = any(
+            step.name == "correct-bias" or options_of(step).get("rounding", "nearest") != "nearest"
+            for step in recipe.passes
+        )
+        assert recipe.calibration == ("pydoc:first" if fitted else None)
 
 
 def test_a_recipe_survives_its_own_dictionary() -> None:
