@@ -25,6 +25,7 @@ _PASSES: dict[str, str] = {
     "correct-bias": "correct_bias:CorrectBias",
     "merge-linears": "merge_linears:MergeLinears",
     "fuse-norm": "fuse_norm:FuseNorm",
+    "compute-rotary": "compute_rotary:ComputeRotary",
     "lower-ort-custom": "lower_ort_custom:LowerOrtCustom",
     "lower-attention": "lower_attention:LowerAttention",
     "lower-multi-head-attention": "lower_multi_head_attention:LowerMultiHeadAttention",

@@ -65,7 +65,10 @@ def compile_model(
     ] = "w4a8",
     target: Target = "ort-custom",
     calib: Calib = None,
-    calib_samples: Samples = 16,
+    calib_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Calibration samples; as the recipe says by default."),
+    ] = None,
     calib_length: Length = 512,
     overrides: Annotated[
         list[str] | None,

@@ -35,10 +35,10 @@ from qcompiler.staging import scratch_beside
 
 TARGETS: dict[str, str] = {
     "ort-custom": (
-        "fuse-norm,merge-linears,lower-ort-custom,lower-attention,lower-multi-head-attention,"
-        "lower-norm,lower-activation"
+        "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,lower-attention,"
+        "lower-multi-head-attention,lower-norm,lower-activation"
     ),
-    "ort-contrib": "fuse-norm,lower-ort-contrib",
+    "ort-contrib": "fuse-norm,compute-rotary,lower-ort-contrib",
     "qdq": "",
 }
 """What each target runs after the recipe's passes."""
@@ -87,7 +87,7 @@ def compile(
     output: str | Path | None = None,
     target: str = "ort-custom",
     calib: str | Path | None = None,
-    calib_samples: int = 16,
+    calib_samples: int | None = None,
     calib_length: int = 512,
     overrides: Sequence[str] = (),
     budget: float | None = None,
@@ -121,6 +121,8 @@ def compile(
     final = _output_path(package, Path(model), chosen.name, output)
     if calib is None:
         calib = default_spec(package, chosen.calibration)
+    if calib_samples is None:
+        calib_samples = chosen.calibration_samples
     source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
     context = PassContext(
         target=target,

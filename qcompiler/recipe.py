@@ -45,6 +45,8 @@ class Recipe:
     """Least signal-to-noise of the outputs (dB) below which the compiled model counts as broken."""
     calibration: str | None = None
     """Calibration source for language models with a tokenizer where the user names none."""
+    calibration_samples: int = 16
+    """How many samples of it where the user does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every option spelled out."""
@@ -54,6 +56,7 @@ class Recipe:
             "source": self.source,
             "min_sqnr_db": self.min_sqnr_db,
             "calibration": self.calibration,
+            "calibration_samples": self.calibration_samples,
             "pass": [{"name": step.name, **options_of(step)} for step in self.passes],
         }
 
@@ -219,7 +222,10 @@ def load(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
-    keys = ("name", "description", "source", "min_sqnr_db", "calibration", "pass")
+    keys = (
+        *("name", "description", "source", "min_sqnr_db"),
+        *("calibration", "calibration_samples", "pass"),
+    )
     for key in data:
         if key not in keys:
             raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
@@ -252,7 +258,15 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         passes=tuple(passes),
         min_sqnr_db=_convert(f"{path}: 'min_sqnr_db'", float, data.get("min_sqnr_db", 3.0)),
         calibration=_convert(f"{path}: 'calibration'", str | None, data.get("calibration")),
+        calibration_samples=_samples(path, data.get("calibration_samples", 16)),
     )
+
+
+def _samples(path: Path, value: Any) -> int:
+    count = int(_convert(f"{path}: 'calibration_samples'", int, value))
+    if count < 1:
+        raise RecipeError(f"{path}: 'calibration_samples' must be at least 1, not {count}")
+    return count
 
 
 def _steps(data: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ another order, and a weight next to a rounding boundary may fall to the other si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ BLOCK = 128
 COLUMNS = 8 << 20
 """Elements of a weight worked on at a time: bounds the float64 copies."""
 
+_ROWS = 4096
 _ATTEMPTS = 4  # dampening rises tenfold between them
 
 
@@ -85,20 +86,18 @@ def moments(
 ) -> Moments:
     """Sum the second moments of `inputs` ([..., K] each), in order; `references` are X_f.
 
-    Products are float32 within one array, their sum float64. ValueError if anything is not finite
-    or there is no input.
+    Products are float32 over a few thousand rows, their sum float64. ValueError if anything is not
+    finite or there is no input.
     """
     hessian: Double | None = None
     drift: Double | None = None
     spread: Double | None = None
     tokens = 0
-    others = iter(references) if references is not None else None
-    for each in inputs:
-        x = np.asarray(each, np.float32).reshape(-1, each.shape[-1])
+    for x, other in _chunks(inputs, references):
         tokens += len(x)
         hessian = _added(hessian, x.T @ x)
-        if others is not None:
-            delta = np.asarray(next(others), np.float32).reshape(x.shape) - x
+        if other is not None:
+            delta = other - x
             drift = _added(drift, delta.T @ x)
             spread = _added(spread, delta.T @ delta)
     if hessian is None:
@@ -107,6 +106,25 @@ def moments(
         if total is not None and not np.isfinite(total).all():
             raise ValueError("its input is not finite on the calibration data")
     return Moments(hessian, drift, spread, tokens)
+
+
+def _chunks(
+    inputs: Iterable[NDArray[Any]], references: Iterable[NDArray[Any]] | None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Rows of several arrays together: few large products are faster than many small ones."""
+    others = iter(references) if references is not None else None
+    held: list[NDArray[np.float32]] = []
+    beside: list[NDArray[np.float32]] = []
+    for each in inputs:
+        held.append(np.asarray(each, np.float32).reshape(-1, each.shape[-1]))
+        if others is not None:
+            beside.append(np.asarray(next(others), np.float32).reshape(held[-1].shape))
+        if sum(map(len, held)) >= _ROWS:
+            yield np.concatenate(held), np.concatenate(beside) if beside else None
+            held.clear()
+            beside.clear()
+    if held:
+        yield np.concatenate(held), np.concatenate(beside) if beside else None
 
 
 def _added(total: Double | None, part: NDArray[Any]) -> Double:

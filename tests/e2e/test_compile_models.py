@@ -29,7 +29,9 @@ pytestmark = pytest.mark.slow
 
 MODELS = ("smollm2_genai", "smollm2_torch", "minilm")
 LINEARS = {"smollm2_genai": 151, "smollm2_torch": 211, "minilm": 36}
-RECIPES = ("w4a8", "fptq")
+RECIPES = ("w4a8-fast", "fptq")
+TOKENS = {"w4a8": (7, 512)}
+"""Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
 FLOAT_ROUNDING = 1e-5
 OLDEST = "QCOMPILER_OLDEST_ORT_PYTHON"
 
@@ -45,13 +47,14 @@ def compiled(request, tmp_path_factory):
             source = request.getfixturevalue(model)
             folder = tmp_path_factory.mktemp("-".join(key))
             output = folder / ("model.onnx" if not (source / "genai_config.json").exists() else "m")
+            samples, length = TOKENS.get(name, (2, 128))
             made[key] = qcompiler.compile(
                 source if output.name == "m" else source / "model.onnx",
                 recipe=name,
                 target=target,
                 output=output,
-                calib_samples=2,
-                calib_length=128,
+                calib_samples=samples,
+                calib_length=length,
             )
         return made[key]
 
@@ -84,7 +87,7 @@ def test_compiles(compiled, request, model, name, target):
     assert len(rows) == LINEARS[model] + 1
     y, reference = logits(result.output, source), logits(source, source)
     assert np.isfinite(y).all()
-    assert sqnr_db(reference, y) > (10.0 if name == "w4a8" else 3.0)
+    assert sqnr_db(reference, y) > (10.0 if name == "w4a8-fast" else 3.0)
     smaller = open_package(source).size_bytes() / open_package(result.output).size_bytes()
     assert smaller > (4.3 if model == "minilm" else 5.0)
 
@@ -120,13 +123,13 @@ def test_each_op_equals_its_function(compiled, tmp_path, model, name):
 def test_three_forms_of_one_model(compiled, request, model):
     """With the library, without it, and as Q/DQ: as close to each other as int8 rounding allows."""
     source = request.getfixturevalue(model)
-    custom = compiled(model, "w4a8", "ort-custom").output
+    custom = compiled(model, "w4a8-fast", "ort-custom").output
     reference = logits(source, source)
     fast = logits(custom, source, library=True)
     noise = sqnr_db(reference, fast)
     for other in (
         logits(custom, source, library=False),
-        logits(compiled(model, "w4a8", "qdq").output, source),
+        logits(compiled(model, "w4a8-fast", "qdq").output, source),
     ):
         assert sqnr_db(fast, other) > noise + 6.0
         assert abs(sqnr_db(reference, other) - noise) < 1.5
@@ -137,7 +140,7 @@ def test_whole_model_runs_on_the_oldest_onnxruntime(compiled, tmp_path):
     if python is None:
         pytest.skip(f"{OLDEST} is not set")
     for model in MODELS:
-        output = compiled(model, "w4a8", "ort-custom").output
+        output = compiled(model, "w4a8-fast", "ort-custom").output
         path = open_package(output).onnx_path
         feeds = Signature.of(open_package(output)).feeds(np.arange(100, 116)[None])
         np.savez(tmp_path / "feeds.npz", **feeds)
@@ -165,7 +168,7 @@ def test_whole_model_runs_on_the_oldest_onnxruntime(compiled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "name"), [("smollm2_genai", "w4a8"), ("minilm", "w4a8"), ("minilm", "fptq")]
+    ("model", "name"), [("smollm2_genai", "w4a8-fast"), ("minilm", "w4a8-fast"), ("minilm", "fptq")]
 )
 def test_stock_runtime_loads_the_output_of_every_pass(request, tmp_path, model, name):
     package = open_package(request.getfixturevalue(model))
@@ -207,11 +210,17 @@ def accepts(path: Path) -> bool:
     return True
 
 
-def test_perplexity_is_no_worse_than_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, compiled):
-    ours = compiled("smollm2_genai", "w4a8", "ort-custom").output
-    found = evaluate([smollm2_genai_int4, ours], "pydoc:second", max_tokens=2100)
-    baseline, mine = (result.perplexity.perplexity for result in found)
-    assert mine <= baseline
+def test_the_default_beats_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, compiled):
+    ours = compiled("smollm2_genai", "w4a8", "ort-custom")
+    assert open_package(ours.output).size_bytes() <= open_package(smollm2_genai_int4).size_bytes()
+    models = [smollm2_genai, smollm2_genai_int4, ours.output]
+    found = evaluate(models, "pydoc:second", max_tokens=2100)
+    exact, baseline, mine = (result.perplexity.perplexity for result in found)
+    # A quarter with all calibration data and text; here both are short.
+    assert mine - exact < 0.4 * (baseline - exact)
+    layers = [layer for layer in ours.report.layers if layer.output_error is not None]
+    assert len(layers) == 151
+    assert all(layer.output_error < layer.output_error_nearest for layer in layers)
 
 
 def test_embeddings(minilm, compiled):
@@ -219,7 +228,7 @@ def test_embeddings(minilm, compiled):
     # The tokenizer lies beside the source; the compiled file is alone in its folder.
     (ours.parent / "tokenizer.json").write_bytes((minilm / "tokenizer.json").read_bytes())
     found = evaluate([ours], "pydoc:second", reference=minilm, max_tokens=3000)[0]
-    assert found.embeddings.mean_cosine > 0.965
+    assert found.embeddings.mean_cosine > 0.97
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
@@ -234,7 +243,8 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
         "    status = open('/proc/self/status').read()\n"
         "    print('peak', status.split('VmHWM:')[1].split()[0])\n"
     )
-    options = ["--calib-samples", "2", "--calib-length", "256", "-o", str(tmp_path / "out")]
+    options = ["-r", "w4a8-fast", "--calib-samples", "2", "--calib-length", "256"]
+    options += ["-o", str(tmp_path / "out")]
     ran = subprocess.run(
         [sys.executable, "-c", code, "compile", str(smollm2_genai), *options],
         capture_output=True,

@@ -204,7 +204,7 @@ def perceptron() -> onnx.ModelProto:
     w.matrix("w3", INNER, 10)
     w.tensors["w3"] = w.tensors["w3"].astype(np.float16)
     w.vector("b3", 10)
-    w.scalar("zero", 0.0)
+    w.scalar("bound", -1e6)  # rounding must not decide which branch is taken
     w.integers("every", [0, 1])
     return w.model("""
     perceptron (float[B, 40] x) => (float[B, 10] y) {
@@ -213,7 +213,7 @@ def perceptron() -> onnx.ModelProto:
         [fc2] h2 = MatMul(a1, w2)
         [fc2_again] h3 = MatMul(h2, w2)
         total = ReduceSum <keepdims = 0> (h3, every)
-        positive = Greater(total, zero)
+        positive = Greater(total, bound)
         h4 = If (positive) <
             then_branch = yes () => (float[B, 96] t) { t = Relu(h3) },
             else_branch = no () => (float[B, 96] e) { e = Abs(h3) }

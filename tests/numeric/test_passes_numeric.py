@@ -45,7 +45,8 @@ ROTATION = "fold-norm,rotate"
 
 PIPELINES = {
     "w4a8 on ort-custom": ("w4a8", "ort-custom", ()),
-    "w4a8 on ort-custom, rotated": ("w4a8", "ort-custom", (), ROTATION),
+    "w4a8-fast on ort-custom": ("w4a8-fast", "ort-custom", ()),
+    "w4a8-fast on ort-custom, rotated": ("w4a8-fast", "ort-custom", (), ROTATION),
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
@@ -54,12 +55,12 @@ PIPELINES = {
     "awq on ort-custom": ("awq", "ort-custom", ()),
     "os+ on ort-custom": ("smoothquant", "ort-custom", ("equalize.method=os+",)),
     "aqas on ort-custom": (
-        "w4a8",
+        "w4a8-fast",
         "ort-custom",
         ("equalize.method=aqas", "equalize.symmetric=false", "equalize.through_cache=true"),
     ),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
-    "w4a8 within a budget": ("w4a8", "ort-custom", (), "allocate-bits{budget=5.5}"),
+    "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=5.5}"),
     "quarot on ort-custom": ("quarot", "ort-custom", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
