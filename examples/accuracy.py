@@ -41,33 +41,42 @@ class Step:
     recipe: str
     changes: tuple[str, ...] = ()
     models: tuple[str, ...] = ("SmolLM2", "SmolLM2 dithered", "MiniLM")
+    samples: int | None = None
 
 
 _Q = "quantize-weights"
+_DECODERS = ("SmolLM2", "SmolLM2 dithered")
+_ASYMMETRIC = (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")
+# On 16 windows, to be compared with the first of them.
+_VARIANTS = {
+    "as it is": (),
+    "without coordinate descent": (f"{_Q}.sweeps=0",),
+    "ranges as found": (f"{_Q}.search=none",),
+    "GPTAQ instead of GPTQ": (f"{_Q}.rounding=gptaq",),
+    "rounded to nearest": (f"{_Q}.rounding=nearest",),
+    "without smoothing": ("equalize.edges=[]",),
+    "without rotations": ("rotate.residual=false", "rotate.heads=false"),
+    "groups of 128": (f"{_Q}.group_size=128",),
+    "groups of 32": (f"{_Q}.group_size=32",),
+    "asymmetric groups of 32": _ASYMMETRIC,
+}
 STEPS = (
+    Step("w4a8", "w4a8"),
+    Step("w4a8-small", "w4a8-small"),
+    Step("w4a8-fast", "w4a8-fast"),
     Step("rtn", "rtn"),
-    Step("rtn, asymmetric groups of 32", "rtn", (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")),
+    Step("rtn, asymmetric groups of 32", "rtn", _ASYMMETRIC),
     Step("fptq", "fptq"),
     Step("smoothquant", "smoothquant"),
     Step("smoothquant+", "smoothquant+"),
     Step("aweq", "aweq"),
     Step("awq", "awq"),
     Step("gptq", "gptq"),
-    Step("gptq, ranges by weight error", "gptq", (f"{_Q}.search=mse",)),
-    Step("gptaq", "gptq", (f"{_Q}.rounding=gptaq", f"{_Q}.search=mse")),
     Step("quarot", "quarot"),
-    Step("rtn, rotated", "quarot", (f"{_Q}.rounding=nearest",), ("SmolLM2", "SmolLM2 dithered")),
-    Step("w4a8", "w4a8"),
-    Step("w4a8 without coordinate descent", "w4a8", (f"{_Q}.sweeps=0",)),
-    Step("w4a8, ranges as found", "w4a8", (f"{_Q}.search=none",)),
-    Step("w4a8 without smoothing", "w4a8", ("equalize.edges=[]",)),
-    Step("w4a8, groups of 64", "w4a8", (f"{_Q}.group_size=64",)),
-    Step(
-        "w4a8, asymmetric groups of 32",
-        "w4a8",
-        (f"{_Q}.group_size=32", f"{_Q}.symmetric=false"),
+    *(
+        Step(f"w4a8 on 16 windows, {label}", "w4a8", changes, _DECODERS[1:], 16)
+        for label, changes in _VARIANTS.items()
     ),
-    Step("w4a8, activations per group", "w4a8", ("plan-activations.policy=per-group",)),
 )
 
 
@@ -125,6 +134,7 @@ def compile_step(source: Path, step: Step, out: Path) -> float | None:
         recipe=step.recipe,
         output=out if model is source else out / "model.onnx",
         calib=CALIBRATION,
+        calib_samples=step.samples,
         overrides=step.changes,
         verify=False,
     )

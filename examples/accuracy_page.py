@@ -11,11 +11,11 @@ INTRODUCTION = """\
 # Accuracy
 
 Written by `python examples/accuracy.py --docs docs`. Every row is measured against its float model,
-on text that calibration has not seen: `pydoc:first` calibrates (16 windows of 512 tokens unless the
-recipe says otherwise; for MiniLM, its sentences), `pydoc:second` evaluates ({tokens} tokens; both
-halves of the help texts that come with Python). Activations are int8, and sizes count
-everything: head, embedding, scales, tables. Seconds and memory are those of `qc compile` without
-verification on two cores.
+on text that calibration has not seen: `pydoc:first` calibrates (64 windows of 512 tokens for w4a8
+and w4a8-small, 16 for the others; for MiniLM, its sentences), `pydoc:second` evaluates
+({tokens} tokens; both halves of the help texts that come with Python). Activations are int8, and
+sizes count everything: head, embedding, scales, tables. Seconds and memory are those of
+`qc compile` without verification on two cores.
 
 The weights of SmolLM2-135M come from a 4-bit file and lie on its grid, which flatters some methods:
 the dithered copy has noise of half a step on them, and judges better
