@@ -1,6 +1,7 @@
 """What each recipe and each step keeps of a model: the ablation of docs/accuracy.md.
 
     python examples/accuracy.py [--work FOLDER] [--docs FOLDER] [--tokens N] [--only REGEX]
+                                [--models REGEX]
 
 Models: SmolLM2-135M as `make demo` exports it, a copy of it with dithered weights (see dither.py),
 and MiniLM-L6. Every row is compiled, measured against its float model and thrown away; rows that
@@ -100,16 +101,17 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="write accuracy.md and accuracy.svg there")
     parser.add_argument("--tokens", type=int, default=12_000, help="of the text evaluated")
     parser.add_argument("--only", default="", help="rows whose label matches")
+    parser.add_argument("--models", default="", help="models whose name matches")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     models = prepare(work)
     rows = Rows(work / "rows.json", models, arguments.tokens)
-    for name in models:
+    for name in filter(re.compile(arguments.models).search, models):
         for label, wanted in {**PEERS, **{step.label: step for step in STEPS}}.items():
             if name in wanted.models and re.search(arguments.only, label):
                 rows.add(label, name)
-    if not arguments.only:
+    if re.search(arguments.only, "llama.cpp") and re.search(arguments.models, "SmolLM2"):
         rows.extend(llama_rows(models["SmolLM2"], work, EVALUATION, arguments.tokens))
     if arguments.docs:
         write_page(rows.all, arguments.docs, arguments.tokens)

