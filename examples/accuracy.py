@@ -54,7 +54,6 @@ _VARIANTS = {
     "ranges as found": (f"{_Q}.search=none",),
     "GPTAQ instead of GPTQ": (f"{_Q}.rounding=gptaq",),
     "rounded to nearest": (f"{_Q}.rounding=nearest",),
-    "without smoothing": ("equalize.edges=[]",),
     "without rotations": ("rotate.residual=false", "rotate.heads=false"),
     "groups of 128": (f"{_Q}.group_size=128",),
     "groups of 32": (f"{_Q}.group_size=32",),
