@@ -45,7 +45,7 @@ class ComputeRotary(Pass):
                 continue
             key = (id(tables[0]), id(tables[1]))
             if key not in made:
-                made[key] = self._computed(graph, *tables, namer)
+                made[key] = self._computed(graph, tables[0], tables[1], namer)
             computed = made[key]
             if computed is not None:
                 for place, table in zip(places, computed, strict=True):
