@@ -259,7 +259,7 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
 
 def test_genai_runs_the_compiled_folder(compiled):
     genai = pytest.importorskip("onnxruntime_genai")
-    folder = compiled("smollm2_genai", "w4a8", "ort-custom").output
+    folder = compiled("smollm2_genai", "w4a8-fast", "ort-custom").output
     model = genai.Model(str(folder))
     tokenizer = genai.Tokenizer(model)
     parameters = genai.GeneratorParams(model)
