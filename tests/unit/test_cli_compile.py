@@ -80,7 +80,7 @@ def test_compile_json_and_report_files(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     layers = {layer["name"]: layer for layer in data["layers"]}
-    assert layers["fc1"]["scheme"] == "int4 g64 asym"
+    assert layers["fc1"]["scheme"] == "int4 g64 sym gptq"
     assert layers["fc1"]["op"] == "MatMulW4A8"
     assert layers["fc2"]["reason"] == "excluded by pattern 'fc2'"
     assert data["verification"] is None
@@ -190,7 +190,7 @@ def test_inspect_a_compiled_model(model: Path, target: str, op: str, activation:
     assert qc("compile", model, "-o", output, "-t", target).exit_code == 0
     data = json.loads(qc("inspect", output, "--json").stdout)
     first = next(layer for layer in data["layers"] if layer["name"] == "fc1")
-    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g32 asym", activation)
+    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g64 sym", activation)
     assert data["metadata"]["qcompiler.target"] == target
     assert "fc1" not in data["left_alone"]
 
@@ -254,7 +254,7 @@ def test_warnings_of_graphsurgeon_stay_out_of_the_output(tmp_path: Path) -> None
 
 def test_recipes_are_listed_and_shown() -> None:
     listed = qc("recipe", "list").stdout
-    assert "w4a8: The default." in listed
+    assert "w4a8: The default" in listed
     names = [recipe["name"] for recipe in json.loads(qc("recipe", "list", "--json").stdout)]
     assert names == sorted(names) and "fptq" in names
     assert qc("recipe", "show", "fptq").stdout.startswith('name = "fptq"')
