@@ -136,7 +136,7 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
                 )
             except Exception as error:  # ONNX Runtime's errors share no other base class
                 raise CalibrationError(
-                    f"the model does not run on the calibration data: {one_line(error)}; repair it, "
-                    "or export it in float32"
+                    f"the model does not run on the calibration data: {one_line(error)}; "
+                    "repair it, or export it in float32"
                 ) from None
             values.update(zip(stage.leaves, map(np.asarray, results), strict=True))
