@@ -8,6 +8,19 @@
 
 using qc::kernels::KernelTable;
 
+namespace {
+
+// Calls body(table) with an ISA's kernels; 0 where they can't run here.
+template <typename Body>
+int with_kernels(const char* isa, Body&& body) {
+  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  if (table == nullptr) return 0;
+  body(*table);
+  return 1;
+}
+
+}  // namespace
+
 std::uint32_t qc_cpu_flags() { return qc::kernels::cpu_flags(); }
 
 const char* qc_choose(std::uint32_t flags, const char* forced) {
@@ -29,61 +42,47 @@ int qc_table(int index, const char** isa, std::uint32_t* needs) {
 int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
                 std::int64_t group_size, float static_scale, std::int32_t start_factor,
                 std::int8_t* codes, std::int64_t padded_k, float* scales, std::int32_t* starts) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  table->quantize(
-      {x, k, block, group_size, static_scale, start_factor, codes, padded_k, scales, starts});
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) {
+    table.quantize(
+        {x, k, block, group_size, static_scale, start_factor, codes, padded_k, scales, starts});
+  });
 }
 
 int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
               const qc::kernels::Weights* w, const qc::kernels::Tile* t) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  (bits == 4 ? table->matmul_u4 : table->matmul_u8)(*a, *w, *t);
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) {
+    (bits == 4 ? table.matmul_u4 : table.matmul_u8)(*a, *w, *t);
+  });
 }
 
 int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
                std::int64_t count) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  if (narrow != 0) {
-    auto* function = bfloat != 0 ? qc::kernels::narrow_bf16 : table->narrow_f16;
-    function(static_cast<const float*>(from), static_cast<std::uint16_t*>(to), count);
-  } else {
-    auto* function = bfloat != 0 ? qc::kernels::widen_bf16 : table->widen_f16;
-    function(static_cast<const std::uint16_t*>(from), static_cast<float*>(to), count);
-  }
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) {
+    if (narrow != 0) {
+      auto* function = bfloat != 0 ? qc::kernels::narrow_bf16 : table.narrow_f16;
+      function(static_cast<const float*>(from), static_cast<std::uint16_t*>(to), count);
+    } else {
+      auto* function = bfloat != 0 ? qc::kernels::widen_bf16 : table.widen_f16;
+      function(static_cast<const std::uint16_t*>(from), static_cast<float*>(to), count);
+    }
+  });
 }
 
 int qc_attend(const char* isa, const qc::kernels::AttentionRows* rows) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  table->attend(*rows);
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) { table.attend(*rows); });
 }
 
 int qc_add_norm(const char* isa, const qc::kernels::NormRow* row) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  table->add_norm(*row);
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) { table.add_norm(*row); });
 }
 
 int qc_swiglu(const char* isa, const float* gate, const float* up, std::int64_t count, float* y) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  table->swiglu(gate, up, count, y);
-  return 1;
+  return with_kernels(isa, [&](const KernelTable& table) { table.swiglu(gate, up, count, y); });
 }
 
 int qc_gelu(const char* isa, const float* x, std::int64_t count, int by_tanh, float* y) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
-  if (table == nullptr) return 0;
-  table->gelu(x, count, by_tanh != 0, y);
-  return 1;
+  return with_kernels(isa,
+                      [&](const KernelTable& table) { table.gelu(x, count, by_tanh != 0, y); });
 }
 
 void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::int64_t d,
