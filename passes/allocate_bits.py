@@ -99,7 +99,7 @@ class AllocateBits(Pass):
         plan = dict(ctx.plan)
         remarks: list[Remark] = []
         ranks = np.argsort(np.argsort(-np.array(sensitivity), kind="stable"), kind="stable")
-        for unit, form, index in zip(units, chosen, range(len(units)), strict=True):
+        for index, (unit, form) in enumerate(zip(units, chosen, strict=True)):
             for linear in unit.linears:
                 plan[linear.name] = replace(plan[linear.name], weight=formats[form])
                 message = f"{formats[form]}: divergence {sensitivity[index]:.2e} as {self.probe}"
@@ -128,7 +128,7 @@ class AllocateBits(Pass):
                 }
             ctx.tick("measuring sensitivities", len(units), len(units))
 
-        names = [name for unit in units for name in (str(x.weight.name) for x in unit.linears)]
+        names = [str(linear.weight.name) for unit in units for linear in unit.linears]
         runs = ctx.probe(graph, str(graph.outputs[0].name), names, variants())
         reference = next(runs)
         found = [divergence(reference, values) for values in runs]
@@ -146,15 +146,13 @@ class AllocateBits(Pass):
         weight: Any = 1.0
         if x in statistics:
             weight = statistics[x].mean_square[:, None].astype(np.float64)
-        totals: list[float] = []
-        for form in (WeightFormat.parse(self.probe), *formats):
-            total = 0.0
-            for _, values in unit.weights():
+        tried = WeightFormat.parse(self.probe)
+        totals = dict.fromkeys((tried, *formats), 0.0)
+        for _, values in unit.weights():
+            for form in totals:
                 error = _rounded(values, form).dequantize() - values
-                total += float(np.sum(np.square(error, dtype=np.float64) * weight))
-            totals.append(total)
-        totals[0] = max(totals[0], 1e-300)
-        return totals
+                totals[form] += float(np.sum(np.square(error, dtype=np.float64) * weight))
+        return [max(totals[tried], 1e-300), *(totals[form] for form in formats)]
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:

@@ -8,21 +8,17 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from qcompiler import __version__, ir, runtime
 from qcompiler import recipe as recipes
-from qcompiler.calibration.observe import observe
-from qcompiler.calibration.probe import probe
-from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
-from qcompiler.calibration.statistics import Statistics
-from qcompiler.calibration.stream import stream
+from qcompiler.calibration.sources import default_spec
+from qcompiler.calibration.supply import Feed, Supply, short
 from qcompiler.errors import ModelError, RecipeError, VerificationError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
@@ -46,11 +42,8 @@ TARGETS: dict[str, str] = {
 MINIMUM_ORT = {"ort-custom": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
 
 _HELD_BACK = 2
-PROBED = 3
-_VERIFY_TOKENS = 128
 
 Progress = Callable[[str, int, int], None]
-Feed = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +116,15 @@ def compile(
         calib = default_spec(package, chosen.calibration)
     if calib_samples is None:
         calib_samples = chosen.calibration_samples
-    source = _Calibration(package, calib, calib_samples, calib_length, seed, progress)
+    source = Supply(
+        package,
+        calib,
+        samples=calib_samples,
+        length=calib_length,
+        seed=seed,
+        held_back=_HELD_BACK,
+        progress=progress,
+    )
     context = PassContext(
         target=target,
         exclude=tuple(exclude),
@@ -183,86 +184,6 @@ def check_target(target: str) -> None:
         raise RecipeError(f"unknown target '{target}'; {hint}")
 
 
-class _Calibration:
-    """Loads the calibration source when a pass first asks, and keeps some of it back."""
-
-    def __init__(
-        self,
-        package: ModelPackage,
-        spec: str | Path,
-        samples: int,
-        length: int,
-        seed: int,
-        progress: Progress | None,
-    ) -> None:
-        self._package = package
-        self._spec = spec
-        self._samples, self._length, self._seed = samples, length, seed
-        self._progress = progress
-        self._data: CalibrationData | None = None
-        self.used = False
-
-    def _load(self) -> CalibrationData:
-        if self._data is None:
-            self._data = load_source(
-                self._spec,
-                self._package,
-                samples=self._samples + _HELD_BACK,
-                length=self._length,
-                seed=self._seed,
-            )
-        return self._data
-
-    @property
-    def description(self) -> str:
-        """What the statistics come from, "none" where no pass asked."""
-        if not self.used:
-            return "none"
-        data = self._load()
-        held = f"; {_HELD_BACK} of them held back" if len(data) > _HELD_BACK else ""
-        return data.description + held
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the data, empty where no pass asked."""
-        return self._load().sha256 if self.used else ""
-
-    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
-        """Statistics of activations over the data not held back."""
-        data, feeds = self._load(), self._feeds()
-
-        def tick(done: int) -> None:
-            if self._progress is not None:
-                self._progress("calibrating", done, len(feeds))
-
-        return observe(graph, names, feeds, source=data.description, progress=tick)
-
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
-        """Values of activations over the data not held back, one after the other."""
-        return stream(graph, names, self._feeds())
-
-    def probe(
-        self,
-        graph: gs.Graph,
-        output: str,
-        names: Sequence[str],
-        variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
-    ) -> Iterator[list[np.ndarray[Any, Any]]]:
-        """An output for other values of constants, over the first tokens of a few samples."""
-        return probe(graph, output, names, short(self._feeds()[:PROBED]), variants)
-
-    def _feeds(self) -> list[Feed]:
-        """The data not held back, which is used from then on."""
-        self.used = True
-        feeds: list[Feed] = list(self._load().feeds)
-        return feeds[:-_HELD_BACK] if len(feeds) > _HELD_BACK else feeds
-
-    def held_back(self) -> tuple[list[Feed], bool]:
-        """Feeds to judge by, and whether no pass saw them: a small source has none to spare."""
-        feeds: list[Feed] = list(self._load().feeds)
-        return feeds[-_HELD_BACK:], not self.used or len(feeds) > _HELD_BACK
-
-
 def _output_path(
     package: ModelPackage, model: Path, recipe: str, output: str | Path | None
 ) -> Path:
@@ -304,9 +225,7 @@ def _require_excluded(history: Sequence[Record], exclude: Sequence[str]) -> None
             )
 
 
-def _metadata(
-    package: ModelPackage, chosen: Recipe, target: str, source: _Calibration
-) -> dict[str, str]:
+def _metadata(package: ModelPackage, chosen: Recipe, target: str, source: Supply) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in (package.onnx_path, *package.data_files()):
         with path.open("rb") as file:
@@ -326,12 +245,12 @@ def _metadata(
 def _verify(
     package: ModelPackage,
     staged: Path,
-    source: _Calibration,
+    source: Supply,
     chosen: Recipe,
     force: bool,
 ) -> Verification:
     """Run source and result, one after the other, and judge one output."""
-    feeds, held_back = source.held_back()
+    feeds, held_back = source.kept()
     cut = short(feeds)
     reference = _output(package.onnx_path, cut)
     result = _output(staged, cut)
@@ -365,19 +284,6 @@ def _verify(
             "groups, or exclude layers; --force writes it all the same"
         )
     return checked
-
-
-def short(feeds: Sequence[Feed]) -> list[Feed]:
-    """The first tokens of texts: enough to judge, cheap in memory. Other feeds stay whole."""
-    return [
-        {
-            name: value[:, :_VERIFY_TOKENS]
-            if value.ndim == 2 and value.dtype == np.int64
-            else value
-            for name, value in feed.items()
-        }
-        for feed in feeds
-    ]
 
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")

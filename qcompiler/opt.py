@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.calibration.observe import observe
-from qcompiler.calibration.probe import probe
-from qcompiler.calibration.sources import CalibrationData, default_spec, load_source
-from qcompiler.calibration.statistics import Statistics
-from qcompiler.calibration.stream import stream
-from qcompiler.compiler import PROBED, check_target, short
+from qcompiler.calibration.sources import default_spec
+from qcompiler.calibration.supply import Supply
+from qcompiler.compiler import check_target
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import open_package
@@ -62,33 +58,20 @@ def run_pipeline(
     if output is not None:
         package.refuse_overwriting(output)
 
-    @functools.cache
-    def data() -> CalibrationData:
-        return load_source(
-            calib or default_spec(package),
-            package,
-            samples=calib_samples,
-            length=calib_length,
-            seed=seed,
-        )
-
-    def run_observers(graph: gs.Graph, names: Sequence[str]) -> Statistics:
-        source = data()
-
-        def tick(done: int) -> None:
-            if progress is not None:
-                progress("calibrating", done, len(source))
-
-        return observe(graph, names, source.feeds, source=source.description, progress=tick)
-
+    source = Supply(
+        package,
+        calib or default_spec(package),
+        samples=calib_samples,
+        length=calib_length,
+        seed=seed,
+        progress=progress,
+    )
     context = PassContext(
         target=target,
         exclude=tuple(exclude),
-        observe=run_observers,
-        stream=lambda graph, names: stream(graph, names, data().feeds),
-        probe=lambda graph, output, names, variants: probe(
-            graph, output, names, short(data().feeds[:PROBED]), variants
-        ),
+        observe=source.observe,
+        stream=source.stream,
+        probe=source.probe,
         progress=progress,
     )
     graph, _ = manager.run(ir.read_model(package.onnx_path), context)

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.evaluation.perplexity import ROWS_AT_ONCE
 from qcompiler.feeds import Array
-from qcompiler.numerics.divergence import log_softmax
+from qcompiler.numerics.divergence import row_divergence
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,8 @@ def token_divergence(reference: Array, logits: Array) -> tuple[Array, Array]:
 
     Both inputs are logits [T, V]; rows are handled in blocks so scratch memory stays bounded.
     """
-    kl = np.empty(len(reference), np.float64)
-    agree = np.empty(len(reference), np.bool_)
-    for start in range(0, len(reference), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        log_p, log_q = log_softmax(reference[rows]), log_softmax(logits[rows])
-        kl[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1, dtype=np.float64)
-        agree[rows] = reference[rows].argmax(axis=1) == logits[rows].argmax(axis=1)
-    return np.maximum(kl, 0.0), agree
+    agree = reference.argmax(axis=1) == logits.argmax(axis=1)
+    return np.maximum(row_divergence(reference, logits), 0.0), agree
 
 
 def summarize(kl: list[Array], agree: list[Array]) -> DivergenceResult:

@@ -16,9 +16,7 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array
-
-ROWS_AT_ONCE = 64
-"""Logit rows worked on together: bounds the scratch memory to 64 vocabularies."""
+from qcompiler.numerics.divergence import ROWS_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Calibration data as passes ask for it: loaded when the first one does, some kept from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.calibration.observe import observe
+from qcompiler.calibration.probe import probe
+from qcompiler.calibration.sources import CalibrationData, load_source
+from qcompiler.calibration.statistics import Statistics
+from qcompiler.calibration.stream import stream
+from qcompiler.models import ModelPackage
+
+Progress = Callable[[str, int, int], None]
+Feed = Mapping[str, np.ndarray[Any, Any]]
+
+_PROBED = 3  # samples
+_SHORT = 128  # tokens
+
+
+class Supply:
+    """Loads the calibration source when a pass first asks, and keeps some of it back."""
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        spec: str | Path,
+        *,
+        samples: int,
+        length: int,
+        seed: int,
+        held_back: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """`held_back` samples are loaded beside, and kept from the passes."""
+        self._package = package
+        self._spec = spec
+        self._samples, self._length, self._seed = samples, length, seed
+        self._held_back = held_back
+        self._progress = progress
+        self._data: CalibrationData | None = None
+        self.used = False
+
+    def _load(self) -> CalibrationData:
+        if self._data is None:
+            self._data = load_source(
+                self._spec,
+                self._package,
+                samples=self._samples + self._held_back,
+                length=self._length,
+                seed=self._seed,
+            )
+        return self._data
+
+    @property
+    def description(self) -> str:
+        """What the statistics come from, "none" where no pass asked."""
+        if not self.used:
+            return "none"
+        data = self._load()
+        held = f"; {self._held_back} of them held back" if self._spares(data) else ""
+        return data.description + held
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the data, empty where no pass asked."""
+        return self._load().sha256 if self.used else ""
+
+    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        """Statistics of activations over the data not held back."""
+        data, feeds = self._load(), self._feeds()
+
+        def tick(done: int) -> None:
+            if self._progress is not None:
+                self._progress("calibrating", done, len(feeds))
+
+        return observe(graph, names, feeds, source=data.description, progress=tick)
+
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """Values of activations over the data not held back, one after the other."""
+        return stream(graph, names, self._feeds())
+
+    def probe(
+        self,
+        graph: gs.Graph,
+        output: str,
+        names: Sequence[str],
+        variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """An output for other values of constants, over the first tokens of a few samples."""
+        return probe(graph, output, names, short(self._feeds()[:_PROBED]), variants)
+
+    def _feeds(self) -> list[Feed]:
+        """The data not held back, which is used from then on."""
+        self.used = True
+        data = self._load()
+        feeds: list[Feed] = list(data.feeds)
+        return feeds[: -self._held_back] if self._spares(data) else feeds
+
+    def _spares(self, data: CalibrationData) -> bool:
+        """Whether there is something to hold back, and more than that."""
+        return 0 < self._held_back < len(data)
+
+    def kept(self) -> tuple[list[Feed], bool]:
+        """Feeds to judge by, and whether no pass saw them: a small source has none to spare."""
+        data = self._load()
+        feeds: list[Feed] = list(data.feeds)
+        return feeds[-self._held_back :], not self.used or self._spares(data)
+
+
+def short(feeds: Sequence[Feed]) -> list[Feed]:
+    """The first tokens of texts: enough to judge, cheap in memory. Other feeds stay whole."""
+    return [
+        {
+            name: value[:, :_SHORT] if value.ndim == 2 and value.dtype == np.int64 else value
+            for name, value in feed.items()
+        }
+        for feed in feeds
+    ]
