@@ -55,15 +55,16 @@ inline __attribute__((always_inline)) void multiply_block(__m512i (&dots)[kChain
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) {
     const std::uint8_t* block = codes + p * panel_bytes;
-    if (kRows < 6 && !kShares)
+    if (kRows < 6 && kPanels == 1)
       _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
     const __m512i packed = _mm512_loadu_si512(block);
     const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
     const __m512i high = kChains > 1 ? _mm512_andnot_si512(low_bits, packed)
                                      : _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
     if (kShares) {
+      __m512i& last = dots[kChains - 1][0][p];
       dots[0][0][p] = _mm512_dpbusd_epi32(dots[0][0][p], low, low_quad);
-      if (kBits == 4) dots[0][0][p] = _mm512_dpbusd_epi32(dots[0][0][p], high, high_quad);
+      if (kBits == 4) last = _mm512_dpbusd_epi32(last, high, high_quad);
       continue;
     }
 #pragma GCC unroll 8
@@ -94,7 +95,11 @@ inline __attribute__((always_inline)) __m512i join(const __m512i (&dots)[kChains
 template <int kBits, int kRows, int kPanels>
 void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
   constexpr int kDepth = 32 / kBits;
-  constexpr int kChains = kRows * kPanels >= 4 ? 1 : kRows == 1 && kBits == 8 ? 4 : 2;
+  constexpr bool kShares = kRows == 1 && kPanels > 1;
+  constexpr int kChains = kShares && kBits == 4      ? 2
+                          : kRows * kPanels >= 4     ? 1
+                          : kRows == 1 && kBits == 8 ? 4
+                                                     : 2;
   constexpr int kUnroll = kBits == 4 ? (kChains + 1) / 2 : kChains;  // blocks
   const int64_t blocks = (w.k + kDepth - 1) / kDepth;
   const int64_t blocks_per_group = w.group_size / kDepth;
@@ -219,16 +224,42 @@ void rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
   for (; panel < panel_end; ++panel) tile<kBits, kRows, 1>(a, w, t, row, panel);
 }
 
+// Rows past the sixes, of panels that are in L2 by now. A tile of one or two rows would unpack them
+// for next to nothing, so it comes with 7 or 8 rows (9: with three), which are two tiles.
+template <int kBits>
+void last_rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
+               int64_t panel_end) {
+  while (row < t.row_end) {
+    const int64_t left = t.row_end - row;
+    if (left == 5 || left == 9) {
+      rows<kBits, 5, 2>(a, w, t, row, panel, panel_end);
+      row += 5;
+    } else if (left == 3) {
+      rows<kBits, 3, 2>(a, w, t, row, panel, panel_end);
+      row += 3;
+    } else {
+      rows<kBits, 4, 2>(a, w, t, row, panel, panel_end);
+      row += 4;
+    }
+  }
+}
+
 // Four panels at a time stay in L2 while all rows pass over them.
 template <int kBits>
 void matmul(const Activations& a, const Weights& w, const Tile& t) {
   constexpr int64_t kStep = 4, kDepth = 32 / kBits;
   const int64_t panel_bytes = (w.k + kDepth - 1) / kDepth * kBlockBytes;
+  const int64_t count = t.row_end - t.row_begin;
+  const int64_t sixes = count / 6 - (count % 6 >= 1 && count % 6 <= 3 ? 1 : 0);
   for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kStep) {
     const int64_t end = panel + kStep < t.panel_end ? panel + kStep : t.panel_end;
     int64_t row = t.row_begin;
-    for (; row + 6 <= t.row_end; row += 6) rows<kBits, 6, 2>(a, w, t, row, panel, end);
-    switch (t.row_end - row) {
+    for (int64_t i = 0; i < sixes; ++i, row += 6) rows<kBits, 6, 2>(a, w, t, row, panel, end);
+    if (count >= 6) {
+      last_rows<kBits>(a, w, t, row, panel, end);
+      continue;
+    }
+    switch (count) {
       case 1:
         if (panel_bytes < kLongPanelBytes) {
           rows<kBits, 1, 1>(a, w, t, row, panel, end);
