@@ -226,17 +226,11 @@ def bench(
 
       qc bench smol.w4a8 --prompt-length 2048 --threads 4 --json
     """
-    from qcompiler.evaluation.benchmark import benchmark
+    from qcompiler.evaluation.benchmark import Setting, benchmark
 
+    setting = Setting(prompt_length=prompt_length, context=context, rounds=rounds)
     with console.progress("benchmarking") as advance:
-        results = benchmark(
-            models,
-            prompt_length=prompt_length,
-            context=context,
-            rounds=rounds,
-            threads=threads,
-            progress=advance,
-        )
+        results = benchmark(models, setting, threads=threads, progress=advance)
     if json:
         console.print_json([result.to_dict() for result in results])
         return

@@ -10,7 +10,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,56 +58,76 @@ class BenchmarkResult:
 
 
 @dataclass(frozen=True)
-class _Setting:
-    prompt_length: int
-    context: int
-    steps: int
-    seed: int
+class Setting:
+    """What to time: prefill of a prompt, decoding `steps` tokens after `context` tokens."""
+
+    prompt_length: int = 512
+    context: int = 128
+    steps: int = 32
+    rounds: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_length, self.context, self.steps, self.rounds) < 1:
+            raise ModelError("lengths, steps and rounds must be at least 1")
 
 
-@dataclass
-class _Subject:
-    """A loaded model, its timed actions by figure, and the seconds each took."""
+Actions = Mapping[str, Callable[[], float]]
+"""What to time of one contender, by figure: each runs once and returns the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model and its timed actions."""
 
     package: ModelPackage
     kind: str
     load_seconds: float
     memory_bytes: int | None
-    actions: Mapping[str, Callable[[], float]]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    actions: Actions
 
 
 def benchmark(
     models: Sequence[str | Path],
+    setting: Setting | None = None,
     *,
-    prompt_length: int = 512,
-    context: int = 128,
-    steps: int = 32,
-    rounds: int = 5,
     threads: int | None = None,
-    seed: int = 0,
     progress: Progress = lambda _done, _total: None,
 ) -> list[BenchmarkResult]:
-    """Time `models`: prefill of `prompt_length` tokens, decoding `steps` tokens after `context`.
+    """Time `models` side by side.
 
     Raises ModelError for a model that can't be loaded or fed.
     """
-    if min(prompt_length, context, steps, rounds) < 1:
-        raise ModelError("lengths, steps and rounds must be at least 1")
-    setting = _Setting(prompt_length, context, steps, seed)
-    subjects = [_load(open_package(model), threads, setting) for model in models]
-    for subject in subjects:
-        for action in subject.actions.values():
+    setting = setting or Setting()
+    subjects = [load(model, setting, threads=threads) for model in models]
+    medians = take_turns([subject.actions for subject in subjects], setting.rounds, progress)
+    return [result(s, m, setting) for s, m in zip(subjects, medians, strict=True)]
+
+
+def take_turns(
+    contenders: Sequence[Actions],
+    rounds: int,
+    progress: Progress = lambda _done, _total: None,
+) -> list[dict[str, float]]:
+    """Median seconds of each contender's actions, over rounds in which all take turns."""
+    seconds: list[dict[str, list[float]]] = [{name: [] for name in c} for c in contenders]
+    for actions in contenders:
+        for action in actions.values():
             action()  # first runs allocate
     for done in range(rounds):
-        for subject in subjects:
-            for figure, action in subject.actions.items():
-                subject.seconds.setdefault(figure, []).append(action())
+        for actions, taken in zip(contenders, seconds, strict=True):
+            for figure, action in actions.items():
+                taken[figure].append(action())
         progress(done + 1, rounds)
-    return [_result(subject, setting, rounds) for subject in subjects]
+    return [{name: statistics.median(times) for name, times in s.items()} for s in seconds]
 
 
-def _load(package: ModelPackage, threads: int | None, setting: _Setting) -> _Subject:
+def load(model: str | Path, setting: Setting, *, threads: int | None = None) -> Subject:
+    """Open a model and run each of its actions once.
+
+    Raises ModelError for a model that can't be loaded or fed.
+    """
+    package = open_package(model)
     signature = Signature.of(package)
     before = resident_bytes()
     start = time.perf_counter()
@@ -120,12 +140,12 @@ def _load(package: ModelPackage, threads: int | None, setting: _Setting) -> _Sub
         action()
     after = resident_bytes()
     memory = None if before is None or after is None else max(0, after - before)
-    return _Subject(package, signature.kind, load_seconds, memory, actions)
+    return Subject(package, signature.kind, load_seconds, memory, actions)
 
 
 def _actions(
-    package: ModelPackage, signature: Signature, session: ort.InferenceSession, setting: _Setting
-) -> dict[str, Callable[[], float]]:
+    package: ModelPackage, signature: Signature, session: ort.InferenceSession, setting: Setting
+) -> Actions:
     """What to time of this kind of model, by figure."""
 
     def timed_run(feeds: Mapping[str, Array]) -> Callable[[], float]:
@@ -170,8 +190,8 @@ def _actions(
     return actions
 
 
-def _result(subject: _Subject, setting: _Setting, rounds: int) -> BenchmarkResult:
-    median = {name: statistics.median(times) for name, times in subject.seconds.items()}
+def result(subject: Subject, median: Mapping[str, float], setting: Setting) -> BenchmarkResult:
+    """A subject's figures, from the median seconds of its actions."""
 
     def rate(figure: str, amount: int) -> float | None:
         return amount / median[figure] if figure in median else None
@@ -181,7 +201,7 @@ def _result(subject: _Subject, setting: _Setting, rounds: int) -> BenchmarkResul
         kind=subject.kind,
         size_bytes=subject.package.size_bytes(),
         load_seconds=subject.load_seconds,
-        rounds=rounds,
+        rounds=setting.rounds,
         memory_bytes=subject.memory_bytes,
         prefill=rate("prefill", setting.prompt_length),
         decode=rate("decode", setting.steps),

@@ -6,13 +6,16 @@ import ctypes
 import importlib
 import importlib.util
 import logging
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from qcompiler.evaluation.benchmark import Actions, Setting
+
+REST = 0.2
+"""Seconds for its threads to stop spinning, before the next contender's turn."""
 
 MISSING = "llama.cpp: skipped, the package llama-cpp-python is not installed"
 
@@ -39,24 +42,23 @@ def quantize(source: Path, folder: Path) -> Path:
     return target
 
 
-def measure(
-    gguf: Path, *, prompt_length: int, context: int, steps: int, rounds: int, threads: int
-) -> dict[str, Any]:
-    """Tokens/s of prefill and decode, medians over rounds, for JSON."""
+def load(gguf: Path, setting: Setting, threads: int) -> tuple[dict[str, Any], Actions]:
+    """Open a file: what is known of it already, and what to time."""
     llama: Any = importlib.import_module("llama_cpp")
     start = time.perf_counter()
     model = llama.Llama(
         str(gguf),
-        n_ctx=max(prompt_length, context + steps),
-        n_batch=prompt_length,
-        n_ubatch=prompt_length,
+        n_ctx=max(setting.prompt_length, setting.context + setting.steps),
+        n_batch=setting.prompt_length,
+        n_ubatch=setting.prompt_length,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,
     )
     load_seconds = time.perf_counter() - start
-    tokens = np.random.default_rng(0).integers(0, model.n_vocab(), prompt_length + context + steps)
-    prompt, before, fixed = np.split(tokens, (prompt_length, prompt_length + context))
+    lengths = (setting.prompt_length, setting.context, setting.steps)
+    tokens = np.random.default_rng(setting.seed).integers(0, model.n_vocab(), sum(lengths))
+    prompt, before, fixed = np.split(tokens, np.cumsum(lengths)[:-1])
 
     def read(ids: list[int]) -> None:
         model.eval(ids)
@@ -66,7 +68,9 @@ def measure(
         model.reset()
         begin = time.perf_counter()
         read(prompt.tolist())
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        time.sleep(REST)
+        return seconds
 
     def decode() -> float:
         model.reset()
@@ -74,18 +78,22 @@ def measure(
         begin = time.perf_counter()
         for token in fixed.tolist():
             read([token])
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        time.sleep(REST)
+        return seconds
 
-    return {
+    known = {
         "model": "llama.cpp Q4_0",
         "size_bytes": gguf.stat().st_size,
         "load_seconds": load_seconds,
-        "rounds": rounds,
-        "prefill": prompt_length / _median(prefill, rounds),
-        "decode": steps / _median(decode, rounds),
+        "rounds": setting.rounds,
     }
+    return known, {"prefill": prefill, "decode": decode}
 
 
-def _median(action: Callable[[], float], rounds: int) -> float:
-    action()
-    return statistics.median(action() for _ in range(rounds))
+def figures(known: dict[str, Any], median: dict[str, float], setting: Setting) -> dict[str, Any]:
+    """Tokens/s from the actions' median seconds, for JSON."""
+    return known | {
+        "prefill": setting.prompt_length / median["prefill"],
+        "decode": setting.steps / median["decode"],
+    }

@@ -2,8 +2,8 @@
 
     python runtime/bench/models.py MODEL... OURS [--gguf FILE] [--threads 1 2] [--out FILE]
 
-The models in ONNX Runtime take turns, as in `qc bench`. llama.cpp follows them, with its own
-threads; it needs the package llama-cpp-python and a GGUF file of the same model.
+All take turns, as in `qc bench`. llama.cpp needs the package llama-cpp-python and a GGUF file of
+the same model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,10 @@ from machine import Machine, cores
 
 from qcompiler import console
 from qcompiler.errors import QcError
-from qcompiler.evaluation.benchmark import benchmark
+from qcompiler.evaluation.benchmark import Setting, load, result, take_turns
 
 FIGURES = ("prefill", "decode", "sentences_per_second")
 """Of these, more is better; ratios are made of them."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What to time; see qcompiler.evaluation.benchmark."""
-
-    prompt_length: int = 512
-    context: int = 128
-    steps: int = 32
-    rounds: int = 5
 
 
 QUICK = Setting(prompt_length=4, context=2, steps=2, rounds=1)
@@ -54,10 +44,17 @@ def report(
 def _run(
     models: Sequence[Path], q4_0: Path | None, threads: int, setting: Setting
 ) -> dict[str, Any]:
-    results = [r.to_dict() for r in benchmark(models, threads=threads, **asdict(setting))]
+    subjects = [load(model, setting, threads=threads) for model in models]
+    contenders = [subject.actions for subject in subjects]
+    if q4_0 is None:
+        medians = take_turns(contenders, setting.rounds)
+    else:
+        known, actions = llama.load(q4_0, setting, threads)
+        medians = take_turns([*contenders, actions], setting.rounds)
+    results = [result(*pair, setting).to_dict() for pair in zip(subjects, medians, strict=False)]
     ours = results[-1]
     if q4_0 is not None:
-        results.append(llama.measure(q4_0, threads=threads, **asdict(setting)))
+        results.append(llama.figures(known, medians[-1], setting))
     return {
         "threads": threads,
         "ours": ours["model"],

@@ -50,8 +50,7 @@ MODELS = """\
 SmolLM2-135M, as `make demo` leaves it.
 
 Prefill of {prompt_length} tokens, decoding {steps} tokens after {context}. Each ratio is the
-compiled model's speed over the other's. llama.cpp, where it is listed, ran after the others and not
-in turns with them.
+compiled model's speed over the other's.
 
 """
 KERNELS = """\

@@ -11,7 +11,7 @@ import tiny_models as tiny
 
 from qcompiler.errors import ModelError
 from qcompiler.evaluation import divergence, embeddings, evaluate, perplexity
-from qcompiler.evaluation.benchmark import benchmark
+from qcompiler.evaluation.benchmark import Setting, benchmark
 from qcompiler.feeds import Signature
 from qcompiler.generation import choose, generate
 from qcompiler.models import open_package
@@ -171,7 +171,7 @@ def test_evaluate_refuses(tmp_path):
 
 
 def test_benchmark_figures_by_kind(tmp_path):
-    options = {"prompt_length": 8, "context": 4, "steps": 2, "rounds": 2}
+    setting = Setting(prompt_length=8, context=4, steps=2, rounds=2)
     cached, uncached, encoder, other = benchmark(
         [
             decoder(tmp_path / "a"),
@@ -179,7 +179,7 @@ def test_benchmark_figures_by_kind(tmp_path):
             tiny.save(tiny.encoder(tiny.embedding()), tmp_path / "e"),
             tiny.save(tiny.linear(), tmp_path / "o"),
         ],
-        **options,
+        setting,
     )
     assert cached.prefill > 0
     assert cached.decode > 0
@@ -190,7 +190,7 @@ def test_benchmark_figures_by_kind(tmp_path):
     assert other.prefill is None
     json.dumps([result.to_dict() for result in (cached, uncached, encoder, other)])
     with pytest.raises(ModelError, match="at least 1"):
-        benchmark([tmp_path / "a"], rounds=0)
+        Setting(rounds=0)
 
 
 def test_generate_stops_at_end_of_text(tmp_path):
