@@ -28,7 +28,9 @@ _FORMATS = (
     "int4 g256 sym",
     "int4 g128 sym",
     "int4 g128 asym",
+    "int4 g64 sym",
     "int4 g64 asym",
+    "int4 g32 sym",
     "int4 g32 asym",
     "int8 g128 sym",
 )

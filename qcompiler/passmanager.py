@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import PassError, QcError, RecipeError
+from qcompiler.numerics.parallel import one_blas_thread
 
 if TYPE_CHECKING:
     from qcompiler.calibration.statistics import Statistics
@@ -185,6 +186,10 @@ class PassManager:
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
         """Run every pass; returns the final graph and the context with what the passes learned."""
+        with one_blas_thread():
+            return self._run(graph, ctx)
+
+    def _run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
         for index, step in enumerate(self._passes):
             start = time.perf_counter()
             try:

@@ -19,9 +19,7 @@ stored, so groups and the order of channels are independent.
 Unlike the published method, the diagonal of H is dampened by a share of itself, not of its mean: a
 few channels of large activations set the mean, and would drown what is known of the others.
 
-Everything is float64 but the product of two float32 activations. One build of NumPy and its BLAS
-gives the same bytes every time for one number of threads; with another number, sums may be taken in
-another order, and a weight next to a rounding boundary may fall to the other side.
+Everything is float64 but the product of two float32 activations.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import QuantizedWeight
 
 Double = NDArray[np.float64]
@@ -93,19 +92,29 @@ def moments(
     drift: Double | None = None
     spread: Double | None = None
     tokens = 0
-    for x, other in _chunks(inputs, references):
-        tokens += len(x)
-        hessian = _added(hessian, x.T @ x)
-        if other is not None:
-            delta = other - x
-            drift = _added(drift, delta.T @ x)
-            spread = _added(spread, delta.T @ delta)
+    for count, square, drifted, spread_out in mapped(_products, _chunks(inputs, references)):
+        tokens += count
+        hessian = _added(hessian, square)
+        if drifted is not None and spread_out is not None:
+            drift = _added(drift, drifted)
+            spread = _added(spread, spread_out)
     if hessian is None:
         raise ValueError("there is no calibration data for its input")
     for total in (hessian, drift, spread):
         if total is not None and not np.isfinite(total).all():
             raise ValueError("its input is not finite on the calibration data")
     return Moments(hessian, drift, spread, tokens)
+
+
+def _products(
+    rows: tuple[NDArray[np.float32], NDArray[np.float32] | None],
+) -> tuple[int, NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    """Number of rows, XᵀX, (X_f - X)ᵀX and (X_f - X)ᵀ(X_f - X) of some rows."""
+    x, other = rows
+    if other is None:
+        return len(x), x.T @ x, None, None
+    delta = other - x
+    return len(x), x.T @ x, delta.T @ x, delta.T @ delta
 
 
 def _chunks(
