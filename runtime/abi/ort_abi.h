@@ -12,6 +12,8 @@
 
 extern "C" {
 
+struct OrtAllocator;
+struct OrtMemoryInfo;
 struct OrtStatus;
 struct OrtSessionOptions;
 struct OrtCustomOpDomain;
@@ -80,7 +82,8 @@ enum ElementType : int {
 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum AttributeType : int { kInt = 1, kInts = 2 };
-inline constexpr int kMemoryDefault = 0;
+inline constexpr int kMemoryDefault = 0;    // where the execution provider computes
+inline constexpr int kMemoryCpuInput = -2;  // the host's
 
 // A function of the table, called as f(api, arguments...).
 template <std::size_t kSlot, typename Signature>
@@ -116,6 +119,10 @@ inline constexpr Function<63,
     GetSymbolicDimensions;
 inline constexpr Function<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>
     GetTensorTypeAndShape;
+inline constexpr Function<75, OrtStatus*(OrtAllocator*, std::size_t, void**)> AllocatorAlloc;
+inline constexpr Function<76, OrtStatus*(OrtAllocator*, void*)> AllocatorFree;
+inline constexpr Function<77, OrtStatus*(const OrtAllocator*, const OrtMemoryInfo**)>
+    AllocatorGetInfo;
 inline constexpr Function<85, OrtStatus*(const OrtKernelInfo*, const char*, float*)>
     KernelInfoGetAttribute_float;
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char*, std::int64_t*)>
@@ -130,9 +137,12 @@ inline constexpr Function<91, OrtStatus*(OrtKernelContext*, std::size_t, const s
 inline constexpr Function<93, void(OrtStatus*)> ReleaseStatus;
 inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo;
 inline constexpr Function<101, void(OrtCustomOpDomain*)> ReleaseCustomOpDomain;
+inline constexpr Function<132, void(OrtAllocator*)> ReleaseAllocator;
 inline constexpr Function<163, OrtStatus*(const OrtKernelInfo*, const char*, std::int64_t*,
                                           std::size_t*)>
     KernelInfoGetAttributeArray_int64;  // 8
+inline constexpr Function<193, OrtStatus*(const OrtKernelContext*, void**)>
+    KernelContext_GetGPUComputeStream;  // 10
 inline constexpr Function<230, OrtStatus*(const OrtKernelInfo*, std::size_t*)>
     KernelInfo_GetInputCount;  // 14
 inline constexpr Function<231, OrtStatus*(const OrtKernelInfo*, std::size_t*)>
@@ -158,6 +168,11 @@ inline constexpr Function<272, OrtStatus*(const OrtOpAttr*, int, void*, std::siz
 inline constexpr Function<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, std::size_t),
                                           std::size_t, std::size_t, void*)>
     KernelContext_ParallelFor;  // 17
+inline constexpr Function<277, OrtStatus*(const OrtKernelContext*, const OrtMemoryInfo*,
+                                          std::size_t, void**)>
+    KernelContext_GetScratchBuffer;  // 18
+inline constexpr Function<278, OrtStatus*(const OrtKernelInfo*, int, OrtAllocator**)>
+    KernelInfoGetAllocator;  // 18
 
 }  // namespace qc::abi
 

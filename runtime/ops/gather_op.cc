@@ -35,9 +35,8 @@ class GatherKernel {
     auto* out = static_cast<float*>(data_of(api_, output));
 
     const kernels::PackedTable table{
-        packed.codes,       packed.scales,
-        packed.zero_points, static_cast<std::uint8_t>(packed.zero_point),
-        matrix_.k,          matrix_.n,
+        packed.codes,          packed.scales, packed.one_zero_point ? nullptr : packed.zero_points,
+        packed.zero_points[0], matrix_.k,     matrix_.n,
         matrix_.group_size};
     constexpr std::int64_t kValuesPerTask = 1 << 15;
     const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerTask / matrix_.k);

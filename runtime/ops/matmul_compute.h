@@ -6,15 +6,10 @@
 #include <cstdint>
 
 #include "kernels/dispatch/dispatch.h"
+#include "ops/matmul_node.h"
 #include "ops/op.h"
 
 namespace qc::ops {
-
-// Where the result goes: up to three column ranges side by side, each a tensor of its own.
-struct OutputRange {
-  std::int64_t column_begin, column_end;
-  void* data;  // [rows, column_end - column_begin]; null: nobody reads it
-};
 
 struct MatMulJob {
   const kernels::KernelTable* kernels;

@@ -59,10 +59,9 @@ PackedInputs::Pointers PackedInputs::read(const OrtKernelContext* context) const
     }
     data[which] = data_of(api_, value);
   }
-  const auto* zero_points = static_cast<const std::uint8_t*>(data[kZeroPoints]);
   return {static_cast<const std::uint8_t*>(data[kCodes]),
-          static_cast<const std::uint16_t*>(data[kScales]), one ? nullptr : zero_points,
-          zero_points[0]};
+          static_cast<const std::uint16_t*>(data[kScales]),
+          static_cast<const std::uint8_t*>(data[kZeroPoints]), one};
 }
 
 void PackedInputs::check_shape(int which, const Shape& shape) const {

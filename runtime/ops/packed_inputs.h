@@ -29,8 +29,8 @@ class PackedInputs {
   struct Pointers {
     const std::uint8_t* codes;
     const std::uint16_t* scales;
-    const std::uint8_t* zero_points;  // null where one value serves all
-    int zero_point;                   // that value
+    const std::uint8_t* zero_points;
+    bool one_zero_point;  // one value serves all
   };
   Pointers read(const OrtKernelContext* context) const;
 

@@ -6,12 +6,7 @@
 
 #include "abi/ort_abi.h"
 #include "kernels/dispatch/dispatch.h"
-#include "ops/activation_op.h"
-#include "ops/attention_op.h"
-#include "ops/gather_op.h"
-#include "ops/matmul_op.h"
-#include "ops/multi_head_attention_op.h"
-#include "ops/norm_op.h"
+#include "ops/library.h"
 #include "ops/op.h"
 
 namespace qc::ops {
@@ -38,12 +33,7 @@ const kernels::KernelTable* choose() {
 // Made once, and never destroyed: sessions hold pointers to the ops until the process ends.
 OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& kernels) {
   auto* ops = new std::deque<Op>;
-  add_matmul_ops(*ops, kernels);
-  add_gather_ops(*ops);
-  add_attention_ops(*ops, kernels);
-  add_multi_head_attention_ops(*ops, kernels);
-  add_norm_ops(*ops, kernels);
-  add_activation_ops(*ops, kernels);
+  add_ops(*ops, kernels);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

@@ -1,0 +1,109 @@
+// What all kernels share: the instructions they are written in, loads and conversions.
+//
+// The same kernels are compiled for the host by the tests, where testing/emulator.h stands for the
+// GPU; so whatever is not plain C++ is behind a function here.
+#ifndef QC_CUDA_DEVICE_H_
+#define QC_CUDA_DEVICE_H_
+
+#include <cstdint>
+
+#include "cuda/matmul.h"
+
+#ifdef QC_CUDA_EMULATED
+#include "cuda/testing/emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace qc::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kPanel = 16;       // columns in a panel
+inline constexpr int kBlockBytes = 64;  // bytes in a block of packed weights
+inline constexpr int kStep = 32;        // values of k in one mma
+
+#ifndef QC_CUDA_EMULATED
+
+// d += a b: unsigned bytes a [16, 32], signed bytes b [32, 8], in the layout of the PTX manual.
+__device__ inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+// Copies 16 bytes into shared memory behind the thread's back; zeros where `present` is false, and
+// then `from` is not read.
+__device__ inline void copy_async(void* shared, const void* from, bool present) {
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(present ? 16 : 0)
+               : "memory");
+}
+
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for this thread's copies, but for the last `kPending` groups of them.
+template <int kPending>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Weights are read once: they should not push anything else out of the caches.
+__device__ inline uint4 load_once(const uint4* from) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+}
+
+template <typename T>
+__device__ inline T load(const T* from) {
+  return __ldg(from);
+}
+
+template <typename T>
+__device__ inline void store(T* to, T value) {
+  *to = value;
+}
+
+__device__ inline float float_of_half(std::uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+__device__ inline float float_of_bfloat(std::uint16_t bits) {
+  return __bfloat162float(__ushort_as_bfloat16(bits));
+}
+__device__ inline std::uint16_t half_of(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+__device__ inline std::uint16_t bfloat_of(float value) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream,
+            const Arguments&... arguments) {
+  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+}
+
+#endif  // QC_CUDA_EMULATED
+
+__device__ inline float widen(Element element, std::uint16_t bits) {
+  return element == Element::kFloat16 ? float_of_half(bits) : float_of_bfloat(bits);
+}
+
+__device__ inline std::uint16_t narrow(Element element, float value) {
+  return element == Element::kFloat16 ? half_of(value) : bfloat_of(value);
+}
+
+template <typename A, typename B>
+__host__ __device__ constexpr auto ceil_div(A a, B b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace qc::cuda
+
+#endif  // QC_CUDA_DEVICE_H_

@@ -1,0 +1,227 @@
+#include "cuda/testing/emulator.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace qc::cuda::emulator {
+
+dim3 g_thread, g_block, g_grid;
+
+namespace {
+
+constexpr std::size_t kStackBytes = 256 << 10;
+constexpr std::size_t kCopyBytes = 16;
+constexpr int kRubbish = 0xa5;
+
+enum class State { kReady, kInWarp, kInBlock, kDone };
+
+struct Copy {
+  void* to;
+  unsigned char bytes[kCopyBytes];
+  int group;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  State state;
+  dim3 index;
+  WarpCall call;
+  WarpInstruction instruction;
+  std::vector<Copy> copies;
+  int groups;  // committed so far
+};
+
+struct Block {
+  ucontext_t scheduler;
+  std::vector<std::unique_ptr<Fiber>> fibers;  // kept, with their stacks
+  std::size_t threads = 0;
+  Fiber* running = nullptr;
+  const std::function<void()>* thread = nullptr;
+};
+
+Block g_state;
+bool g_reverse = false;
+
+void enter() {
+  (*g_state.thread)();
+  g_state.running->state = State::kDone;
+  swapcontext(&g_state.running->context, &g_state.scheduler);
+}
+
+void yield(State state) {
+  Fiber& self = *g_state.running;
+  self.state = state;
+  swapcontext(&self.context, &g_state.scheduler);
+}
+
+std::size_t index_of(const Fiber& fiber) { return fiber.index.x; }
+
+void prepare(std::size_t threads, const std::function<void()>& thread) {
+  while (g_state.fibers.size() < threads) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->stack = std::make_unique<char[]>(kStackBytes);
+    g_state.fibers.push_back(std::move(fiber));
+  }
+  g_state.threads = threads;
+  g_state.thread = &thread;
+  for (std::size_t i = 0; i < threads; ++i) {
+    Fiber& fiber = *g_state.fibers[i];
+    fiber.state = State::kReady;
+    fiber.index = dim3(static_cast<unsigned>(i), 0, 0);
+    fiber.copies.clear();
+    fiber.groups = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+}
+
+// Lets the threads on that all threads of the block have been waiting for.
+void release_block() {
+  for (std::size_t i = 0; i < g_state.threads; ++i) {
+    if (g_state.fibers[i]->state != State::kInBlock) return;
+  }
+  for (std::size_t i = 0; i < g_state.threads; ++i) g_state.fibers[i]->state = State::kReady;
+}
+
+void run_block() {
+  for (std::size_t done = 0; done < g_state.threads;) {
+    bool moved = false;
+    for (std::size_t i = 0; i < g_state.threads; ++i) {
+      Fiber& fiber = *g_state.fibers[g_reverse ? g_state.threads - 1 - i : i];
+      if (fiber.state != State::kReady) continue;
+      moved = true;
+      g_state.running = &fiber;
+      g_thread = fiber.index;
+      swapcontext(&g_state.scheduler, &fiber.context);
+      if (fiber.state == State::kDone) ++done;
+    }
+    if (!moved) fail("threads wait for others that never come");
+    release_block();
+  }
+}
+
+}  // namespace
+
+void fail(const char* what) {
+  std::fprintf(stderr, "emulated GPU: %s (block %u %u %u, thread %u)\n", what, g_block.x, g_block.y,
+               g_block.z, g_thread.x);
+  std::abort();
+}
+
+void set_reverse(bool reverse) { g_reverse = reverse; }
+
+void run(dim3 grid, int threads, const std::function<void()>& thread) {
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (threads % kLanes != 0) fail("a warp is not whole");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
+    fail("a grid that CUDA refuses");
+  }
+  g_grid = grid;
+  const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
+  for (std::uint64_t i = 0; i < blocks; ++i) {
+    const std::uint64_t at = g_reverse ? blocks - 1 - i : i;
+    g_block = dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                   static_cast<unsigned>(at / grid.x / grid.y));
+    prepare(static_cast<std::size_t>(threads), thread);
+    run_block();
+  }
+}
+
+void wait_for_block() { yield(State::kInBlock); }
+
+void call_with_warp(WarpInstruction instruction, const void* immediate, const void* operands,
+                    void* result) {
+  Fiber& self = *g_state.running;
+  self.call = {operands, result};
+  self.instruction = instruction;
+  const std::size_t first = index_of(self) / kLanes * kLanes;
+  for (std::size_t i = first; i < first + kLanes; ++i) {
+    if (&self != g_state.fibers[i].get() && g_state.fibers[i]->state != State::kInWarp) {
+      yield(State::kInWarp);
+      return;
+    }
+  }
+  WarpCall lanes[kLanes];
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    Fiber& lane = *g_state.fibers[first + i];
+    if (lane.instruction != instruction) fail("the lanes of a warp meet different instructions");
+    lanes[i] = lane.call;
+    lane.state = State::kReady;
+  }
+  instruction(lanes, immediate);
+}
+
+void copy_async(void* shared, const void* from, bool present) {
+  if (reinterpret_cast<std::uintptr_t>(shared) % kCopyBytes != 0 ||
+      reinterpret_cast<std::uintptr_t>(from) % kCopyBytes != 0) {
+    fail("a copy is not aligned");
+  }
+  Copy copy{shared, {}, g_state.running->groups};
+  if (present) std::memcpy(copy.bytes, from, kCopyBytes);
+  std::memset(shared, kRubbish, kCopyBytes);
+  g_state.running->copies.push_back(copy);
+}
+
+void commit_copies() { ++g_state.running->groups; }
+
+void wait_for_copies(int pending) {
+  Fiber& self = *g_state.running;
+  const auto late = [&](const Copy& copy) { return copy.group >= self.groups - pending; };
+  for (const Copy& copy : self.copies) {
+    if (!late(copy)) std::memcpy(copy.to, copy.bytes, kCopyBytes);
+  }
+  self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(),
+                                   [&](const Copy& copy) { return !late(copy); }),
+                    self.copies.end());
+}
+
+// The fragments of mma.m16n8k32 with 8-bit operands, as the PTX manual gives them. With g = lane /
+// 4 and t = lane % 4, byte i of a lane's A lies in row g (i < 4 or 8 <= i < 12) or g + 8, and in k
+// = 4 t + i % 4, plus 16 from i = 8 on; byte i of its B in k = 4 t + i % 4, plus 16 from i = 4 on,
+// and in column g; value i of C and D in row g (i < 2) or g + 8, and in column 2 t + i % 2.
+void mma_u8_s8(WarpCall (&lanes)[kLanes], const void*) {
+  std::int32_t a[16][32], b[32][8];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto& from = *static_cast<const MmaOperands*>(lanes[lane].operands);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 16; ++i) {
+      const int row = i < 4 || (i >= 8 && i < 12) ? g : g + 8;
+      const int k = 4 * t + i % 4 + (i >= 8 ? 16 : 0);
+      a[row][k] = static_cast<std::uint8_t>(from.a[i / 4] >> (i % 4 * 8));
+    }
+    for (int i = 0; i < 8; ++i) {
+      const int k = 4 * t + i % 4 + (i >= 4 ? 16 : 0);
+      b[k][g] = static_cast<std::int8_t>(from.b[i / 4] >> (i % 4 * 8));
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto& from = *static_cast<const MmaOperands*>(lanes[lane].operands);
+    auto* d = static_cast<std::int32_t*>(lanes[lane].result);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
+      std::int32_t sum = from.c[i];
+      for (int k = 0; k < 32; ++k) sum += a[row][k] * b[k][column];
+      d[i] = sum;
+    }
+  }
+}
+
+void shuffle_xor(WarpCall (&lanes)[kLanes], const void* mask) {
+  const int bits = *static_cast<const int*>(mask);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    std::memcpy(lanes[lane].result, lanes[lane ^ bits].operands, 4);
+  }
+}
+
+}  // namespace qc::cuda::emulator

@@ -1,0 +1,11 @@
+#include "ops/library.h"
+#include "ops/matmul_cuda_op.h"
+
+namespace qc::ops {
+
+// The glue of the CUDA ops as ops for the CPU, on the emulated GPU.
+void add_ops(std::deque<Op>& ops, const kernels::KernelTable&) {
+  add_matmul_cuda_ops(ops, "CPUExecutionProvider");
+}
+
+}  // namespace qc::ops

@@ -1,0 +1,109 @@
+// A node of the MatMul family: its attributes, and the checks of every tensor it gets.
+//
+// The same on every device: data is read here only where it lies in the host's memory, which is the
+// static scale of X.
+#ifndef QC_OPS_MATMUL_NODE_H_
+#define QC_OPS_MATMUL_NODE_H_
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops/op.h"
+#include "ops/packed_inputs.h"
+#include "ops/shape_inference.h"
+
+namespace qc::ops {
+
+struct MatMulForm {
+  const char* name;
+  int bits;
+  bool is_static;
+};
+inline constexpr MatMulForm kMatMulForms[] = {
+    {"MatMulW4A8", 4, false},
+    {"MatMulW4A8Static", 4, true},
+    {"MatMulW8A8", 8, false},
+    {"MatMulW8A8Static", 8, true},
+};
+
+// Where the result goes: up to three column ranges side by side, each a tensor of its own.
+struct OutputRange {
+  std::int64_t column_begin, column_end;
+  void* data;  // [rows, column_end - column_begin]; null: nobody reads it
+};
+
+// The tensors of one run, checked.
+struct MatMulCall {
+  const void* x;  // [rows, k]
+  std::int64_t rows;
+  PackedInputs::Pointers packed;
+  const float* bias;
+  bool one_bias;       // one value for all columns
+  float static_scale;  // 0: dynamic
+  std::array<OutputRange, 3> outputs;
+};
+
+class MatMulNode {
+ public:
+  enum Input : std::size_t { kX, kPacked, kBias = 4, kXScale = 5 };
+
+  MatMulNode(const OrtApi* api, const OrtKernelInfo* info, const MatMulForm& form,
+             int element_type);
+
+  // Checks the tensors of this run and makes the outputs.
+  MatMulCall read(OrtKernelContext* context) const;
+
+  const OrtApi* api() const { return api_; }
+  const std::string& label() const { return label_; }
+  const MatMulForm& form() const { return form_; }
+  const MatrixAttributes& matrix() const { return matrix_; }
+  int element_type() const { return element_type_; }                   // of X and the outputs
+  std::int64_t activation_block() const { return activation_block_; }  // K or group_size
+
+ private:
+  MatMulNode(const OrtApi* api, const Node& node, const MatMulForm& form, int element_type);
+  void read_splits(const Node& node);
+  void check_bias(const Shape& shape) const;
+  void check_x_scale(const OrtValue* value) const;
+  std::array<OutputRange, 3> make_outputs(OrtKernelContext* context, Shape shape) const;
+
+  const OrtApi* api_;
+  const MatMulForm& form_;
+  std::string label_;
+  int element_type_;
+  MatrixAttributes matrix_;
+  PackedInputs packed_;
+  std::int64_t activation_block_ = 0;
+  std::vector<std::int64_t> splits_;
+  bool bias_checked_ = false;  // constant, checked at creation
+  bool one_bias_ = false;
+  bool x_scale_checked_ = false;
+};
+
+// Adds the ops of the family for each type of X; Kernel<i> runs kMatMulForms[i]. `adapt(op)` may
+// change each of them.
+template <template <int> class Kernel, typename Adapt>
+void add_matmul_family(std::deque<Op>& ops, Adapt&& adapt) {
+  const auto add = [&](const MatMulForm& form, auto set) {
+    for (const int type : {abi::kFloat, abi::kFloat16, abi::kBfloat16}) {
+      std::vector<int> inputs{type, abi::kUint8, abi::kFloat16, abi::kUint8, abi::kFloat};
+      if (form.is_static) inputs.push_back(abi::kFloat);
+      Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {type, type, type}, 1));
+      op.InferOutputShapeFn = infer_matmul;
+      set(op);
+      adapt(op);
+    }
+  };
+  add(kMatMulForms[0], set_kernel<Kernel<0>>);
+  add(kMatMulForms[1], set_kernel<Kernel<1>>);
+  add(kMatMulForms[2], set_kernel<Kernel<2>>);
+  add(kMatMulForms[3], set_kernel<Kernel<3>>);
+}
+
+}  // namespace qc::ops
+
+#endif  // QC_OPS_MATMUL_NODE_H_

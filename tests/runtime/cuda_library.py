@@ -1,0 +1,243 @@
+"""The CUDA kernels behind their C test interface: on a GPU, or compiled for the emulated one.
+
+The emulated GPU reads the tests' own arrays, which end at an unreadable page: a kernel that touches
+anything beyond them ends the test run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+from kernel_library import guarded
+
+from qcompiler.numerics.packing import PackedMatrix, ceil_div
+from qcompiler.runtime import installed_library
+
+# Libraries from another build instead of the installed ones.
+PATH_VARIABLES = {
+    "qcompiler_cuda_emulated": "QCOMPILER_CUDA_EMULATED_LIBRARY",
+    "qcompiler_cuda_test": "QCOMPILER_CUDA_TEST_LIBRARY",
+}
+ELEMENTS = ("float32", "float16", "bfloat16")
+SMALL, LARGE = 1, 2
+
+
+class Output(Structure):
+    _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
+
+
+class Product(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("rows", "k", "n", "group_size", "activation_block")),
+        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "bias")),
+        ("outputs", Output * 3),
+        ("element", c_int32),
+        ("static_scale", c_float),
+        *((name, c_int32) for name in ("bits", "one_zero_point", "one_bias")),
+    )
+
+
+class Tuning(Structure):
+    _fields_ = (("kernel", c_int32), ("splits", c_int32))
+
+
+class QuantizeJob(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("first", "rows", "k", "group_size", "block")),
+        ("element", c_int32),
+        ("static_scale", c_float),
+        ("zero_point", c_void_p),
+        *((name, c_void_p) for name in ("codes", "scales", "starts")),
+        ("padded", c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """codes int8 [padded, steps * 32], scales float32 [padded, blocks], starts int32 [padded, G]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    starts: np.ndarray
+
+
+class CudaError(Exception):
+    pass
+
+
+class CudaLibrary:
+    """`stem`: qcompiler_cuda_test or qcompiler_cuda_emulated. RuntimeLibraryError if not there."""
+
+    def __init__(self, stem: str) -> None:
+        path = os.environ.get(PATH_VARIABLES[stem]) or str(installed_library(stem))
+        self.path = path
+        self.emulated = stem.endswith("emulated")
+        self._c = c = ctypes.CDLL(path)
+        for name in ("refusal", "run", "synchronize", "allocate", "free", "copy"):
+            if not self.emulated or name in ("refusal", "run", "synchronize"):
+                getattr(c, f"qc_cuda_{name}").restype = c_char_p
+        c.qc_cuda_scratch_bytes.restype = ctypes.c_size_t
+        c.qc_cuda_scratch_bytes.argtypes = (POINTER(Product), POINTER(Tuning))
+        c.qc_cuda_run.argtypes = (POINTER(Product), POINTER(Tuning), c_void_p, c_void_p)
+        c.qc_cuda_refusal.argtypes = (POINTER(Product),)
+        c.qc_cuda_quantize.argtypes = (POINTER(QuantizeJob), c_void_p)
+        c.qc_cuda_mma.argtypes = (c_void_p, c_void_p, c_void_p)
+        c.qc_cuda_copy_through_shared.argtypes = (c_void_p, c_void_p, c_int)
+        if not self.emulated:
+            c.qc_cuda_allocate.argtypes = (ctypes.c_size_t, POINTER(c_void_p))
+            c.qc_cuda_free.argtypes = (c_void_p,)
+            c.qc_cuda_copy.argtypes = (c_void_p, c_void_p, ctypes.c_size_t)
+
+    def devices(self) -> int:
+        return self._c.qc_cuda_devices()
+
+    def reverse(self, reverse: bool) -> None:
+        """Run threads from the last to the first (emulated only)."""
+        if self.emulated:
+            self._c.qc_cuda_reverse(int(reverse))
+
+    def _check(self, error: bytes | None) -> None:
+        if error is not None:
+            raise CudaError(error.decode())
+
+    def put(self, array: np.ndarray) -> DeviceArray:
+        return DeviceArray(self, array)
+
+    def refusal(self, product: Product) -> str | None:
+        error = self._c.qc_cuda_refusal(byref(product))
+        return None if error is None else error.decode()
+
+    def mma(self, a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
+        """Fragments a uint32 [32, 4], b uint32 [32, 2], d int32 [32, 4]."""
+        on_device = [self.put(each) for each in (a, b, d)]
+        self._c.qc_cuda_mma(*(each.address for each in on_device))
+        return on_device[2].get()
+
+    def copy_through_shared(self, array: np.ndarray, *, wait: bool) -> np.ndarray:
+        """uint8 [512], through shared memory by asynchronous copies."""
+        source, target = self.put(array), self.put(np.zeros_like(array))
+        self._c.qc_cuda_copy_through_shared(source.address, target.address, int(wait))
+        return target.get()
+
+    def quantize(
+        self, x, block, group_size, *, scale=0.0, zero_point=None, padded=None, first=0, rows=None
+    ) -> Quantized:
+        """Rows [first, first + rows) of x [M, K], in one of the three types."""
+        m, k = x.shape
+        rows = m - first if rows is None else rows
+        padded = padded or ceil_div(rows, 8) * 8
+        steps, groups = ceil_div(k, 32), ceil_div(k, group_size)
+        grouped = block < k and not scale
+        source = self.put(x)
+        zero = None if zero_point is None else self.put(np.array([zero_point], np.uint8))
+        codes = self.put(np.full((steps, padded, 32), 99, np.int8))
+        scales = self.put(np.full((groups if grouped else 1, padded), -5, np.float32))
+        starts = self.put(np.full((groups, padded), 99, np.int32))
+        job = QuantizeJob(
+            *(source.address, first, rows, k, group_size, block),
+            *(ELEMENTS.index(x.dtype.name), scale, zero.address if zero else None),
+            *(codes.address, scales.address, starts.address, padded),
+        )
+        self._c.qc_cuda_quantize(byref(job), None)
+        self._check(self._c.qc_cuda_synchronize())
+        return Quantized(
+            codes.get().transpose(1, 0, 2).reshape(padded, steps * 32),
+            scales.get().T,
+            starts.get().T,
+        )
+
+    def matmul(
+        self,
+        x: np.ndarray,
+        w: PackedMatrix,
+        bias: np.ndarray,
+        *,
+        block: int,
+        scale: float = 0.0,
+        splits=None,
+        absent=(),
+        kernel: int = 0,
+        k_splits: int = 0,
+    ) -> np.ndarray:
+        """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
+
+        kernel: SMALL, LARGE or 0. k_splits: of k, in the large kernel.
+        """
+        m = len(x)
+        splits = list(splits or (w.N, 0, 0))
+        keep = [self.put(a) for a in (x, w.W, w.scales, w.zero_points, bias)]
+        outputs, records, column = [], [], 0
+        for i, width in enumerate(splits):
+            wanted = width > 0 and i not in absent
+            data = self.put(np.full((m, width), np.nan, x.dtype)) if wanted else None
+            outputs.append(data)
+            records.append(Output(data.address if data else None, column, column + width))
+            column += width
+        product = Product(
+            *(keep[0].address, m, w.K, w.N, w.group_size, block),
+            *(each.address for each in keep[1:]),
+            (Output * 3)(*records),
+            *(ELEMENTS.index(x.dtype.name), scale, w.bits),
+            *(int(w.zero_points.size == 1), int(bias.size == 1)),
+        )
+        assert self.refusal(product) is None
+        tuning = Tuning(kernel, k_splits)
+        bytes_ = self._c.qc_cuda_scratch_bytes(byref(product), byref(tuning))
+        scratch = self.put(np.full(bytes_, 0xA5, np.uint8))
+        self._check(
+            self._c.qc_cuda_run(byref(product), byref(tuning), scratch.address, None)
+        )
+        self._check(self._c.qc_cuda_synchronize())
+        for array in keep:
+            array.check_unchanged()
+        return np.concatenate(
+            [
+                data.get() if data else np.full((m, width), np.nan, x.dtype)
+                for data, width in zip(outputs, splits, strict=True)
+            ],
+            axis=1,
+        )
+
+
+class DeviceArray:
+    """An array on the device; on the emulated one, with an unreadable page behind it."""
+
+    def __init__(self, library: CudaLibrary, array: np.ndarray) -> None:
+        self._library = library
+        self._original = np.ascontiguousarray(array)
+        if library.emulated:
+            self._here = guarded(self._original)
+            self.address = self._here.ctypes.data
+            return
+        pointer = c_void_p()
+        library._check(
+            library._c.qc_cuda_allocate(max(self._original.nbytes, 1), byref(pointer))
+        )
+        self.address = pointer.value
+        library._check(
+            library._c.qc_cuda_copy(
+                self.address, self._original.ctypes.data, self._original.nbytes
+            )
+        )
+
+    def __del__(self) -> None:
+        if not self._library.emulated:
+            self._library._c.qc_cuda_free(self.address)
+
+    def get(self) -> np.ndarray:
+        if self._library.emulated:
+            return np.array(self._here)
+        result = np.empty_like(self._original)
+        self._library._check(
+            self._library._c.qc_cuda_copy(result.ctypes.data, self.address, result.nbytes)
+        )
+        return result
+
+    def check_unchanged(self) -> None:
+        assert self.get().tobytes() == self._original.tobytes(), "an input was written to"
