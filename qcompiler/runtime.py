@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LIBRARY_VARIABLE = "QCOMPILER_LIBRARY"
 """Environment variable that names a library file to use instead of the installed one."""
 
+CUDA_LIBRARY_VARIABLE = "QCOMPILER_CUDA_LIBRARY"
+"""The same for the library with the kernels for NVIDIA GPUs."""
+
 ISA_VARIABLE = "QCOMPILER_ISA"
 """Environment variable that forces the kernels of one ISA; the library reads it when it loads."""
 
@@ -31,13 +34,19 @@ def library_path() -> Path:
 
     Raises RuntimeLibraryError where it was not built, or the override names no file.
     """
-    override = os.environ.get(LIBRARY_VARIABLE)
+    return _override(LIBRARY_VARIABLE) or installed_library("qcompiler_ops")
+
+
+def cuda_library_path() -> Path | None:
+    """The file of the op library for NVIDIA GPUs; None where it was not built.
+
+    Raises RuntimeLibraryError where the override names no file.
+    """
+    override = _override(CUDA_LIBRARY_VARIABLE)
     if override:
-        path = Path(override)
-        if not path.is_file():
-            raise RuntimeLibraryError(f"{LIBRARY_VARIABLE}={override} names no file; unset it")
-        return path.resolve()
-    return installed_library("qcompiler_ops")
+        return override
+    path = _installed_path("qcompiler_ops_cuda")
+    return path if path.is_file() else None
 
 
 def installed_library(stem: str) -> Path:
@@ -45,24 +54,42 @@ def installed_library(stem: str) -> Path:
 
     Raises RuntimeLibraryError where it is missing.
     """
-    name = f"lib{stem}{_SUFFIX.get(platform.system(), '.so')}"
-    # An editable install keeps built files apart from the sources; importlib knows both places.
-    path = Path(str(resources.files("qcompiler").joinpath(_FOLDER, name)))
+    path = _installed_path(stem)
     if not path.is_file():
         raise RuntimeLibraryError(
-            f"{name} is not installed with qcompiler: it is compiled when the package is, so "
+            f"{path.name} is not installed with qcompiler: it is compiled when the package is, so "
             f"reinstall it with a C++17 compiler at hand (pip install . from a checkout), or set "
             f"{LIBRARY_VARIABLE} to the file"
         )
     return path
 
 
-def register(session_options: onnxruntime.SessionOptions) -> None:
+def _installed_path(stem: str) -> Path:
+    name = f"lib{stem}{_SUFFIX.get(platform.system(), '.so')}"
+    # An editable install keeps built files apart from the sources; importlib knows both places.
+    return Path(str(resources.files("qcompiler").joinpath(_FOLDER, name)))
+
+
+def _override(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    path = Path(value)
+    if not path.is_file():
+        raise RuntimeLibraryError(f"{variable}={value} names no file; unset it")
+    return path.resolve()
+
+
+def register(session_options: onnxruntime.SessionOptions, *, cuda: bool = False) -> None:
     """Make the ops' kernels available to sessions created with `session_options`.
+
+    `cuda`: for sessions with the CUDA provider, the library that has kernels for it and for the
+    CPU, where it was built. Only one of the two can be registered: ONNX Runtime takes a domain
+    once.
 
     Raises RuntimeLibraryError where the library is missing or does not load.
     """
-    path = library_path()
+    path = (cuda_library_path() if cuda else None) or library_path()
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's exceptions have no common public root
@@ -71,12 +98,16 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """What `info` tells. bytes: the file's size. isa: the kernels that sessions here get."""
+    """What `info` tells. bytes: the file's size. isa: the kernels that sessions here get.
+
+    cuda: the file of the library for NVIDIA GPUs, or "not built".
+    """
 
     path: str
     bytes: int
     sha256: str
     isa: str
+    cuda: str
     onnxruntime: str
 
 
@@ -95,6 +126,7 @@ def info() -> dict[str, str | int]:
             bytes=path.stat().st_size,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             isa=_isa(path),
+            cuda=str(cuda_library_path() or "not built"),
             onnxruntime=onnxruntime.__version__,
         )
     )

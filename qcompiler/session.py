@@ -16,6 +16,7 @@ from qcompiler.models import all_nodes, open_package, read_proto
 
 OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ def create_session(
 
     `threads`: intra-op threads, None for ORT's choice. `library`: None registers the op library
     when the model uses it and it loads (without it the model runs by its function bodies: right,
-    but slower); True insists; False never. `options` are session config entries. ORT logs
-    nothing by default: what goes wrong is raised.
+    but slower); True insists; False never. With the CUDA provider it is the library that has
+    kernels for it, where that was built. `options` are session config entries. ORT logs nothing
+    by default: what goes wrong is raised.
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -53,7 +55,7 @@ def create_session(
         session_options.intra_op_num_threads = threads
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
-    _register(session_options, onnx_path, library)
+    _register(session_options, onnx_path, library, cuda=CUDA in providers)
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
         have = ", ".join(ort.get_available_providers())
@@ -80,11 +82,13 @@ def _uses_op_library(onnx_path: Path) -> bool:
     return any(node.domain == OP_DOMAIN for node in all_nodes(read_proto(onnx_path)))
 
 
-def _register(options: ort.SessionOptions, onnx_path: Path, library: bool | None) -> None:
+def _register(
+    options: ort.SessionOptions, onnx_path: Path, library: bool | None, *, cuda: bool
+) -> None:
     if library is False or (library is None and not _uses_op_library(onnx_path)):
         return
     try:
-        runtime.register(options)
+        runtime.register(options, cuda=cuda)
     except RuntimeLibraryError as error:
         if library:
             raise

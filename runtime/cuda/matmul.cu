@@ -57,7 +57,9 @@ Plan plan(const Product& p, const Tuning& tuning) {
     plan.splits = 1;
   } else {
     plan.tile = p.rows <= 64 ? 64 : 128;
-    const std::int64_t fit = kChunkBytes / (plan.steps * kStep) / plan.tile;
+    const std::int64_t wanted_rows =
+        tuning.rows > 0 ? tuning.rows : kChunkBytes / (plan.steps * kStep);
+    const std::int64_t fit = wanted_rows / plan.tile;
     plan.rows = std::min(p.rows, plan.tile * std::clamp<std::int64_t>(fit, 1, kMaxTiles));
     const std::int64_t tiles = ceil_div(p.n, kLargeColumns) * ceil_div(plan.rows, plan.tile);
     const std::int64_t wanted = std::min(processors() / tiles, plan.groups / kGroupsPerSplit);

@@ -6,9 +6,11 @@ import platform
 
 import onnxruntime
 import pytest
+from cuda_library import CudaLibrary
 from kernel_library import KernelLibrary
 
 from qcompiler import runtime
+from qcompiler.errors import RuntimeLibraryError
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM64 = platform.machine() in ("aarch64", "arm64")
@@ -47,3 +49,31 @@ def session():
         )
 
     return create
+
+
+def cuda_library(stem: str) -> CudaLibrary:
+    try:
+        library = CudaLibrary(stem)
+    except RuntimeLibraryError:
+        pytest.skip(f"{stem} was not built")
+    if not library.devices():
+        pytest.skip("no CUDA device")
+    return library
+
+
+@pytest.fixture(scope="session")
+def emulated() -> CudaLibrary:
+    """The CUDA kernels on the emulated GPU."""
+    return cuda_library("qcompiler_cuda_emulated")
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> CudaLibrary:
+    """The CUDA kernels on a real GPU."""
+    return cuda_library("qcompiler_cuda_test")
+
+
+@pytest.fixture(params=["qcompiler_cuda_emulated", "qcompiler_cuda_test"], scope="session")
+def cuda(request) -> CudaLibrary:
+    """The CUDA kernels, on the emulated GPU and on a real one."""
+    return cuda_library(request.param)

@@ -43,7 +43,7 @@ class Product(Structure):
 
 
 class Tuning(Structure):
-    _fields_ = (("kernel", c_int32), ("splits", c_int32))
+    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32))
 
 
 class QuantizeJob(Structure):
@@ -60,7 +60,7 @@ class QuantizeJob(Structure):
 
 @dataclass(frozen=True)
 class Quantized:
-    """codes int8 [padded, steps * 32], scales float32 [padded, blocks], starts int32 [padded, G]."""
+    """codes int8 [padded, steps * 32], scales float32 [padded, .], starts int32 [padded, G]."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -68,7 +68,7 @@ class Quantized:
 
 
 class CudaError(Exception):
-    pass
+    """What CUDA said went wrong."""
 
 
 class CudaLibrary:
@@ -164,10 +164,12 @@ class CudaLibrary:
         absent=(),
         kernel: int = 0,
         k_splits: int = 0,
+        chunk: int = 0,
     ) -> np.ndarray:
         """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
 
-        kernel: SMALL, LARGE or 0. k_splits: of k, in the large kernel.
+        kernel: SMALL, LARGE or 0. k_splits: of k, and chunk: rows at a
+        time, in the large kernel.
         """
         m = len(x)
         splits = list(splits or (w.N, 0, 0))
@@ -187,12 +189,10 @@ class CudaLibrary:
             *(int(w.zero_points.size == 1), int(bias.size == 1)),
         )
         assert self.refusal(product) is None
-        tuning = Tuning(kernel, k_splits)
+        tuning = Tuning(kernel, k_splits, chunk)
         bytes_ = self._c.qc_cuda_scratch_bytes(byref(product), byref(tuning))
         scratch = self.put(np.full(bytes_, 0xA5, np.uint8))
-        self._check(
-            self._c.qc_cuda_run(byref(product), byref(tuning), scratch.address, None)
-        )
+        self._check(self._c.qc_cuda_run(byref(product), byref(tuning), scratch.address, None))
         self._check(self._c.qc_cuda_synchronize())
         for array in keep:
             array.check_unchanged()
@@ -216,14 +216,10 @@ class DeviceArray:
             self.address = self._here.ctypes.data
             return
         pointer = c_void_p()
-        library._check(
-            library._c.qc_cuda_allocate(max(self._original.nbytes, 1), byref(pointer))
-        )
+        library._check(library._c.qc_cuda_allocate(max(self._original.nbytes, 1), byref(pointer)))
         self.address = pointer.value
         library._check(
-            library._c.qc_cuda_copy(
-                self.address, self._original.ctypes.data, self._original.nbytes
-            )
+            library._c.qc_cuda_copy(self.address, self._original.ctypes.data, self._original.nbytes)
         )
 
     def __del__(self) -> None:

@@ -18,6 +18,7 @@ def test_info(kernels, monkeypatch):
     assert info["path"] == str(runtime.library_path())
     assert info["isa"] == kernels.choose(kernels.cpu_flags())
     assert info["bytes"] > 10_000
+    assert info["cuda"] == str(runtime.cuda_library_path() or "not built")
     assert info["onnxruntime"] == onnxruntime.__version__
     monkeypatch.setenv(runtime.ISA_VARIABLE, "reference")
     code = "from qcompiler import runtime; print(runtime.info()['isa'])"
@@ -40,11 +41,24 @@ def test_missing_library_says_what_to_do():
         runtime.installed_library("no_such_library")
 
 
-def test_only_two_symbols_are_exported(tmp_path):
+def test_override_of_the_cuda_library(monkeypatch, tmp_path):
+    file = tmp_path / "other.so"
+    monkeypatch.setenv(runtime.CUDA_LIBRARY_VARIABLE, str(file))
+    with pytest.raises(RuntimeLibraryError, match=r"QCOMPILER_CUDA_LIBRARY=.* names no file"):
+        runtime.register(onnxruntime.SessionOptions(), cuda=True)
+    runtime.register(onnxruntime.SessionOptions())
+    file.write_text("not a library")
+    with pytest.raises(RuntimeLibraryError, match="does not load"):
+        runtime.register(onnxruntime.SessionOptions(), cuda=True)
+
+
+@pytest.mark.parametrize("cuda", [False, True], ids=["cpu", "cuda"])
+def test_only_two_symbols_are_exported(cuda):
+    path = runtime.cuda_library_path() if cuda else runtime.library_path()
+    if path is None:
+        pytest.skip("the CUDA library was not built")
     try:
-        table = subprocess.check_output(
-            ["nm", "-D", "--defined-only", runtime.library_path()], text=True
-        )
+        table = subprocess.check_output(["nm", "-D", "--defined-only", path], text=True)
     except FileNotFoundError:
         pytest.skip("nm (binutils) is not installed")
     assert {line.split()[-1] for line in table.splitlines()} == {
