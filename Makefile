@@ -2,6 +2,7 @@
 #   make demo    export, compile and compare SmolLM2-135M, into demo/
 #   make test    every check and every test
 #   make bench   measure speed on this machine, into build/bench/; BENCH_DOCS=1 writes docs/ too
+#   make bench-cuda   the same for the kernels of NVIDIA GPUs; needs one, nvcc, and PyTorch for CUDA
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ OLDEST_ORT := onnxruntime==1.20.1
 
 BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-cuda clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
@@ -46,6 +47,15 @@ bench: $(VENV)/.test
 	$(VENV)/bin/cmake --build $(BENCH_BUILD) --parallel
 	$(PY) runtime/bench/run.py --kernels $(BENCH_BUILD)/bench/qcompiler_kernels_bench \
 	    $(if $(BENCH_DOCS),--docs docs) $(BENCH_ARGS)
+
+# By itself: any Python whose PyTorch has CUDA will do, and nothing need be installed.
+CUDA_PYTHON ?= $(firstword $(wildcard $(PY)) $(PYTHON))
+CUDA_BUILD := build/bench/cuda
+bench-cuda:
+	cmake -S runtime -B $(CUDA_BUILD) -DQC_CUDA=ON
+	cmake --build $(CUDA_BUILD) --parallel --target qcompiler_cuda_test
+	$(CUDA_PYTHON) runtime/bench/cuda.py --library $(CUDA_BUILD)/cuda/libqcompiler_cuda_test.so \
+	    --out build/bench/cuda.json $(BENCH_ARGS)
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

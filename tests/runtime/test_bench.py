@@ -203,3 +203,52 @@ def test_llama_cpp_is_optional(bench_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(llama, "available", lambda: False)
     assert everything.gguf() is None
     assert "llama-cpp-python is not installed" in capsys.readouterr().out
+
+
+def test_cuda_bench_says_what_it_needs(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    command = [sys.executable, BENCH / "cuda.py", "--library", tmp_path / "any.so", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: no CUDA device" in done.stderr
+
+
+def test_cuda_bench_and_tests_speak_of_the_same_structures(bench_path) -> None:
+    pytest.importorskip("torch")
+    import cuda
+    import cuda_library
+
+    for name in ("Product", "Tuning", "Output"):
+        here, there = getattr(cuda, name), getattr(cuda_library, name)
+        assert [field[0] for field in here._fields_] == [field[0] for field in there._fields_]
+        for field, _ in here._fields_:
+            assert getattr(here, field).offset == getattr(there, field).offset
+
+
+def test_cuda_bench_unpacks_the_layout(bench_path, monkeypatch) -> None:
+    """What the benchmark checks results against, for weights that it did not make itself."""
+    torch = pytest.importorskip("torch")
+    import cuda
+    from op_models import make_layer
+
+    w = make_layer(100, 35, 32).w
+    weights = object.__new__(cuda.Weights)
+    weights.K, weights.N, weights.group_size = w.K, w.N, w.group_size
+    weights.codes, weights.scales = torch.from_numpy(w.W), torch.from_numpy(w.scales)
+    np.testing.assert_allclose(weights.dense().numpy(), w.dequantized(), rtol=1e-6)
+
+
+def test_cuda_contender_is_a_model(bench_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("torch")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider")
+    import cuda_nbits
+
+    session = onnxruntime.InferenceSession(
+        cuda_nbits.model(128, 32, 32, 2), providers=["CPUExecutionProvider"]
+    )
+    outputs = session.run(None, {"X": np.ones((3, 128), np.float16)})
+    assert [y.shape for y in outputs] == [(3, 32)] * 2
