@@ -54,7 +54,7 @@ class Product(Structure):
 class Tuning(Structure):
     """`Tuning` of runtime/cuda/matmul.h."""
 
-    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32))
+    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
 
 
 class Library:
@@ -268,13 +268,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of rows M")
     parser.add_argument("--kernel", choices=("auto", "small", "large"), default="auto")
     parser.add_argument("--splits", type=int, default=0, help="of k, in the large kernel")
+    parser.add_argument("--serial", action="store_true", help="kernels do not overlap")
     parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device, or a PyTorch without CUDA")
     kernel = ("auto", "small", "large").index(arguments.kernel)
-    library = Library(arguments.library, Tuning(kernel, arguments.splits, 0))
+    library = Library(arguments.library, Tuning(kernel, arguments.splits, 0, arguments.serial))
     check(library)
     shapes, rows = (SHAPES[:1], (1, 64)) if arguments.quick else (SHAPES, tuple(arguments.rows))
     results: list[Row] = []

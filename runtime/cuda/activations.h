@@ -26,7 +26,8 @@ struct QuantizeJob {
   Activations to;
 };
 
-// kernels/quantize/quantize.h states the formula; the codes and scales are the same bits.
+// The kernel behind it may overlap its end. kernels/quantize/quantize.h states the formula; the
+// codes and scales are the same bits.
 void quantize(const QuantizeJob& job, void* stream);
 
 }  // namespace qc::cuda

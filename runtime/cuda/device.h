@@ -60,9 +60,16 @@ __device__ inline uint4 load_once(const uint4* from) {
   return v;
 }
 
+// Reads what nothing writes while the kernel runs.
 template <typename T>
 __device__ inline T load(const T* from) {
   return __ldg(from);
+}
+
+// Reads what the kernel before this one wrote, which may still have run when this one began.
+template <typename T>
+__device__ inline T load_result(const T* from) {
+  return *from;
 }
 
 template <typename T>
@@ -83,10 +90,36 @@ __device__ inline std::uint16_t bfloat_of(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+// In a kernel that was launched to overlap the one before it: waits until that one is done, and all
+// it wrote is there.
+__device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on a kernel launched to overlap this one may begin.
+__device__ inline void let_next_kernel_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Enqueues a kernel. `overlap`: it may begin before the one in front of it ends, where the GPU can
+// (compute capability 9.0), and calls wait_for_previous_kernel.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream,
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream, bool overlap,
             const Arguments&... arguments) {
-  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = overlap ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, arguments...);  // `run` asks for errors, once
 }
 
 #endif  // QC_CUDA_EMULATED

@@ -13,25 +13,49 @@ constexpr std::int64_t kChunkBytes = 128 << 20;  // of activation codes at a tim
 constexpr std::int64_t kMaxTiles = 65535;        // of a grid's second dimension
 constexpr std::int64_t kGroupsPerSplit = 4;      // below this a split is not worth its sums
 constexpr std::int64_t kMaxSplits = 16;
+constexpr double kSplitCost = 0.05;  // of the time of an unsplit product, for adding up its sums
 
-int processors() {
+struct Device {
+  int processors;
+  bool overlaps;  // kernels may begin before the one in front of them has ended
+};
+
+Device device() {
 #ifdef QC_CUDA_EMULATED
-  return 4;
+  return {4, true};
 #else
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
+  int index = 0, count = 0, major = 0;
+  cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  return {count, major >= 9};
 #endif
 }
 
 const char* last_error() {
 #ifdef QC_CUDA_EMULATED
+  emulator::finish();
   return nullptr;
 #else
   const cudaError_t error = cudaPeekAtLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(cudaGetLastError());
 #endif
+}
+
+// Into how many parts to cut k, so that `tiles` blocks for each part keep all processors busy.
+std::int64_t choose_splits(std::int64_t tiles, std::int64_t groups, std::int64_t processors) {
+  const std::int64_t most = std::min(kMaxSplits, groups / kGroupsPerSplit);
+  std::int64_t best = 1;
+  double best_time = static_cast<double>(ceil_div(tiles, processors));
+  for (std::int64_t splits = 2; splits <= most && tiles < 2 * processors; ++splits) {
+    const auto waves = static_cast<double>(ceil_div(tiles * splits, processors));
+    const double count = static_cast<double>(splits);
+    const double time = waves / count + kSplitCost * count;
+    if (time >= best_time) continue;
+    best = splits;
+    best_time = time;
+  }
+  return best;
 }
 
 // How a product runs: in chunks of rows, each quantized, then multiplied.
@@ -62,8 +86,7 @@ Plan plan(const Product& p, const Tuning& tuning) {
     const std::int64_t fit = wanted_rows / plan.tile;
     plan.rows = std::min(p.rows, plan.tile * std::clamp<std::int64_t>(fit, 1, kMaxTiles));
     const std::int64_t tiles = ceil_div(p.n, kLargeColumns) * ceil_div(plan.rows, plan.tile);
-    const std::int64_t wanted = std::min(processors() / tiles, plan.groups / kGroupsPerSplit);
-    plan.splits = std::clamp<std::int64_t>(wanted, 1, kMaxSplits);
+    plan.splits = choose_splits(tiles, plan.groups, device().processors);
     if (tuning.splits > 0 && plan.rows <= kMaxTiles) {
       plan.splits = std::min<std::int64_t>(tuning.splits, plan.groups);
     }
@@ -130,6 +153,7 @@ const char* run(const Product& p, void* scratch, void* stream, const Tuning& tun
   job.bias = p.bias;
   job.one_bias = p.one_bias;
   job.grouped = plan.scale_count > 1;
+  job.overlap = tuning.serial == 0 && device().overlaps;
   job.element = p.element;
   std::copy(p.outputs, p.outputs + 3, job.outputs);
   for (job.first = 0; job.first < p.rows; job.first += plan.rows) {

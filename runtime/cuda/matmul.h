@@ -43,6 +43,7 @@ struct Tuning {
   std::int32_t kernel = 0;  // 1: small, 2: large
   std::int32_t splits = 0;  // of k, in the large kernel
   std::int32_t rows = 0;    // quantized at a time, at most; in whole tiles
+  std::int32_t serial = 0;  // 1: no kernel begins before the one in front of it has ended
 };
 
 // Why the kernels can't take this product (a pointer that is not aligned), or null.

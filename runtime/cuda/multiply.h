@@ -29,6 +29,7 @@ struct MultiplyJob {
   const std::uint8_t* zero_points;  // null: `starts` has them
   const float* bias;
   std::int32_t one_bias, grouped;  // grouped: a scale for each token and group
+  std::int32_t overlap;            // the kernel begins while the quantization ends
   Element element;
   Output outputs[3];
 };
@@ -109,9 +110,9 @@ __device__ inline GroupTokens<kTiles> load_tokens(const MultiplyJob& job, std::i
   const std::int64_t at = group * job.x.padded + token;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    tokens.starts[i] = load(reinterpret_cast<const int2*>(job.x.starts + at + 8 * i));
+    tokens.starts[i] = load_result(reinterpret_cast<const int2*>(job.x.starts + at + 8 * i));
     tokens.scales[i] = job.grouped != 0
-                           ? load(reinterpret_cast<const float2*>(job.x.scales + at + 8 * i))
+                           ? load_result(reinterpret_cast<const float2*>(job.x.scales + at + 8 * i))
                            : make_float2(1.0f, 1.0f);
   }
   return tokens;
@@ -149,7 +150,7 @@ __device__ inline void add_group(Sums<kTiles>& sums, const GroupScales& w,
 
 // The scale of a whole token, where it is not in the sums already.
 __device__ inline float token_scale(const MultiplyJob& job, std::int64_t token) {
-  return job.grouped != 0 ? 1.0f : load(job.x.scales + token);
+  return job.grouped != 0 ? 1.0f : load_result(job.x.scales + token);
 }
 
 __device__ inline float bias_of(const MultiplyJob& job, std::int64_t column) {

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kThreads) multiply_large_kernel(MultiplyJob jo
   if (end > job.steps) end = job.steps;
   const std::int32_t chunks = ceil_div(end - begin, kChunkSteps);
 
+  wait_for_previous_kernel();
 #pragma unroll
   for (int i = 0; i < C::kStages - 1; ++i) {
     if (i < chunks) {
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) add_splits(MultiplyJob job, std::int
   if (column >= job.n) return;
   float sum = 0.0f;
   for (std::int64_t split = 0; split < job.splits; ++split) {
-    sum += load(job.partials + (split * job.x.padded + token) * width + column);
+    sum += load_result(job.partials + (split * job.x.padded + token) * width + column);
   }
   write(job, token, column, sum * token_scale(job, token) + bias_of(job, column));
 }
@@ -178,11 +179,11 @@ void start_large(const MultiplyJob& job, int tokens, void* stream) {
                   static_cast<unsigned>(job.x.padded / tokens), static_cast<unsigned>(job.splits));
   auto* kernel = multiply_large_kernel<kBits, 64>;
   if (tokens == 128) kernel = multiply_large_kernel<kBits, 128>;
-  launch(kernel, grid, kThreads, stream, job);
+  launch(kernel, grid, kThreads, stream, job.overlap != 0, job);
   if (job.splits == 1) return;
   const dim3 outputs(static_cast<unsigned>(ceil_div(job.n, kThreads)),
                      static_cast<unsigned>(job.rows));
-  launch(add_splits, outputs, kThreads, stream, job, std::int64_t{grid.x} * kLargeColumns);
+  launch(add_splits, outputs, kThreads, stream, false, job, std::int64_t{grid.x} * kLargeColumns);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ __device__ inline CodeLoads<kTiles> load_codes(const MultiplyJob& job, const std
   CodeLoads<kTiles> x;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    x.tiles[i] = load(reinterpret_cast<const uint2*>(codes + 8 * kStep * i));
+    x.tiles[i] = load_result(reinterpret_cast<const uint2*>(codes + 8 * kStep * i));
   }
   return x;
 }
@@ -78,17 +78,21 @@ __global__ void __launch_bounds__(kWarps* kWarp) multiply_small_kernel(MultiplyJ
   std::int32_t end = end_group * job.steps_per_group;
   if (end > job.steps) end = job.steps;
 
+  // What the kernel before this one has no part in is fetched before that one is done.
+  WeightLoads<kBits> w[kWeightsAhead];
+#pragma unroll
+  for (int i = 0; i < kWeightsAhead; ++i) {
+    w[i] = load_weights<kBits>(job, weights, lane_block, begin + i, end);
+  }
+  GroupScales scales{};
+  if (begin < end) scales = load_scales(job, panel, chunk, first_group);
+  wait_for_previous_kernel();
+
   Sums<kTiles> sums;
   if (begin < end) {
-    WeightLoads<kBits> w[kWeightsAhead];
     CodeLoads<kTiles> x[kCodesAhead];
 #pragma unroll
-    for (int i = 0; i < kWeightsAhead; ++i) {
-      w[i] = load_weights<kBits>(job, weights, lane_block, begin + i, end);
-    }
-#pragma unroll
     for (int i = 0; i < kCodesAhead; ++i) x[i] = load_codes<kTiles>(job, codes, begin + i);
-    GroupScales scales = load_scales(job, panel, chunk, first_group);
     GroupTokens<kTiles> tokens = load_tokens<kTiles>(job, 2 * t, first_group);
     std::int32_t group = first_group;
     std::int32_t left = job.steps_per_group;  // steps of this group
@@ -147,7 +151,7 @@ void start_small(const MultiplyJob& job, int tiles, void* stream) {
   auto* kernel = multiply_small_kernel<kBits, 1>;
   if (tiles == 2) kernel = multiply_small_kernel<kBits, 2>;
   if (tiles > 2) kernel = multiply_small_kernel<kBits, 4>;
-  launch(kernel, grid, kWarps * kWarp, stream, job);
+  launch(kernel, grid, kWarps * kWarp, stream, job.overlap != 0, job);
 }
 
 }  // namespace

@@ -92,6 +92,7 @@ __device__ inline std::uint32_t row_peak(const QuantizeJob& job, std::int64_t ro
 }
 
 __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob job) {
+  let_next_kernel_begin();
   const std::int64_t token = blockIdx.x;
   const std::int64_t row = job.first + token;
   const bool present = token < job.rows;
@@ -143,7 +144,8 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
 }  // namespace
 
 void quantize(const QuantizeJob& job, void* stream) {
-  launch(quantize_token, dim3(static_cast<unsigned>(job.to.padded)), kQuantizeThreads, stream, job);
+  launch(quantize_token, dim3(static_cast<unsigned>(job.to.padded)), kQuantizeThreads, stream,
+         false, job);
 }
 
 }  // namespace qc::cuda

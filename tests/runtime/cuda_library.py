@@ -43,7 +43,7 @@ class Product(Structure):
 
 
 class Tuning(Structure):
-    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32))
+    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
 
 
 class QuantizeJob(Structure):
@@ -117,12 +117,14 @@ class CudaLibrary:
         """Fragments a uint32 [32, 4], b uint32 [32, 2], d int32 [32, 4]."""
         on_device = [self.put(each) for each in (a, b, d)]
         self._c.qc_cuda_mma(*(each.address for each in on_device))
+        self._check(self._c.qc_cuda_synchronize())
         return on_device[2].get()
 
     def copy_through_shared(self, array: np.ndarray, *, wait: bool) -> np.ndarray:
         """uint8 [512], through shared memory by asynchronous copies."""
         source, target = self.put(array), self.put(np.zeros_like(array))
         self._c.qc_cuda_copy_through_shared(source.address, target.address, int(wait))
+        self._check(self._c.qc_cuda_synchronize())
         return target.get()
 
     def quantize(
@@ -165,11 +167,12 @@ class CudaLibrary:
         kernel: int = 0,
         k_splits: int = 0,
         chunk: int = 0,
+        serial: bool = False,
     ) -> np.ndarray:
         """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
 
         kernel: SMALL, LARGE or 0. k_splits: of k, and chunk: rows at a
-        time, in the large kernel.
+        time, in the large kernel. serial: kernels do not overlap.
         """
         m = len(x)
         splits = list(splits or (w.N, 0, 0))
@@ -189,7 +192,7 @@ class CudaLibrary:
             *(int(w.zero_points.size == 1), int(bias.size == 1)),
         )
         assert self.refusal(product) is None
-        tuning = Tuning(kernel, k_splits, chunk)
+        tuning = Tuning(kernel, k_splits, chunk, serial)
         bytes_ = self._c.qc_cuda_scratch_bytes(byref(product), byref(tuning))
         scratch = self.put(np.full(bytes_, 0xA5, np.uint8))
         self._check(self._c.qc_cuda_run(byref(product), byref(tuning), scratch.address, None))

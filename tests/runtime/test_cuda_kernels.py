@@ -173,7 +173,14 @@ def test_integer_part_is_that_of_the_cpu(cuda, kernels, activation):
 def test_bits_do_not_depend_on_the_order_of_threads(cuda, bits):
     layer = make_layer(1100, 100, 64, bits=bits, symmetric=False)
     x = RNG.normal(size=(70, 1100)).astype(np.float32)
-    for m, options in ((1, {}), (20, {}), (70, {}), (70, {"k_splits": 3}), (70, {"chunk": 64})):
+    for m, options in (
+        (1, {}),
+        (20, {}),
+        (70, {}),
+        (70, {"k_splits": 3}),
+        (70, {"chunk": 64}),
+        (5, {"serial": True}),
+    ):
         first = product(cuda, layer, x[:m], "row", **options)
         try:
             cuda.reverse(True)

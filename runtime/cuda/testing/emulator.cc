@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 namespace qc::cuda::emulator {
@@ -38,6 +38,14 @@ struct Fiber {
   int groups;  // committed so far
 };
 
+struct Kernel {
+  dim3 grid;
+  int threads;
+  bool overlap;
+  std::function<void()> thread;
+};
+
+// A block that runs; there are two while a kernel waits for the one before it.
 struct Block {
   ucontext_t scheduler;
   std::vector<std::unique_ptr<Fiber>> fibers;  // kept, with their stacks
@@ -46,33 +54,35 @@ struct Block {
   const std::function<void()>* thread = nullptr;
 };
 
-Block g_state;
+Block g_blocks[2];
+Block* g_now = g_blocks;
+std::deque<Kernel> g_queue;
 bool g_reverse = false;
 
 void enter() {
-  (*g_state.thread)();
-  g_state.running->state = State::kDone;
-  swapcontext(&g_state.running->context, &g_state.scheduler);
+  (*g_now->thread)();
+  g_now->running->state = State::kDone;
+  swapcontext(&g_now->running->context, &g_now->scheduler);
 }
 
 void yield(State state) {
-  Fiber& self = *g_state.running;
+  Fiber& self = *g_now->running;
   self.state = state;
-  swapcontext(&self.context, &g_state.scheduler);
+  swapcontext(&self.context, &g_now->scheduler);
 }
 
 std::size_t index_of(const Fiber& fiber) { return fiber.index.x; }
 
 void prepare(std::size_t threads, const std::function<void()>& thread) {
-  while (g_state.fibers.size() < threads) {
+  while (g_now->fibers.size() < threads) {
     auto fiber = std::make_unique<Fiber>();
     fiber->stack = std::make_unique<char[]>(kStackBytes);
-    g_state.fibers.push_back(std::move(fiber));
+    g_now->fibers.push_back(std::move(fiber));
   }
-  g_state.threads = threads;
-  g_state.thread = &thread;
+  g_now->threads = threads;
+  g_now->thread = &thread;
   for (std::size_t i = 0; i < threads; ++i) {
-    Fiber& fiber = *g_state.fibers[i];
+    Fiber& fiber = *g_now->fibers[i];
     fiber.state = State::kReady;
     fiber.index = dim3(static_cast<unsigned>(i), 0, 0);
     fiber.copies.clear();
@@ -87,22 +97,22 @@ void prepare(std::size_t threads, const std::function<void()>& thread) {
 
 // Lets the threads on that all threads of the block have been waiting for.
 void release_block() {
-  for (std::size_t i = 0; i < g_state.threads; ++i) {
-    if (g_state.fibers[i]->state != State::kInBlock) return;
+  for (std::size_t i = 0; i < g_now->threads; ++i) {
+    if (g_now->fibers[i]->state != State::kInBlock) return;
   }
-  for (std::size_t i = 0; i < g_state.threads; ++i) g_state.fibers[i]->state = State::kReady;
+  for (std::size_t i = 0; i < g_now->threads; ++i) g_now->fibers[i]->state = State::kReady;
 }
 
 void run_block() {
-  for (std::size_t done = 0; done < g_state.threads;) {
+  for (std::size_t done = 0; done < g_now->threads;) {
     bool moved = false;
-    for (std::size_t i = 0; i < g_state.threads; ++i) {
-      Fiber& fiber = *g_state.fibers[g_reverse ? g_state.threads - 1 - i : i];
+    for (std::size_t i = 0; i < g_now->threads; ++i) {
+      Fiber& fiber = *g_now->fibers[g_reverse ? g_now->threads - 1 - i : i];
       if (fiber.state != State::kReady) continue;
       moved = true;
-      g_state.running = &fiber;
+      g_now->running = &fiber;
       g_thread = fiber.index;
-      swapcontext(&g_state.scheduler, &fiber.context);
+      swapcontext(&g_now->scheduler, &fiber.context);
       if (fiber.state == State::kDone) ++done;
     }
     if (!moved) fail("threads wait for others that never come");
@@ -120,41 +130,78 @@ void fail(const char* what) {
 
 void set_reverse(bool reverse) { g_reverse = reverse; }
 
-void run(dim3 grid, int threads, const std::function<void()>& thread) {
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
+namespace {
+
+void run(const Kernel& kernel) {
+  const dim3 grid = kernel.grid;
+  const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
+  for (std::uint64_t i = 0; i < blocks; ++i) {
+    const std::uint64_t at = g_reverse ? blocks - 1 - i : i;
+    g_grid = grid;
+    g_block = dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                   static_cast<unsigned>(at / grid.x / grid.y));
+    prepare(static_cast<std::size_t>(kernel.threads), kernel.thread);
+    run_block();
+  }
+}
+
+Kernel take(std::size_t index) {
+  const auto at = g_queue.begin() + static_cast<std::ptrdiff_t>(index);
+  Kernel kernel = std::move(*at);
+  g_queue.erase(at);
+  return kernel;
+}
+
+}  // namespace
+
+void enqueue(dim3 grid, int threads, bool overlap, std::function<void()> thread) {
   if (threads % kLanes != 0) fail("a warp is not whole");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
     fail("a grid that CUDA refuses");
   }
-  g_grid = grid;
-  const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
-  for (std::uint64_t i = 0; i < blocks; ++i) {
-    const std::uint64_t at = g_reverse ? blocks - 1 - i : i;
-    g_block = dim3(static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
-                   static_cast<unsigned>(at / grid.x / grid.y));
-    prepare(static_cast<std::size_t>(threads), thread);
-    run_block();
+  if (!overlap) finish();
+  g_queue.push_back({grid, threads, overlap, std::move(thread)});
+}
+
+void finish() {
+  while (!g_queue.empty()) {
+    // One that may overlap the one before it begins first, and runs that when it has to.
+    const bool overlaps = g_queue.size() > 1 && g_queue[1].overlap;
+    run(take(overlaps ? 1 : 0));
   }
+}
+
+void wait_for_previous_kernel() {
+  if (g_queue.empty()) return;
+  wait_for_block();
+  if (g_queue.empty()) return;  // another thread was here first
+  const Kernel before = take(0);
+  const dim3 thread = g_thread, block = g_block, grid = g_grid;
+  g_now = g_blocks + 1;
+  run(before);
+  g_now = g_blocks;
+  g_thread = thread;
+  g_block = block;
+  g_grid = grid;
 }
 
 void wait_for_block() { yield(State::kInBlock); }
 
 void call_with_warp(WarpInstruction instruction, const void* immediate, const void* operands,
                     void* result) {
-  Fiber& self = *g_state.running;
+  Fiber& self = *g_now->running;
   self.call = {operands, result};
   self.instruction = instruction;
   const std::size_t first = index_of(self) / kLanes * kLanes;
   for (std::size_t i = first; i < first + kLanes; ++i) {
-    if (&self != g_state.fibers[i].get() && g_state.fibers[i]->state != State::kInWarp) {
+    if (&self != g_now->fibers[i].get() && g_now->fibers[i]->state != State::kInWarp) {
       yield(State::kInWarp);
       return;
     }
   }
   WarpCall lanes[kLanes];
   for (std::size_t i = 0; i < kLanes; ++i) {
-    Fiber& lane = *g_state.fibers[first + i];
+    Fiber& lane = *g_now->fibers[first + i];
     if (lane.instruction != instruction) fail("the lanes of a warp meet different instructions");
     lanes[i] = lane.call;
     lane.state = State::kReady;
@@ -167,16 +214,16 @@ void copy_async(void* shared, const void* from, bool present) {
       reinterpret_cast<std::uintptr_t>(from) % kCopyBytes != 0) {
     fail("a copy is not aligned");
   }
-  Copy copy{shared, {}, g_state.running->groups};
+  Copy copy{shared, {}, g_now->running->groups};
   if (present) std::memcpy(copy.bytes, from, kCopyBytes);
   std::memset(shared, kRubbish, kCopyBytes);
-  g_state.running->copies.push_back(copy);
+  g_now->running->copies.push_back(copy);
 }
 
-void commit_copies() { ++g_state.running->groups; }
+void commit_copies() { ++g_now->running->groups; }
 
 void wait_for_copies(int pending) {
-  Fiber& self = *g_state.running;
+  Fiber& self = *g_now->running;
   const auto late = [&](const Copy& copy) { return copy.group >= self.groups - pending; };
   for (const Copy& copy : self.copies) {
     if (!late(copy)) std::memcpy(copy.to, copy.bytes, kCopyBytes);

@@ -1,11 +1,14 @@
-// Stands for the GPU where the kernels are compiled for the host: slow, exact and strict.
+// Stands for the GPU where the kernels are compiled for the host: slow, exact and strict. It serves
+// one thread of the host.
 //
 // Every thread of a block is a fiber. It runs until it meets a barrier or an instruction of its
 // whole warp, then the next one runs; so each interleaving error that the order of threads can
 // show, one of the two orders shows (`set_reverse`). What real hardware would let pass or punish
 // at random ends the process here: threads of a warp that meet different instructions, a barrier
 // that not all threads reach, a wide access that is not aligned. Copies into shared memory arrive
-// as late as they may: until the thread waits for them, their target holds rubbish.
+// as late as they may: until the thread waits for them, their target holds rubbish. A kernel runs
+// as late as it may, too: one that may overlap it begins first, and goes on once all threads of its
+// first block have asked for the other's results.
 #ifndef QC_CUDA_TESTING_EMULATOR_H_
 #define QC_CUDA_TESTING_EMULATOR_H_
 
@@ -55,8 +58,13 @@ inline constexpr int kLanes = 32;
 
 extern dim3 g_thread, g_block, g_grid;  // of the fiber that runs
 
-// Runs the kernel of one thread for every thread of every block.
-void run(dim3 grid, int threads, const std::function<void()>& thread);
+// Enqueues a kernel, given as what one thread does.
+void enqueue(dim3 grid, int threads, bool overlap, std::function<void()> thread);
+
+// Runs what is enqueued.
+void finish();
+
+void wait_for_previous_kernel();
 
 // Whether threads and blocks run from the last to the first.
 void set_reverse(bool reverse);
@@ -151,6 +159,12 @@ void store(T* to, T value) {
   emulator::check_alignment(to);
   *to = value;
 }
+template <typename T>
+T load_result(const T* from) {
+  return load(from);
+}
+inline void wait_for_previous_kernel() { emulator::wait_for_previous_kernel(); }
+inline void let_next_kernel_begin() {}
 inline uint4 load_once(const uint4* from) { return load(from); }
 
 inline float float_of_half(std::uint16_t bits) { return kernels::float_from_half(bits); }
@@ -159,9 +173,9 @@ inline std::uint16_t half_of(float value) { return kernels::half_from_float(valu
 inline std::uint16_t bfloat_of(float value) { return kernels::bfloat_from_float(value); }
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void*,
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void*, bool overlap,
             const Arguments&... arguments) {
-  emulator::run(grid, threads, [&] { kernel(arguments...); });
+  emulator::enqueue(grid, threads, overlap, [=] { kernel(arguments...); });
 }
 
 }  // namespace qc::cuda

@@ -48,7 +48,10 @@ using namespace qc::cuda;
 
 QC_TEST_EXPORT int qc_cuda_devices() { return 1; }
 QC_TEST_EXPORT void qc_cuda_reverse(int reverse) { emulator::set_reverse(reverse != 0); }
-QC_TEST_EXPORT const char* qc_cuda_synchronize() { return error_of(0); }
+QC_TEST_EXPORT const char* qc_cuda_synchronize() {
+  emulator::finish();
+  return error_of(0);
+}
 
 #else
 
@@ -83,10 +86,10 @@ QC_TEST_EXPORT const char* qc_cuda_run(const Product* product, const Tuning* tun
 }
 
 QC_TEST_EXPORT void qc_cuda_mma(const std::uint32_t* a, const std::uint32_t* b, std::int32_t* d) {
-  launch(one_mma, dim3(1), kWarp, nullptr, a, b, d);
+  launch(one_mma, dim3(1), kWarp, nullptr, false, a, b, d);
 }
 
 QC_TEST_EXPORT void qc_cuda_copy_through_shared(const void* from, void* to, int wait) {
-  launch(copy_through_shared, dim3(1), kWarp, nullptr, static_cast<const uint4*>(from),
+  launch(copy_through_shared, dim3(1), kWarp, nullptr, false, static_cast<const uint4*>(from),
          static_cast<uint4*>(to), wait);
 }
