@@ -29,6 +29,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SHAPES = ((4096, 4096), (4096, 11008), (8192, 28672))
 REPLAYS = 15
 OURS = "MatMulW4A8"
+KERNELS = ("auto", "small", "large", "wgmma")
 
 
 class Output(Structure):
@@ -266,7 +267,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="libqcompiler_cuda_test.so")
     parser.add_argument("--group-size", type=int, default=128, choices=(32, 64, 128, 256))
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of rows M")
-    parser.add_argument("--kernel", choices=("auto", "small", "large"), default="auto")
+    parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--splits", type=int, default=0, help="of k, in the large kernel")
     parser.add_argument("--serial", action="store_true", help="kernels do not overlap")
     parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
@@ -274,7 +275,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device, or a PyTorch without CUDA")
-    kernel = ("auto", "small", "large").index(arguments.kernel)
+    kernel = KERNELS.index(arguments.kernel)
     library = Library(arguments.library, Tuning(kernel, arguments.splits, 0, arguments.serial))
     check(library)
     shapes, rows = (SHAPES[:1], (1, 64)) if arguments.quick else (SHAPES, tuple(arguments.rows))

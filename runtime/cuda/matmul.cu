@@ -60,7 +60,7 @@ std::int64_t choose_splits(std::int64_t tiles, std::int64_t groups, std::int64_t
 
 // How a product runs: in chunks of rows, each quantized, then multiplied.
 struct Plan {
-  bool small;
+  bool small, wgmma;
   std::int64_t rows;    // in a chunk, at most
   std::int64_t tile;    // tokens a block takes
   std::int64_t padded;  // rows up to whole tiles
@@ -74,13 +74,14 @@ Plan plan(const Product& p, const Tuning& tuning) {
   plan.groups = ceil_div(p.k, p.group_size);
   const bool grouped = p.static_scale == 0.0f && p.activation_block < p.k;
   plan.scale_count = grouped ? plan.groups : 1;
-  plan.small = p.rows <= kSmallRows && tuning.kernel != 2;
+  plan.small = p.rows <= kSmallRows && tuning.kernel < 2;
+  plan.wgmma = tuning.kernel == 3;
   if (plan.small) {
     plan.rows = p.rows;
     plan.tile = p.rows <= 8 ? 8 : p.rows <= 16 ? 16 : 32;
     plan.splits = 1;
   } else {
-    plan.tile = p.rows <= 64 ? 64 : 128;
+    plan.tile = plan.wgmma ? kWgmmaTokens : p.rows <= 64 ? 64 : 128;
     const std::int64_t wanted_rows =
         tuning.rows > 0 ? tuning.rows : kChunkBytes / (plan.steps * kStep);
     const std::int64_t fit = wanted_rows / plan.tile;
@@ -138,7 +139,7 @@ const char* run(const Product& p, void* scratch, void* stream, const Tuning& tun
   MultiplyJob job{};
   job.x = {reinterpret_cast<std::int8_t*>(memory + plan.codes),
            reinterpret_cast<float*>(memory + plan.scales),
-           reinterpret_cast<std::int32_t*>(memory + plan.starts), plan.padded};
+           reinterpret_cast<std::int32_t*>(memory + plan.starts), plan.padded, plan.wgmma};
   job.partials = reinterpret_cast<float*>(memory + plan.partials);
   job.panels = ceil_div(p.n, kPanel);
   job.blocks = ceil_div(p.k, 32 / p.bits);
@@ -163,9 +164,12 @@ const char* run(const Product& p, void* scratch, void* stream, const Tuning& tun
              stream);
     if (plan.small) {
       multiply_small(job, p.bits, static_cast<int>(plan.tile / 8), stream);
+    } else if (plan.wgmma) {
+      multiply_wgmma(job, p.bits, stream);
     } else {
       multiply_large(job, p.bits, static_cast<int>(plan.tile), stream);
     }
+    if (plan.splits > 1) add_split_sums(job, stream);
   }
   return last_error();
 }

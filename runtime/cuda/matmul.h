@@ -40,7 +40,7 @@ struct Product {
 
 // What tests and benchmarks may choose; 0 leaves it to the library.
 struct Tuning {
-  std::int32_t kernel = 0;  // 1: small, 2: large
+  std::int32_t kernel = 0;  // 1: small, 2: large, 3: wgmma, which is not chosen by itself yet
   std::int32_t splits = 0;  // of k, in the large kernel
   std::int32_t rows = 0;    // quantized at a time, at most; in whole tiles
   std::int32_t serial = 0;  // 1: no kernel begins before the one in front of it has ended

@@ -37,9 +37,14 @@ struct MultiplyJob {
 // Kernels of each weight width; `tiles` of 8 tokens. They take tokens in x.padded.
 void multiply_small(const MultiplyJob& job, int bits, int tiles, void* stream);
 void multiply_large(const MultiplyJob& job, int bits, int tokens, void* stream);
+void multiply_wgmma(const MultiplyJob& job, int bits, void* stream);  // compute capability 9.0
 
-// Columns in a tile of the large kernel.
+// Behind the products of many tokens, where job.splits > 1.
+void add_split_sums(const MultiplyJob& job, void* stream);
+
+// Columns in a tile of the large kernels, and tokens in one of multiply_wgmma.
 inline constexpr int kLargeColumns = 128;
+inline constexpr int kWgmmaTokens = 128;
 
 // ---- device code ----
 
@@ -73,8 +78,8 @@ __device__ inline void unpack(const WeightLoads<kBits>& w, std::uint32_t (&a)[2]
 // Integer and float sums of one lane: its four columns by tokens 2 t and 2 t + 1 of each tile.
 template <int kTiles>
 struct Sums {
-  std::int32_t dots[kTiles][2][4] = {};
-  float floats[kTiles][2][4] = {};
+  std::int32_t dots[2][kTiles][4] = {};
+  float floats[2][kTiles][4] = {};
 };
 
 // Scales and zero points of a lane's columns in one group.
@@ -139,10 +144,10 @@ __device__ inline void add_group(Sums<kTiles>& sums, const GroupScales& w,
         const int column = 2 * j + c / 2;
         const std::int32_t start = c % 2 == 0 ? x.starts[i].x : x.starts[i].y;
         const float x_scale = c % 2 == 0 ? x.scales[i].x : x.scales[i].y;
-        const std::int32_t dot = sums.dots[i][j][c] + start * zero_points[column];
-        sums.floats[i][j][c] =
-            fmaf(static_cast<float>(dot), scales[column] * x_scale, sums.floats[i][j][c]);
-        sums.dots[i][j][c] = 0;
+        const std::int32_t dot = sums.dots[j][i][c] + start * zero_points[column];
+        sums.floats[j][i][c] =
+            fmaf(static_cast<float>(dot), scales[column] * x_scale, sums.floats[j][i][c]);
+        sums.dots[j][i][c] = 0;
       }
     }
   }

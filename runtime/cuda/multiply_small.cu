@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) multiply_small_kernel(MultiplyJ
         x[i % kCodesAhead] = load_codes<kTiles>(job, codes, step + kCodesAhead);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
-          mma_u8_s8(sums.dots[tile][0], a[0], b.tiles[tile]);
-          mma_u8_s8(sums.dots[tile][1], a[1], b.tiles[tile]);
+          mma_u8_s8(sums.dots[0][tile], a[0], b.tiles[tile]);
+          mma_u8_s8(sums.dots[1][tile], a[1], b.tiles[tile]);
         }
         if (--left == 0 || step + 1 == end) {
           add_group<kTiles>(sums, scales, tokens);
@@ -128,9 +128,10 @@ __global__ void __launch_bounds__(kWarps* kWarp) multiply_small_kernel(MultiplyJ
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
-      const auto& f = sums.floats[tile];
+      const float(&f)[4] = sums.floats[0][tile];
+      const float(&h)[4] = sums.floats[1][tile];
       store(reinterpret_cast<float4*>(&shares[warp][8 * tile + 2 * t + odd][4 * g]),
-            make_float4(f[0][odd], f[0][odd + 2], f[1][odd], f[1][odd + 2]));
+            make_float4(f[odd], f[odd + 2], h[odd], h[odd + 2]));
     }
   }
   __syncthreads();

@@ -130,7 +130,13 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
     const std::int64_t step = at / kStep;
     if (step < steps) {
       std::int8_t* to = job.to.codes + (step * job.to.padded + token) * kStep + at % kStep;
-      store(reinterpret_cast<uint2*>(to), make_uint2(packed[0], packed[1]));
+      if (job.to.fours_apart != 0) {
+        auto* fours = reinterpret_cast<std::uint32_t*>(to - at % kStep) + at % kStep / 8;
+        store(fours, packed[0]);
+        store(fours + 4, packed[1]);
+      } else {
+        store(reinterpret_cast<uint2*>(to), make_uint2(packed[0], packed[1]));
+      }
     }
     sum = sum_over(sum, lanes);
     if (lane % lanes == 0 && at < job.k) {

@@ -23,7 +23,7 @@ PATH_VARIABLES = {
     "qcompiler_cuda_test": "QCOMPILER_CUDA_TEST_LIBRARY",
 }
 ELEMENTS = ("float32", "float16", "bfloat16")
-SMALL, LARGE = 1, 2
+SMALL, LARGE, WGMMA = 1, 2, 3
 
 
 class Output(Structure):
@@ -55,6 +55,7 @@ class QuantizeJob(Structure):
         ("zero_point", c_void_p),
         *((name, c_void_p) for name in ("codes", "scales", "starts")),
         ("padded", c_int64),
+        ("fours_apart", c_int32),
     )
 
 
@@ -96,6 +97,11 @@ class CudaLibrary:
 
     def devices(self) -> int:
         return self._c.qc_cuda_devices()
+
+    def kernels(self) -> tuple[int, ...]:
+        """Those that run on this GPU."""
+        hopper = self._c.qc_cuda_capability() == 90
+        return (SMALL, LARGE, WGMMA) if hopper else (SMALL, LARGE)
 
     def reverse(self, reverse: bool) -> None:
         """Run threads from the last to the first (emulated only)."""
@@ -171,7 +177,7 @@ class CudaLibrary:
     ) -> np.ndarray:
         """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
 
-        kernel: SMALL, LARGE or 0. k_splits: of k, and chunk: rows at a
+        kernel: SMALL, LARGE, WGMMA or 0. k_splits: of k, and chunk: rows at a
         time, in the large kernel. serial: kernels do not overlap.
         """
         m = len(x)

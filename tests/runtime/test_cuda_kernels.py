@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_library import ELEMENTS, LARGE, SMALL, Output, Product
+from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA, Output, Product
 from op_models import ACTIVATIONS, X_SCALE, assert_close, make_layer
 from test_kernel_quantize import rows
 
@@ -25,13 +25,20 @@ SHAPES = [
     (1300, 40, 256),
     (2100, 20, 32),
 ]
+KERNELS = pytest.mark.parametrize("kernel", [SMALL, LARGE, WGMMA], ids=["small", "large", "wgmma"])
 FORMS = [(4, True), (4, False), (8, True), (8, False)]  # bits, symmetric
 
 
 def product(cuda, layer, x, activation, **options) -> np.ndarray:
+    need(cuda, options.get("kernel", 0))
     scale = X_SCALE if activation == "static" else 0.0
     y = cuda.matmul(x, layer.w, layer.bias, block=layer.block(activation), scale=scale, **options)
     return y.astype(np.float32)
+
+
+def need(cuda, kernel: int) -> None:
+    if kernel and kernel not in cuda.kernels():
+        pytest.skip("this kernel is for GPUs of compute capability 9.0")
 
 
 def test_mma_fragments_are_those_of_the_manual(cuda):
@@ -96,7 +103,9 @@ def test_agrees_with_reference(cuda, shape, form):
     bits, symmetric = form
     layer = make_layer(*shape, bits=bits, symmetric=symmetric, bias=symmetric)
     for activation in ACTIVATIONS:
-        for m, kernel in ((1, SMALL), (9, SMALL), (29, SMALL), (3, LARGE), (64, LARGE), (70, 0)):
+        for m, kernel in ((1, SMALL), (9, SMALL), (29, SMALL), (3, LARGE), (70, 0), (40, WGMMA)):
+            if kernel not in (0, *cuda.kernels()):
+                continue
             x = RNG.normal(size=(m, layer.w.K)).astype(np.float32)
             x[0, 0] = np.nan
             x[-1, -1] = -np.inf
@@ -104,7 +113,7 @@ def test_agrees_with_reference(cuda, shape, form):
             assert_close(y, layer.expected(x, activation), layer.tolerance(x, activation))
 
 
-@pytest.mark.parametrize("kernel", [SMALL, LARGE], ids=["small", "large"])
+@KERNELS
 @pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("splits", [(150, 0, 0), (64, 48, 38), (1, 146, 3)], ids=str)
 def test_outputs_of_every_type(cuda, splits, dtype, kernel):
@@ -121,7 +130,7 @@ def test_outputs_of_every_type(cuda, splits, dtype, kernel):
         assert_close(y, expected, tolerance, dtype)
 
 
-@pytest.mark.parametrize("kernel", [SMALL, LARGE], ids=["small", "large"])
+@KERNELS
 @pytest.mark.parametrize("zero_point", [None, "lowest", "highest", "mixed"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_part_is_exact_at_the_extremes(cuda, bits, zero_point, kernel):
@@ -141,6 +150,7 @@ def test_integer_part_is_exact_at_the_extremes(cuda, bits, zero_point, kernel):
     q = rng.choice(np.array([-127, 127], np.int8), (8, k))
     q[0], q[1] = 127, -127
     x = q.astype(np.float32)
+    need(cuda, kernel)
     y = cuda.matmul(x, w, np.zeros(1, np.float32), block=k, scale=1.0, kernel=kernel)
     np.testing.assert_array_equal(y, reference.integer_dots(q, w).sum(axis=1))
 
@@ -157,7 +167,9 @@ def test_integer_part_is_that_of_the_cpu(cuda, kernels, activation):
     block = w.group_size if activation == "group" else w.K
     a = quantize_activations(x, block)
     on_cpu = kernels.matmul("reference", a.codes, a.scales, exact)
-    for kernel, m in ((SMALL, 30), (LARGE, 40)):
+    for kernel, m in ((SMALL, 30), (LARGE, 40), (WGMMA, 40)):
+        if kernel not in cuda.kernels():
+            continue
         y = cuda.matmul(
             x[:m],
             exact,
@@ -173,14 +185,9 @@ def test_integer_part_is_that_of_the_cpu(cuda, kernels, activation):
 def test_bits_do_not_depend_on_the_order_of_threads(cuda, bits):
     layer = make_layer(1100, 100, 64, bits=bits, symmetric=False)
     x = RNG.normal(size=(70, 1100)).astype(np.float32)
-    for m, options in (
-        (1, {}),
-        (20, {}),
-        (70, {}),
-        (70, {"k_splits": 3}),
-        (70, {"chunk": 64}),
-        (5, {"serial": True}),
-    ):
+    cases = [(1, {}), (5, {"serial": True}), (20, {}), (70, {"k_splits": 3}), (70, {"chunk": 64})]
+    cases += [(40, {"kernel": kernel}) for kernel in cuda.kernels() if kernel != SMALL]
+    for m, options in cases:
         first = product(cuda, layer, x[:m], "row", **options)
         try:
             cuda.reverse(True)
@@ -221,11 +228,12 @@ def test_more_rows_than_are_quantized_at_once(cuda):
     np.testing.assert_array_equal(y, product(cuda, layer, x, "row"))
 
 
-@pytest.mark.parametrize("kernel", [SMALL, LARGE], ids=["small", "large"])
+@KERNELS
 def test_one_bias_and_one_zero_point(cuda, kernel):
     w = make_layer(64, 20, 32).w
     shifted = PackedMatrix(4, 64, 20, 32, w.W, w.scales, np.full((1, 1, 1), 5, np.uint8))
     x = RNG.normal(size=(2, 64)).astype(np.float32)
+    need(cuda, kernel)
     y = cuda.matmul(x, shifted, np.array([0.5], np.float32), block=64, kernel=kernel)
     expected = reference.matmul_a8(x, shifted, np.array([0.5], np.float32), activation_block=64)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -256,3 +264,22 @@ def test_addresses_that_the_kernels_cannot_read_are_refused(emulated, field, add
     else:
         setattr(p, field, address)
     assert cause in emulated.refusal(p)
+
+
+@pytest.mark.parametrize("unit_bytes", [256, 512], ids=["4 bit", "8 bit"])
+def test_tiles_lie_on_different_banks(unit_bytes):
+    """The swizzle of the tiled kernels: eight lanes that read 16 bytes at once meet all 32 banks."""
+
+    def swizzled(unit):  # as in multiply_tiled.h
+        return unit ^ (unit >> 2 & 6)
+
+    loads = unit_bytes // 256
+    for step in range(2):
+        for load in range(loads):
+            for first in range(0, 32, 8):
+                banks = set()
+                for lane in range(first, first + 8):
+                    group, thread = lane // 4, lane % 4
+                    unit = step * 16 * loads + (thread * loads + load) * 4 + group % 4
+                    banks.add(swizzled(unit) % 8)
+                assert len(banks) == 8

@@ -3,5 +3,6 @@
 #include "cuda/matmul.cu"
 #include "cuda/multiply_large.cu"
 #include "cuda/multiply_small.cu"
+#include "cuda/multiply_wgmma.cu"
 #include "cuda/quantize.cu"
 #include "cuda/testing/test_interface.cu"

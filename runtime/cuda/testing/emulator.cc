@@ -35,7 +35,19 @@ struct Fiber {
   WarpCall call;
   WarpInstruction instruction;
   std::vector<Copy> copies;
-  int groups;  // committed so far
+  int groups;          // committed so far
+  bool copies_hidden;  // have arrived, but not been shown to wgmma
+  bool in_order;       // begin_wgmma was called since the last wait
+  bool uncommitted;    // there are products that were not committed
+};
+
+// A product of a warpgroup that nobody has waited for.
+struct Product {
+  std::size_t first;  // thread
+  WgmmaOperands operands[kGroupLanes];
+  void* results[kGroupLanes];
+  std::int32_t sums[kGroupLanes][kWgmmaSums];  // before the product
+  bool continues;  // an earlier one with the same results, and adds to what that will give
 };
 
 struct Kernel {
@@ -52,6 +64,7 @@ struct Block {
   std::size_t threads = 0;
   Fiber* running = nullptr;
   const std::function<void()>* thread = nullptr;
+  std::vector<std::unique_ptr<Product>> products;
 };
 
 Block g_blocks[2];
@@ -81,12 +94,14 @@ void prepare(std::size_t threads, const std::function<void()>& thread) {
   }
   g_now->threads = threads;
   g_now->thread = &thread;
+  g_now->products.clear();
   for (std::size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *g_now->fibers[i];
     fiber.state = State::kReady;
     fiber.index = dim3(static_cast<unsigned>(i), 0, 0);
     fiber.copies.clear();
     fiber.groups = 0;
+    fiber.copies_hidden = fiber.in_order = fiber.uncommitted = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -187,26 +202,30 @@ void wait_for_previous_kernel() {
 
 void wait_for_block() { yield(State::kInBlock); }
 
-void call_with_warp(WarpInstruction instruction, const void* immediate, const void* operands,
-                    void* result) {
+void call_together(int lanes, WarpInstruction instruction, const void* immediate,
+                   const void* operands, void* result) {
   Fiber& self = *g_now->running;
   self.call = {operands, result};
   self.instruction = instruction;
-  const std::size_t first = index_of(self) / kLanes * kLanes;
-  for (std::size_t i = first; i < first + kLanes; ++i) {
-    if (&self != g_now->fibers[i].get() && g_now->fibers[i]->state != State::kInWarp) {
-      yield(State::kInWarp);
-      return;
+  const auto count = static_cast<std::size_t>(lanes);
+  const std::size_t first = index_of(self) / count * count;
+  for (std::size_t i = first; i < first + count; ++i) {
+    const Fiber& other = *g_now->fibers[i];
+    if (&other == &self) continue;
+    if (other.state == State::kInWarp && other.instruction == instruction) continue;
+    if (other.state == State::kInWarp && lanes == kLanes) {
+      fail("the lanes of a warp meet different instructions");
     }
+    yield(State::kInWarp);
+    return;
   }
-  WarpCall lanes[kLanes];
-  for (std::size_t i = 0; i < kLanes; ++i) {
+  WarpCall calls[kGroupLanes];
+  for (std::size_t i = 0; i < count; ++i) {
     Fiber& lane = *g_now->fibers[first + i];
-    if (lane.instruction != instruction) fail("the lanes of a warp meet different instructions");
-    lanes[i] = lane.call;
+    calls[i] = lane.call;
     lane.state = State::kReady;
   }
-  instruction(lanes, immediate);
+  instruction(calls, immediate);
 }
 
 void copy_async(void* shared, const void* from, bool present) {
@@ -226,7 +245,9 @@ void wait_for_copies(int pending) {
   Fiber& self = *g_now->running;
   const auto late = [&](const Copy& copy) { return copy.group >= self.groups - pending; };
   for (const Copy& copy : self.copies) {
-    if (!late(copy)) std::memcpy(copy.to, copy.bytes, kCopyBytes);
+    if (late(copy)) continue;
+    std::memcpy(copy.to, copy.bytes, kCopyBytes);
+    self.copies_hidden = true;
   }
   self.copies.erase(std::remove_if(self.copies.begin(), self.copies.end(),
                                    [&](const Copy& copy) { return !late(copy); }),
@@ -237,7 +258,7 @@ void wait_for_copies(int pending) {
 // 4 and t = lane % 4, byte i of a lane's A lies in row g (i < 4 or 8 <= i < 12) or g + 8, and in k
 // = 4 t + i % 4, plus 16 from i = 8 on; byte i of its B in k = 4 t + i % 4, plus 16 from i = 4 on,
 // and in column g; value i of C and D in row g (i < 2) or g + 8, and in column 2 t + i % 2.
-void mma_u8_s8(WarpCall (&lanes)[kLanes], const void*) {
+void mma_u8_s8(const WarpCall* lanes, const void*) {
   std::int32_t a[16][32], b[32][8];
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& from = *static_cast<const MmaOperands*>(lanes[lane].operands);
@@ -264,10 +285,82 @@ void mma_u8_s8(WarpCall (&lanes)[kLanes], const void*) {
   }
 }
 
-void shuffle_xor(WarpCall (&lanes)[kLanes], const void* mask) {
+void shuffle_xor(const WarpCall* lanes, const void* mask) {
   const int bits = *static_cast<const int*>(mask);
   for (int lane = 0; lane < kLanes; ++lane) {
     std::memcpy(lanes[lane].result, lanes[lane ^ bits].operands, 4);
+  }
+}
+
+void show_to_wgmma() { g_now->running->copies_hidden = false; }
+void begin_wgmma() { g_now->running->in_order = true; }
+void commit_wgmma() { g_now->running->uncommitted = false; }
+
+void wgmma_u8_s8(const WarpCall* lanes, const void*) {
+  auto product = std::make_unique<Product>();
+  product->first = index_of(*g_now->running) / kGroupLanes * kGroupLanes;
+  for (std::size_t i = 0; i < g_now->threads; ++i) {
+    if (g_now->fibers[i]->copies_hidden) fail("wgmma reads copies that were not shown to it");
+  }
+  product->continues = false;
+  for (const auto& earlier : g_now->products) {
+    if (earlier->results[0] == lanes[0].result) product->continues = true;
+  }
+  for (std::size_t i = 0; i < kGroupLanes; ++i) {
+    Fiber& lane = *g_now->fibers[product->first + i];
+    if (!lane.in_order) fail("wgmma without the fence before it");
+    lane.uncommitted = true;
+    product->operands[i] = *static_cast<const WgmmaOperands*>(lanes[i].operands);
+    product->results[i] = lanes[i].result;
+    if (product->operands[i].shared != product->operands[0].shared) {
+      fail("a warpgroup disagrees about the matrix in shared memory");
+    }
+    std::memcpy(product->sums[i], lanes[i].result, sizeof product->sums[i]);
+    std::memset(lanes[i].result, kRubbish, sizeof product->sums[i]);
+  }
+  if (reinterpret_cast<std::uintptr_t>(product->operands[0].shared) % 256 != 0) {
+    fail("a swizzled matrix is not aligned");
+  }
+  g_now->products.push_back(std::move(product));
+}
+
+// m64n64k32. A and D are those of mma.m16n8k32 for rows 16 w .. 16 w + 15 in warp w, D for each 8
+// columns. B lies as [64 columns, 32 bytes]; 32-byte swizzle flips bit 4 of an address by bit 7.
+void multiply(const Product& product) {
+  for (int warp = 0; warp < kGroupLanes / kLanes; ++warp) {
+    for (int tile = 0; tile < kWgmmaSums / 4; ++tile) {
+      MmaOperands operands[kLanes];
+      WarpCall lanes[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const int lane = warp * kLanes + i;
+        MmaOperands& of_lane = operands[i];
+        std::memcpy(of_lane.a, product.operands[lane].a, sizeof of_lane.a);
+        for (int half = 0; half < 2; ++half) {
+          const int at = (8 * tile + i / 4) * 32 + 16 * half + i % 4 * 4;
+          std::memcpy(&of_lane.b[half], product.operands[0].shared + (at ^ (at >> 3 & 16)), 4);
+        }
+        std::int32_t* d = static_cast<std::int32_t*>(product.results[lane]) + 4 * tile;
+        const std::int32_t* c = product.continues ? d : product.sums[lane] + 4 * tile;
+        std::copy(c, c + 4, of_lane.c);
+        lanes[i] = {&of_lane, d};
+      }
+      mma_u8_s8(lanes, nullptr);
+    }
+  }
+}
+
+void wait_for_wgmma() {
+  Fiber& self = *g_now->running;
+  if (self.uncommitted) fail("wgmma was waited for, but not committed");
+  self.in_order = false;
+  const std::size_t first = index_of(self) / kGroupLanes * kGroupLanes;
+  for (auto at = g_now->products.begin(); at != g_now->products.end();) {
+    if ((*at)->first == first) {
+      multiply(**at);
+      at = g_now->products.erase(at);
+    } else {
+      ++at;
+    }
   }
 }
 

@@ -55,6 +55,8 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 namespace qc::cuda::emulator {
 
 inline constexpr int kLanes = 32;
+inline constexpr int kGroupLanes = 128;  // of a warpgroup
+inline constexpr int kWgmmaSums = 32;    // of a lane
 
 extern dim3 g_thread, g_block, g_grid;  // of the fiber that runs
 
@@ -73,15 +75,15 @@ void set_reverse(bool reverse);
 
 void wait_for_block();
 
-// An instruction of the whole warp: each lane gives `bytes` of operands; the last one to arrive
+// An instruction of a whole warp or warpgroup: each lane gives its operands; the last one to arrive
 // computes every lane's result from all operands, with a function that names the instruction.
 struct WarpCall {
   const void* operands;
   void* result;
 };
-using WarpInstruction = void (*)(WarpCall (&lanes)[kLanes], const void* immediate);
-void call_with_warp(WarpInstruction instruction, const void* immediate, const void* operands,
-                    void* result);
+using WarpInstruction = void (*)(const WarpCall* lanes, const void* immediate);
+void call_together(int lanes, WarpInstruction instruction, const void* immediate,
+                   const void* operands, void* result);
 
 void copy_async(void* shared, const void* from, bool present);
 void commit_copies();
@@ -92,8 +94,19 @@ struct MmaOperands {
   std::uint32_t a[4], b[2];
   std::int32_t c[4];
 };
-void mma_u8_s8(WarpCall (&lanes)[kLanes], const void*);
-void shuffle_xor(WarpCall (&lanes)[kLanes], const void* mask);
+void mma_u8_s8(const WarpCall* lanes, const void*);
+void shuffle_xor(const WarpCall* lanes, const void* mask);
+
+// wgmma's products are computed when they are waited for; until then the sums are rubbish.
+struct WgmmaOperands {
+  std::uint32_t a[4];
+  const std::int8_t* shared;
+};
+void wgmma_u8_s8(const WarpCall* lanes, const void*);
+void show_to_wgmma();
+void begin_wgmma();
+void commit_wgmma();
+void wait_for_wgmma();
 
 template <typename T>
 void check_alignment(const T* at) {
@@ -113,7 +126,8 @@ T __shfl_xor_sync(unsigned mask, T value, int bits) {
   static_assert(sizeof(T) == 4, "one register");
   if (mask != 0xffffffff) qc::cuda::emulator::fail("only whole warps are emulated");
   T result;
-  qc::cuda::emulator::call_with_warp(qc::cuda::emulator::shuffle_xor, &bits, &value, &result);
+  qc::cuda::emulator::call_together(qc::cuda::emulator::kLanes, qc::cuda::emulator::shuffle_xor,
+                                    &bits, &value, &result);
   return result;
 }
 
@@ -137,7 +151,20 @@ namespace qc::cuda {
 inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
   const emulator::MmaOperands operands{
       {a[0], a[1], a[2], a[3]}, {b.x, b.y}, {d[0], d[1], d[2], d[3]}};
-  emulator::call_with_warp(emulator::mma_u8_s8, nullptr, &operands, d);
+  emulator::call_together(emulator::kLanes, emulator::mma_u8_s8, nullptr, &operands, d);
+}
+
+inline void show_to_wgmma() { emulator::show_to_wgmma(); }
+inline void begin_wgmma() { emulator::begin_wgmma(); }
+inline void commit_wgmma() { emulator::commit_wgmma(); }
+inline void wgmma_u8_s8(std::int32_t (&d)[8][4], const std::uint32_t (&a)[4],
+                        const std::int8_t* shared) {
+  const emulator::WgmmaOperands operands{{a[0], a[1], a[2], a[3]}, shared};
+  emulator::call_together(emulator::kGroupLanes, emulator::wgmma_u8_s8, nullptr, &operands, d);
+}
+template <int kSteps>
+void wait_for_wgmma(std::int32_t (&)[2][8][4], std::uint32_t (&)[kSteps][2][4]) {
+  emulator::wait_for_wgmma();
 }
 
 inline void copy_async(void* shared, const void* from, bool present) {

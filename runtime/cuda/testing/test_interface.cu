@@ -47,6 +47,7 @@ using namespace qc::cuda;
 #ifdef QC_CUDA_EMULATED
 
 QC_TEST_EXPORT int qc_cuda_devices() { return 1; }
+QC_TEST_EXPORT int qc_cuda_capability() { return 90; }
 QC_TEST_EXPORT void qc_cuda_reverse(int reverse) { emulator::set_reverse(reverse != 0); }
 QC_TEST_EXPORT const char* qc_cuda_synchronize() {
   emulator::finish();
@@ -58,6 +59,14 @@ QC_TEST_EXPORT const char* qc_cuda_synchronize() {
 QC_TEST_EXPORT int qc_cuda_devices() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+// Major and minor compute capability, as in 90.
+QC_TEST_EXPORT int qc_cuda_capability() {
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
 }
 QC_TEST_EXPORT const char* qc_cuda_allocate(std::size_t bytes, void** pointer) {
   return error_of(cudaMalloc(pointer, bytes));
