@@ -268,7 +268,7 @@ def test_addresses_that_the_kernels_cannot_read_are_refused(emulated, field, add
 
 @pytest.mark.parametrize("unit_bytes", [256, 512], ids=["4 bit", "8 bit"])
 def test_tiles_lie_on_different_banks(unit_bytes):
-    """The swizzle of the tiled kernels: eight lanes that read 16 bytes at once meet all 32 banks."""
+    """The swizzle of the tiled kernels: eight lanes that read at once meet all 32 banks."""
 
     def swizzled(unit):  # as in multiply_tiled.h
         return unit ^ (unit >> 2 & 6)
