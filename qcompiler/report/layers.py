@@ -116,10 +116,11 @@ def _equalized(remark: Remark) -> dict[str, Any]:
 
 
 def scheme(data: Mapping[str, Any]) -> str:
-    """A weight's scheme in one word each: type, group, symmetry, rounding unless to nearest."""
+    """A weight's scheme in one word each: type, group, symmetry; rounding and scales if unusual."""
     symmetry = "sym" if data["symmetric"] else "asym"
     rounding = data.get("rounding", "nearest")
-    suffix = "" if rounding == "nearest" else f" {rounding}"
+    suffix = " progressive" if data.get("progressive") else ""
+    suffix += "" if rounding == "nearest" else f" {rounding}"
     return f"int{data['bits']} g{data['group_size']} {symmetry}{suffix}"
 
 
