@@ -38,13 +38,19 @@ class EmbeddingResult:
         return asdict(self)
 
 
-def batch_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[Array, Array]:
-    """Token ids and mask [B, T] of `texts`, padded to the longest, cut at `max_length`."""
+def token_rows(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The token ids of each text, cut at `max_length`."""
     rows: list[list[int]] = []
     for encoding in tokenizer.encode_batch(list(texts)):
         ids = encoding.ids
         # A cut text keeps its closing token, which encoders rely on.
         rows.append(ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]])
+    return rows
+
+
+def batch_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[Array, Array]:
+    """Token ids and mask [B, T] of `texts`, padded to the longest, cut at `max_length`."""
+    rows = token_rows(tokenizer, texts, max_length)
     width = max(len(row) for row in rows)
     ids_array = np.zeros((len(rows), width), np.int64)
     mask = np.zeros((len(rows), width), np.int64)
