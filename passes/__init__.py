@@ -18,7 +18,6 @@ _PASSES: dict[str, str] = {
     "plan-activations": "plan_activations:PlanActivations",
     "allocate-bits": "allocate_bits:AllocateBits",
     "equalize": "equalize:Equalize",
-    "record-outputs": "record_outputs:RecordOutputs",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "quantize-embedding": "quantize_embedding:QuantizeEmbedding",
     "insert-qdq": "insert_qdq:InsertQdq",
