@@ -22,6 +22,7 @@ _PASSES: dict[str, str] = {
     "quantize-embedding": "quantize_embedding:QuantizeEmbedding",
     "insert-qdq": "insert_qdq:InsertQdq",
     "correct-bias": "correct_bias:CorrectBias",
+    "tweak-norms": "tweak_norms:TweakNorms",
     "merge-linears": "merge_linears:MergeLinears",
     "fuse-norm": "fuse_norm:FuseNorm",
     "compute-rotary": "compute_rotary:ComputeRotary",

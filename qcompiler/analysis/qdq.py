@@ -177,6 +177,15 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
     return ActivationQdq(x, Granularity.PER_TOKEN if whole else Granularity.PER_GROUP, block, None)
 
 
+def before_rounding(tensor: Any) -> Any:
+    """The activation X that a quantized layer reads, before its Q/DQ and casts."""
+    found = activation_qdq(tensor)
+    x = tensor if found is None else found.x
+    while (cast := ir.producer(x, "Cast")) is not None:
+        x = cast.inputs[0]
+    return x
+
+
 def _clips_to_127(found: Match) -> bool:
     """Whether a static activation is int8 in [-127, 127], so that its clip takes -128 only."""
     top = 127.0 * found.array("s").item()

@@ -13,7 +13,7 @@ KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
 
 
-_TRANSFORMS = ("fold-norm", "rotate", "correct-bias")
+_TRANSFORMS = ("fold-norm", "rotate", "correct-bias", "tweak-norms")
 """Passes that prepare layers for what quantizes them, or touch them up afterwards."""
 
 
