@@ -104,7 +104,7 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     # A layer that these leave alone may be quantized all the same.
     if step in ("fold-norm", "rotate"):
         return change | _transformed(step, remark, layer)
-    if step == "correct-bias":
+    if step in ("correct-bias", "tweak-norms"):
         return change
     if not remark.applied:
         return change | {"reason": remark.message}

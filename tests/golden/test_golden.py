@@ -120,9 +120,6 @@ def learned(before: PassContext, after: PassContext) -> str:
                 for kind, values in {**ranges, "mean_square": item.mean_square}.items()
             ]
             lines.append(f"statistics: {name} tokens={item.tokens} {' '.join(said)}")
-        for name, item in after.statistics.outputs.items():
-            parts = [", ".join(f"{v:.5g}" for v in part[:8]) for part in vars(item).values()]
-            lines.append(f"outputs: {name} fitted=[{parts[0]}] held_out=[{parts[1]}]")
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ LOSSY_DB = {
     "quantize-embedding": 30.0,
     "quantize-weights": 8.0,
     "correct-bias": 8.0,
+    "tweak-norms": 8.0,
     "insert-qdq": 8.0,
     "lower-ort-contrib": 15.0,
 }
@@ -64,6 +65,7 @@ PIPELINES = {
     "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=5.5}"),
     "quarot on ort-custom": ("quarot", "ort-custom", ()),
     "qoq on ort-custom": ("qoq", "ort-custom", ()),
+    "w4a8 with tweaked norms": ("w4a8", "ort-custom", (), "tweak-norms{target=float}"),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 
@@ -75,11 +77,13 @@ def steps_of(name: str):
     """The passes of a pipeline above; thin layers are quantized too."""
     recipe, target, overrides, *extra = PIPELINES[name]
     steps = pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
-    # Before what decides, or where the decisions have been taken.
     added = [step for text in extra for step in parse_pipeline(text)]
     names = [step.name for step in steps]
-    late = any(step.name == "allocate-bits" for step in added)
-    at = names.index("quantize-embedding") if late else names.index("fuse-norm") + 1
+    at = names.index("fuse-norm") + 1  # before what decides
+    if any(step.name == "allocate-bits" for step in added):
+        at = names.index("quantize-embedding")
+    elif any(step.name == "tweak-norms" for step in added):
+        at = names.index("insert-qdq") + 1
     return [*steps[:at], *added, *steps[at:]]
 
 
