@@ -72,6 +72,7 @@ STEPS = (
     Step("awq", "awq"),
     Step("gptq", "gptq"),
     Step("quarot", "quarot"),
+    Step("qoq", "qoq"),
     *(
         Step(f"w4a8 on 16 windows, {label}", "w4a8", changes, _DECODERS[1:], 16)
         for label, changes in _VARIANTS.items()

@@ -37,6 +37,7 @@ from qcompiler.analysis.linears import find_linears
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics import scale_search
+from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.numerics.equalization import logarithmic, normalized, ranges, smoothquant
 from qcompiler.numerics.scale_search import Candidate, Rounding, output_errors
 from qcompiler.passmanager import (
@@ -80,7 +81,8 @@ class Equalize(Pass):
     edges: tuple[Kind, ...] = ("norm", "up-down", "v-o")
     normalize: bool = False
     bits: Literal[4, 8] = 4
-    """Of a search, as the two below: the weights' format. It should be that of quantize-weights."""
+    """Of a search, as the two below: the weights' format, which should be that of quantize-weights.
+    A layer that `allocate-bits` has given a format is rounded to that one."""
     group_size: Literal[32, 64, 128, 256] = 128
     symmetric: bool = True
     through_cache: bool = False
@@ -151,7 +153,9 @@ class Equalize(Pass):
             data: dict[str, Any] = {"edge": edge.kind, **(more or {})}
             current = plan.get(reader.name)
             if current is not None and current.equalize:
-                plan[reader.name] = ActivationPlan(granularity=Granularity.PER_TOKEN)
+                plan[reader.name] = replace(
+                    current, granularity=Granularity.PER_TOKEN, equalize=False
+                )
                 message += "; activations per-token instead"
                 data["activation"] = Granularity.PER_TOKEN.value
             remarks.append(Remark(layer=reader.name, applied=False, message=message, data=data))
@@ -220,12 +224,15 @@ class Equalize(Pass):
     def _errors(
         self, edge: FoldEdge, x: Any, candidates: Sequence[Candidate], plan: Plan
     ) -> list[float]:
-        planned = next(plan[r.name].granularity for r in edge.readers if r.name in plan)
+        # Layers that read one activation are planned alike; only heads are given no format.
+        planned = [plan[reader.name] for reader in edge.readers if reader.name in plan]
+        usual = WeightFormat(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        form = next((each.weight for each in planned if each.weight), usual)
         rounding = Rounding(
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            activations="none" if self.method == "awq" else planned.value,
+            bits=form.bits,
+            group_size=form.group_size,
+            symmetric=form.symmetric,
+            activations="none" if self.method == "awq" else planned[0].granularity.value,
         )
         scales = [candidate.scale for candidate in candidates]
         return output_errors(x, _weights(edge), scales, rounding)

@@ -47,6 +47,9 @@ class QuantizeWeights(Pass):
     bits: Bits = 4
     group_size: GroupSize = 128
     symmetric: bool = True
+    progressive: bool = False
+    """Of 4 bits: the scales of a column's groups are small multiples of one number, so that codes
+    become int8 values by integer arithmetic alone, as in QServe, arXiv 2405.04532."""
     search: Search = "none"
     """Range of a group: as found, least weight error ("mse"), least output error ("output")."""
     rounding: Literal["nearest", "gptq", "gptaq"] = "nearest"
@@ -99,6 +102,7 @@ class QuantizeWeights(Pass):
             _use(graph, linear, dequantized, namer)
             kind = "asymmetric" if data["symmetric"] is False else "symmetric"
             message = f"int{data['bits']} {kind}, group {data['group_size']}"
+            message += ", progressive" if data["progressive"] else ""
             remarks.append(Remark(layer=linear.name, applied=True, message=message, data=data))
         ctx.tick("quantizing weights", len(linears), len(linears))
         if done:
@@ -179,15 +183,14 @@ class QuantizeWeights(Pass):
 
     def _rounded(self, values: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
         alpha = self.alpha if self.rounding == "gptaq" else 0.0
-        if self.search == "output":
-            nearest = quantize_weight(
-                values,
+        if self.search == "output" or self.progressive:
+            # Importance as measured now; and a graph says nothing of a progressive weight's limits.
+            form = WeightFormat(
                 bits=nearest.bits,
                 group_size=nearest.group_size,
                 symmetric=nearest.zero_points is None,
-                search=self.search,
-                importance=found.mean_square,
             )
+            nearest = self._nearest(values, form, found.mean_square)
         chosen = gptq(
             values,
             nearest,
@@ -214,16 +217,20 @@ class QuantizeWeights(Pass):
             group_size=self.group_size,
             symmetric=self.symmetric,
         )
-        quantized = quantize_weight(
+        quantized = self._nearest(values, form, importance)
+        data = describe(quantized, values, linear.weight, kind="linear")
+        return insert_weight_dq(graph, quantized, str(linear.weight.name), namer), data
+
+    def _nearest(self, values: Any, form: WeightFormat, importance: Any) -> QuantizedWeight:
+        return quantize_weight(
             values,
             bits=form.bits,
             group_size=form.group_size,
             symmetric=form.symmetric,
             search=self.search,
             importance=importance,
+            progressive=self.progressive,
         )
-        data = describe(quantized, values, linear.weight, kind="linear")
-        return insert_weight_dq(graph, quantized, str(linear.weight.name), namer), data
 
 
 def describe(
@@ -238,6 +245,7 @@ def describe(
         "bits": quantized.bits,
         "group_size": quantized.group_size,
         "symmetric": quantized.zero_points is None,
+        "progressive": quantized.reach is not None,
         "sqnr_db": chunked_sqnr_db(values, quantized),
         "bytes_before": ir.nbytes(source),
         "bytes_after": quantized.nbytes(),

@@ -162,8 +162,9 @@ def evaluate(
 ) -> None:
     """Measure quality: perplexity of decoders, embeddings of encoders.
 
-    Perplexity comes with its 95% confidence interval. Two models on the same text are compared
-    far more sharply by the KL divergence from a [b]--reference[/].
+    Perplexity, the mean cosine and the share of neighbours kept come with their 95% confidence
+    intervals. Two decoders on the same text are compared far more sharply by the KL divergence
+    from a [b]--reference[/].
 
     [dim]Examples:[/]
 
@@ -193,7 +194,8 @@ def evaluate(
     if results[0].divergence is not None:
         columns += ["KL", "top-1 %"]
     if results[0].embeddings is not None:
-        columns += ["cosine", "min cosine", "neighbours %", "sentences"]
+        columns += ["cosine", "95% interval", "min cosine"]
+        columns += ["neighbours %", "95% interval", "sentences"]
     for row, result in zip(rows, results, strict=True):
         if (p := result.perplexity) is not None:
             interval = "-" if p.low is None else f"{p.low:.2f}-{p.high:.2f}"
@@ -201,8 +203,11 @@ def evaluate(
         if (d := result.divergence) is not None:
             row += [f"{d.kl:.4f}", f"{100 * d.top1:.1f}"]
         if (e := result.embeddings) is not None:
-            row += [f"{e.mean_cosine:.4f}", f"{e.min_cosine:.4f}"]
-            row += [f"{100 * e.neighbour_agreement:.1f}", str(e.sentences)]
+            low, high = e.cosine_low, e.cosine_high
+            interval = "-" if low is None else f"{low:.4f}-{high:.4f}"
+            row += [f"{e.mean_cosine:.4f}", interval, f"{e.min_cosine:.4f}"]
+            interval = f"{100 * e.neighbour_low:.1f}-{100 * e.neighbour_high:.1f}"
+            row += [f"{100 * e.neighbour_agreement:.1f}", interval, str(e.sentences)]
     console.print_table(columns, rows)
 
 

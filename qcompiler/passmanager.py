@@ -39,7 +39,6 @@ class Fact(enum.Enum):
     CANONICAL = "canonical"
     CALIBRATED = "calibrated"
     PLANNED = "planned"
-    OUTPUTS_RECORDED = "outputs-recorded"
     WEIGHTS_QUANTIZED = "weights-quantized"
     QDQ = "qdq"
     LOWERED = "lowered"
@@ -95,6 +94,9 @@ class PassContext:
     observe: Observer | None = None
     stream: Streamer | None = None
     probe: Prober | None = None
+    reference: gs.Graph | None = None
+    """The graph before the first LOSSY pass, for passes that ask for it (`Pass.reads_reference`).
+    Constants are shared: what it adds to the memory is what later passes would have freed."""
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +137,8 @@ class Pass(ABC):
     numerics: ClassVar[Numerics]
     requires: ClassVar[frozenset[Fact]] = frozenset()
     provides: ClassVar[frozenset[Fact]] = frozenset()
+    reads_reference: ClassVar[bool] = False
+    """Whether it compares with the graph before the first LOSSY pass, `PassContext.reference`."""
 
     @abstractmethod
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
@@ -182,6 +186,7 @@ class PassManager:
                     f"put {_providers(frozenset(missing))} before it"
                 )
             known |= step.provides
+        self._referred = _referred(self._passes)
         self.history: list[Record] = []
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
@@ -192,6 +197,8 @@ class PassManager:
     def _run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
         for index, step in enumerate(self._passes):
             start = time.perf_counter()
+            if index == self._referred.start:
+                ctx = replace(ctx, reference=graph.copy())
             try:
                 result = step.run(graph, ctx)
                 seconds = time.perf_counter() - start
@@ -212,6 +219,8 @@ class PassManager:
                 ctx = replace(ctx, statistics=result.statistics)
             if result.plan is not None:
                 ctx = replace(ctx, plan=result.plan)
+            if index + 1 == self._referred.stop:  # nobody needs its weights any more
+                ctx = replace(ctx, reference=None)
             self.history.append(
                 Record(
                     name=step.name,
@@ -221,6 +230,24 @@ class PassManager:
                 )
             )
         return graph, ctx
+
+
+def _referred(passes: Sequence[Pass]) -> range:
+    """The passes during which the float graph is kept: from the first LOSSY one to its last reader.
+
+    RecipeError if a reader comes before there is anything to compare.
+    """
+    exact = [step.numerics is Numerics.EXACT for step in passes]
+    first = exact.index(False) if False in exact else len(passes)
+    readers = [index for index, step in enumerate(passes) if step.reads_reference]
+    if not readers:
+        return range(-1, -1)
+    if readers[0] <= first:
+        raise RecipeError(
+            f"pass '{passes[readers[0]].name}' compares with the float graph, and no pass before "
+            "it rounds; run it in one pipeline with those that do, from the float model on"
+        )
+    return range(first, readers[-1] + 1)
 
 
 def _providers(facts: frozenset[Fact]) -> str:

@@ -23,15 +23,8 @@ from numpy.typing import NDArray
 from qcompiler import ir
 from qcompiler.analysis.layout import value_columns
 from qcompiler.analysis.linears import Linear
+from qcompiler.analysis.norms import scaling_of
 
-# operator -> input positions of its weight and bias vectors
-_NORMS: dict[str, tuple[int, ...]] = {
-    "LayerNormalization": (1, 2),
-    "SimplifiedLayerNormalization": (1,),
-    "RMSNormalization": (1,),
-    "SkipLayerNormalization": (2, 3),
-    "SkipSimplifiedLayerNormalization": (2,),
-}
 _FUSED_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
 
@@ -118,17 +111,13 @@ def _edge(
     channels = readers[0].shape[0]
     if node is None:
         return FoldEdge("none", x, readers, veto="the activation is an input of the model")
-    if node.op in _NORMS and x is node.outputs[0]:
-        return _norm(x, readers, node, channels)
+    scaling = scaling_of(x, channels)
+    if isinstance(scaling, str):
+        return FoldEdge("norm", x, readers, veto=scaling)
+    if scaling is not None:
+        absorbers = tuple(Absorber(node, position) for position in scaling.parameters)
+        return FoldEdge("norm", x, readers, absorbers)
     if node.op == "Mul":
-        for position in (0, 1):
-            operand, other = node.inputs[position], node.inputs[1 - position]
-            if (
-                ir.is_constant(operand)
-                and _is_vector(operand, channels)
-                and not ir.is_constant(other)
-            ):
-                return FoldEdge("norm", x, readers, (Absorber(node, position),))
         for operand in (node.inputs[1], node.inputs[0]):
             up = by_output.get(id(operand))
             if up is not None and up.shape[1] == channels:
@@ -139,24 +128,6 @@ def _edge(
     if node.op in ("Reshape", "Transpose"):
         return _plain_attention(graph, x, readers, node, by_output, through_cache)
     return FoldEdge("none", x, readers, veto=f"{node.op} '{node.name}' can't absorb a scale")
-
-
-def _is_vector(tensor: Any, size: int) -> bool:
-    shape = tuple(tensor.shape)
-    return bool(shape) and shape[-1] == size and int(np.prod(shape)) == size
-
-
-def _norm(x: Any, readers: tuple[Linear, ...], node: gs.Node, channels: int) -> FoldEdge:
-    absorbers: list[Absorber] = []
-    for position in _NORMS[node.op]:
-        if position >= len(node.inputs) or node.inputs[position].is_empty():
-            continue
-        if not ir.is_constant(node.inputs[position]):
-            return FoldEdge("norm", x, readers, veto=f"the weight of '{node.name}' is computed")
-        if not _is_vector(node.inputs[position], channels):
-            return FoldEdge("norm", x, readers, veto=f"'{node.name}' normalizes several axes")
-        absorbers.append(Absorber(node, position))
-    return FoldEdge("norm", x, readers, tuple(absorbers))
 
 
 def _columns(

@@ -17,7 +17,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
+from qcompiler.analysis.linears import Linear, find_linears
+from qcompiler.errors import RecipeError
 from qcompiler.ir.matcher import Match, const, match, op, var
+from qcompiler.ir.order import topological
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passmanager import Granularity
 
@@ -122,6 +125,38 @@ def weight_dq(tensor: Any) -> WeightDq | None:
     return WeightDq(node, codes, scales, zeros, int(ir.attribute(node, "block_size")))
 
 
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer with a quantized weight, and what it was in the float graph."""
+
+    node: gs.Node
+    weight: WeightDq
+    source: Linear
+
+
+def find_quantized(graph: gs.Graph, reference: gs.Graph | None) -> list[QuantizedLayer]:
+    """The quantized layers in order that go by the name of a layer of the float graph `reference`.
+
+    RecipeError where there is no float graph, or it knows none of them.
+    """
+    if reference is None:
+        raise RecipeError("no float graph to compare with; run it in one pipeline with what rounds")
+    floats = {linear.name: linear for linear in find_linears(reference)[0]}
+    nodes = [node for node in topological(graph) if node.op == "MatMul" and not node.domain]
+    found = [(node, weight) for node in nodes if (weight := weight_dq(node.inputs[1]))]
+    known = [
+        QuantizedLayer(node, weight, floats[node.name])
+        for node, weight in found
+        if node.name in floats
+    ]
+    if found and not known:
+        raise RecipeError(
+            f"'{found[0][0].name}' was quantized before this pipeline began; run all of it from "
+            "the float model on"
+        )
+    return known
+
+
 def activation_qdq(tensor: Any) -> ActivationQdq | None:
     """The quantized activation a tensor is, if it is one in the form `insert_*` write."""
     node = ir.producer(tensor)
@@ -140,6 +175,15 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
     channels = x.shape[-1] if x.shape else None
     whole = isinstance(channels, int) and block >= channels
     return ActivationQdq(x, Granularity.PER_TOKEN if whole else Granularity.PER_GROUP, block, None)
+
+
+def before_rounding(tensor: Any) -> Any:
+    """The activation X that a quantized layer reads, before its Q/DQ and casts."""
+    found = activation_qdq(tensor)
+    x = tensor if found is None else found.x
+    while (cast := ir.producer(x, "Cast")) is not None:
+        x = cast.inputs[0]
+    return x
 
 
 def _clips_to_127(found: Match) -> bool:

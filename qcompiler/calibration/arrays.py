@@ -23,7 +23,8 @@ def load_arrays(
 
     An array has its input's rank (one feed, cut along an open batch axis) or one axis more (feeds
     stacked along the first); where a rank is unknown, a file is one feed. Language models need
-    `input_ids` only; the rest is derived.
+    `input_ids` only; the rest is derived. Texts that `attention_mask` says are padded become feeds
+    of their own without the padding, where the model's sizes are open.
 
     Raises CalibrationError naming the file and the input that does not fit.
     """
@@ -63,13 +64,25 @@ def _file_feeds(file: Path, package: ModelPackage, signature: Signature) -> list
         if ids.size and (ids.min() < 0 or ids.max() >= size):
             raise CalibrationError(f"{file}: input '{IDS}' has ids outside [0, {size})")
     feeds = _split(file, checked, specs)
-    if not derived:
+    if derived:
+        feeds = [{**signature.feeds(feed[IDS], feed.get(MASK)), **feed} for feed in feeds]
+    sizes = [size for spec in signature.inputs for size in spec.shape or ()]
+    if signature.kind == "other" or any(isinstance(size, int) and size != 1 for size in sizes):
         return feeds
-    complete: list[dict[str, Array]] = []
-    for feed in feeds:
-        base = signature.feeds(feed[IDS], feed.get(MASK))
-        complete.append({**base, **feed})
-    return complete
+    return [text for feed in feeds for text in _unpadded(feed)]
+
+
+def _unpadded(feed: dict[str, Array]) -> list[dict[str, Array]]:
+    """The texts of a padded batch one by one, without their padding; other feeds as they are."""
+    mask = feed.get(MASK)
+    if mask is None or mask.all() or any(value.shape != mask.shape for value in feed.values()):
+        return [feed]
+    kept = [(row, np.flatnonzero(keep)) for row, keep in enumerate(mask)]
+    return [
+        {name: value[row : row + 1, places] for name, value in feed.items()}
+        for row, places in kept
+        if len(places)
+    ]
 
 
 def _read(file: Path) -> dict[str, Array]:

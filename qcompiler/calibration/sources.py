@@ -8,6 +8,8 @@
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
 | `random` | normal noise, for models that read no tokens: ranges, not meaning |
+
+No feed holds padding: statistics are over all positions, and count what a mask hides.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from qcompiler.calibration.arrays import load_arrays
 from qcompiler.decoding import Decoder
 from qcompiler.errors import CalibrationError, ModelError
-from qcompiler.evaluation.embeddings import batch_ids
+from qcompiler.evaluation.embeddings import token_rows
 from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text, sentences
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage
@@ -32,7 +34,10 @@ Feed = dict[str, Array]
 
 MIN_TOKENS = 128
 """Fewer tokens than this give no usable statistics."""
-ENCODER_BATCH = 8
+ENCODER_BATCH = 12
+"""Sentences of one length in a feed, at most: about eight on average in English text."""
+_CANDIDATES = 8
+"""Sentences looked at for each that is needed: the more, the fuller the batches of one length."""
 SELF_BATCH = 8
 
 
@@ -159,17 +164,24 @@ def _decoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
 
 def _encoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
     _encode(text, want)
+    rng = np.random.default_rng(want.seed)
     found = sentences(text) or [line for line in text.splitlines() if line.strip()]
-    wanted = want.samples * ENCODER_BATCH
-    if len(found) > wanted:
-        chosen = np.random.default_rng(want.seed).choice(len(found), wanted, replace=False)
-        found = [found[i] for i in np.sort(chosen)]
-    tokenizer = want.package.tokenizer()
-    feeds: list[Feed] = []
-    for start in range(0, len(found), ENCODER_BATCH):
-        ids, mask = batch_ids(tokenizer, found[start : start + ENCODER_BATCH], want.length)
-        feeds.append(want.signature.feeds(ids, mask))
-    return feeds, f"{len(found)} sentences in {len(feeds)} batches"
+    most = _CANDIDATES * want.samples * ENCODER_BATCH
+    if len(found) > most:
+        found = [found[i] for i in np.sort(rng.choice(len(found), most, replace=False))]
+    by_length: dict[int, list[list[int]]] = {}
+    for row in token_rows(want.package.tokenizer(), found, want.length):
+        by_length.setdefault(len(row), []).append(row)
+    batches = [
+        np.array(rows[start : start + ENCODER_BATCH], np.int64)
+        for rows in by_length.values()
+        for start in range(0, len(rows), ENCODER_BATCH)
+    ]
+    # Each sentence is in one batch: drawn in any order, short and long ones keep their shares.
+    chosen = [batches[i] for i in rng.permutation(len(batches))[: want.samples]]
+    count = sum(map(len, chosen))
+    feeds = [want.signature.feeds(ids) for ids in chosen]
+    return feeds, f"{count} sentences in {len(feeds)} batches, each of one length"
 
 
 def _encode(text: str, want: _Request) -> list[int]:

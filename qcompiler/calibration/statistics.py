@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.bias import Means
-
 
 @dataclass(frozen=True)
 class TensorStatistics:
@@ -45,8 +43,6 @@ class Statistics:
 
     tensors: Mapping[str, TensorStatistics] = field(default_factory=dict)
     source: str = ""
-    outputs: Mapping[str, Means] = field(default_factory=dict)
-    """Means of X · W by the name of the layer, where they were recorded."""
 
     def scaled(self, name: str, scale: NDArray[Any]) -> Statistics:
         """These statistics after one activation was divided by `scale`."""

@@ -46,9 +46,12 @@ def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
     constants, as long as the node is not needed for the tensors already given; what computes a
     tensor may not change.
 
+    The arrays live on for the nodes ahead: what is changed in them in place, those nodes see, as if
+    what computes the tensor had changed with them. Only arrays of `feeds` are read-only.
+
     CalibrationError if the data does not fit the model.
     """
-    live: list[dict[str, Array]] = [dict(feed) for feed in feeds]
+    live = [{name: _read_only(value) for name, value in feed.items()} for feed in feeds]
     for stage in _stages(graph, names):
         if stage.leaves:
             _run(graph, stage, live)
@@ -56,6 +59,13 @@ def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
         for values in live:
             for name in values.keys() - stage.kept:
                 del values[name]
+
+
+def _read_only(values: Array) -> Array:
+    """The same values for all but writing."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _stages(graph: gs.Graph, names: Sequence[str]) -> list[_Stage]:

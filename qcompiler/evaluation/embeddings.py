@@ -11,6 +11,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from qcompiler.errors import ModelError
+from qcompiler.evaluation import intervals
 from qcompiler.feeds import Array, Signature
 
 
@@ -18,12 +19,18 @@ from qcompiler.feeds import Array, Signature
 class EmbeddingResult:
     """Cosine of each sentence's embedding with the reference's, and nearest neighbours kept.
 
-    `neighbour_agreement`: share of sentences whose nearest other sentence is the same one.
+    `neighbour_agreement`: share of sentences whose nearest other sentence is the same one. Lows and
+    highs are 95% confidence intervals over sentences, taken as independent: of the mean, None with
+    fewer than three; Wilson's of the share.
     """
 
     mean_cosine: float
+    cosine_low: float | None
+    cosine_high: float | None
     min_cosine: float
     neighbour_agreement: float
+    neighbour_low: float
+    neighbour_high: float
     sentences: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -31,13 +38,19 @@ class EmbeddingResult:
         return asdict(self)
 
 
-def batch_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[Array, Array]:
-    """Token ids and mask [B, T] of `texts`, padded to the longest, cut at `max_length`."""
+def token_rows(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The token ids of each text, cut at `max_length`."""
     rows: list[list[int]] = []
     for encoding in tokenizer.encode_batch(list(texts)):
         ids = encoding.ids
         # A cut text keeps its closing token, which encoders rely on.
         rows.append(ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]])
+    return rows
+
+
+def batch_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[Array, Array]:
+    """Token ids and mask [B, T] of `texts`, padded to the longest, cut at `max_length`."""
+    rows = token_rows(tokenizer, texts, max_length)
     width = max(len(row) for row in rows)
     ids_array = np.zeros((len(rows), width), np.int64)
     mask = np.zeros((len(rows), width), np.int64)
@@ -90,10 +103,20 @@ def compare(reference: Array, embeddings: Array) -> EmbeddingResult:
             f"embeddings of shape {embeddings.shape} can't be compared with the reference's "
             f"{reference.shape}"
         )
-    cosine = (reference.astype(np.float64) * embeddings).sum(axis=1)
+    # Lengths are 1 but for rounding.
+    cosine = np.minimum((reference.astype(np.float64) * embeddings).sum(axis=1), 1.0)
     same = _nearest(reference) == _nearest(embeddings)
+    low, high = intervals.of_mean(cosine) or (None, None)
+    neighbour_low, neighbour_high = intervals.of_share(int(same.sum()), len(same))
     return EmbeddingResult(
-        float(cosine.mean()), float(cosine.min()), float(same.mean()), len(reference)
+        mean_cosine=float(cosine.mean()),
+        cosine_low=low,
+        cosine_high=None if high is None else min(high, 1.0),
+        min_cosine=float(cosine.min()),
+        neighbour_agreement=float(same.mean()),
+        neighbour_low=neighbour_low,
+        neighbour_high=neighbour_high,
+        sentences=len(reference),
     )
 
 

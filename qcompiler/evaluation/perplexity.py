@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.errors import ModelError
+from qcompiler.evaluation.intervals import Z
 from qcompiler.feeds import Array
 from qcompiler.numerics.divergence import ROWS_AT_ONCE
 
@@ -94,7 +95,7 @@ def summarize(losses: list[Array], window: int) -> PerplexityResult:
         residual = sums - mean * counts
         n = len(losses)
         error = math.sqrt(n / (n - 1) * float(residual @ residual)) / counts.sum()
-        low, high = _exp(mean - 1.96 * error), _exp(mean + 1.96 * error)
+        low, high = _exp(mean - Z * error), _exp(mean + Z * error)
     return PerplexityResult(_exp(mean), low, high, int(counts.sum()), window)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.numerics.holdout import split
+
 Double = NDArray[np.float64]
 
 
@@ -52,10 +54,8 @@ def means(inputs: Sequence[NDArray[Any]]) -> Means:
 
     ValueError if there are not two arrays, or one part has no tokens or is not finite.
     """
-    if len(inputs) < 2:
-        raise ValueError("there is one calibration sample, and none to judge by")
-    start = len(inputs) - max(1, len(inputs) // 4)
-    return Means(_mean(inputs[:start]), _mean(inputs[start:]))
+    fitted, held_out = split(inputs)
+    return Means(_mean(fitted), _mean(held_out))
 
 
 def correction(expected: Means, actual: Means) -> Correction:

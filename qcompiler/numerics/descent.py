@@ -11,6 +11,7 @@ Source: QuantEase, arXiv 2309.01885, here started from GPTQ's codes and with its
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def descend(
         if alpha and statistics.drift is not None:
             gradient += alpha * (statistics.drift.T @ w)
         codes[:, part] = _swept(old, damped, gradient, alive, sweeps)
-    return QuantizedWeight(codes, start.scales, start.zero_points, start.bits, start.group_size)
+    return replace(start, codes=codes)
 
 
 def _swept(
@@ -59,7 +60,7 @@ def _swept(
 ) -> NDArray[np.uint8]:
     """Codes after some sweeps over the channels `alive`; `gradient` is used up."""
     rows = len(old.codes)
-    top = (1 << old.bits) - 1
+    least, greatest = old.limits()
     scales = np.repeat(old.scales.astype(np.float64), old.group_size, axis=0)[:rows]
     codes = old.codes.astype(np.float64)
     for _ in range(sweeps):
@@ -71,7 +72,8 @@ def _swept(
             moved = np.zeros_like(near)
             for i, k in enumerate(block):
                 wanted = codes[k] + near[i] / (within[i, i] * scales[k])
-                code = np.clip(np.rint(wanted), 0, top)
+                group = k // old.group_size
+                code = np.clip(np.rint(wanted), least[group], greatest[group])
                 changed = np.flatnonzero(code != codes[k])
                 if changed.size:
                     delta = (code[changed] - codes[k, changed]) * scales[k, changed]

@@ -25,7 +25,7 @@ Everything is float64 but the product of two float32 activations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -185,15 +185,30 @@ def gptq(
             zeros = np.broadcast_to(float(1 << (start.bits - 1)), scales.shape)
         else:
             zeros = start.zero_points[:, part].astype(np.float64)[group]
-        codes[order, part] = _sweep(values, scales, zeros, (1 << start.bits) - 1, factor, push)
-    return QuantizedWeight(codes, start.scales, start.zero_points, start.bits, start.group_size)
+        limits = _Limits(group, *start.columns(part).limits())
+        codes[order, part] = _sweep(values, scales, zeros, limits, factor, push)
+    return replace(start, codes=codes)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The least and the greatest code, [G, n] each, and the group of each channel."""
+
+    group: NDArray[np.intp]
+    least: Double
+    greatest: Double
+
+    def clip(self, k: int, codes: Double) -> Double:
+        """Codes [n] of channel `k` within its limits."""
+        group = self.group[k]
+        return np.asarray(np.clip(codes, self.least[group], self.greatest[group]))
 
 
 def _sweep(
     values: Double,
     scales: Double,
     zeros: NDArray[np.float64],
-    top: int,
+    limits: _Limits,
     factor: Double,
     push: Double | None,
 ) -> NDArray[np.uint8]:
@@ -205,7 +220,7 @@ def _sweep(
         stop = min(start + BLOCK, rows)
         errors = np.empty((stop - start, values.shape[1]))
         for k in range(start, stop):
-            code = np.clip(np.rint(values[k] / scales[k]) + zeros[k], 0, top)
+            code = limits.clip(k, np.rint(values[k] / scales[k]) + zeros[k])
             codes[k] = code
             error = (values[k] - (code - zeros[k]) * scales[k]) / factor[k, k]
             errors[k - start] = error

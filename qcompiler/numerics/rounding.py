@@ -2,16 +2,20 @@
 
 A weight is a K × N matrix (input channels × output channels). Groups of `group_size`
 consecutive input channels of one column share a scale, and a zero point where the scheme is
-asymmetric: w ≈ (code - zero_point) · scale. The last group may be short.
+asymmetric: w ≈ (code - zero_point) · scale. The last group may be short. Scales are any float16, or
+in progressive groups small multiples of one number a column (`progressive`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcompiler.numerics.progressive import code_reach, snapped, units
 
 Float = NDArray[np.float32]
 Search = Literal["none", "mse", "output"]
@@ -33,6 +37,8 @@ class QuantizedWeight:
     """[G, N]; None for a symmetric scheme, whose zero point is 2^(bits - 1)."""
     bits: int
     group_size: int
+    reach: NDArray[np.uint8] | None = None
+    """[G, N]: how far a code may lie from its zero point; None: as far as its bits go."""
 
     def dequantize(self) -> Float:
         """The K × N matrix the codes stand for, float32."""
@@ -47,9 +53,26 @@ class QuantizedWeight:
     def columns(self, part: slice) -> QuantizedWeight:
         """Some columns of the weight, not copied."""
         zeros = None if self.zero_points is None else self.zero_points[:, part]
-        return QuantizedWeight(
-            self.codes[:, part], self.scales[:, part], zeros, self.bits, self.group_size
+        reach = None if self.reach is None else self.reach[:, part]
+        return replace(
+            self,
+            codes=self.codes[:, part],
+            scales=self.scales[:, part],
+            zero_points=zeros,
+            reach=reach,
         )
+
+    def limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The least and the greatest code of each group, [G, N] each: whole numbers."""
+        top = (1 << self.bits) - 1
+        if self.reach is None:
+            shape = self.scales.shape
+            return np.broadcast_to(0.0, shape), np.broadcast_to(float(top), shape)
+        reach = self.reach.astype(np.float64)
+        zero: Any = float(1 << (self.bits - 1))
+        if self.zero_points is not None:
+            zero = self.zero_points.astype(np.float64)
+        return np.maximum(zero - reach, 0.0), np.minimum(zero + reach, float(top))
 
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points as packed (bits of padding not counted)."""
@@ -74,6 +97,7 @@ def quantize_weight(
     symmetric: bool = True,
     search: Search = "none",
     importance: NDArray[Any] | None = None,
+    progressive: bool = False,
 ) -> QuantizedWeight:
     """Quantize a K × N weight in groups along K.
 
@@ -83,6 +107,10 @@ def quantize_weight(
     channel k by `importance[k]` (E[x_k²], length K), which is the diagonal of the layer's
     output error. Scales are rounded to float16 before the codes are chosen, so the stored
     weight is exactly the one that was judged. Deterministic.
+
+    `progressive` rounds the scales of 4-bit weights to 1 .. 16 times one number a column instead,
+    so that (code - zero_point) · multiple is an int8 value, and sets `reach` to keep it one. 8-bit
+    weights are what they are without it.
 
     ValueError for a weight that is not two-dimensional or finite, for bits other than 4 and 8, or
     for scales that float16 can't hold.
@@ -96,6 +124,7 @@ def quantize_weight(
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((groups, columns), np.float16)
     zeros = None if symmetric else np.empty((groups, columns), np.uint8)
+    reach = np.empty((groups, columns), np.uint8) if progressive and bits == 4 else None
     error_weight = np.zeros((groups * group_size, 1), np.float32)
     error_weight[:rows] = 1.0
     if importance is not None and search == "output":
@@ -112,20 +141,30 @@ def quantize_weight(
         peak = max(peak, float(np.abs(block).max()))
         grouped = block.reshape(groups, group_size, -1)
         chosen = slice(start, start + block.shape[1])
+        unit = units(block) if reach is not None else None
         with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused below
             if symmetric:
-                q, scale = _symmetric(grouped, bits, search, error_weight)
+                q, scale = _symmetric(grouped, bits, search, error_weight, _storable(unit))
             else:
-                q, scale, zero = _asymmetric(grouped, bits, search, error_weight)
+                q, scale, zero = _asymmetric(grouped, bits, search, error_weight, _storable(unit))
                 assert zeros is not None  # set above for every asymmetric scheme
                 zeros[:, chosen] = zero[:, 0]
+            if reach is not None and unit is not None:
+                reach[:, chosen] = code_reach(scale[:, 0], unit)
         codes[:, chosen] = q.reshape(groups * group_size, -1)[:rows]
         scales[:, chosen] = scale[:, 0]
     if not np.isfinite(scales).all():
         raise ValueError("a group's scale is beyond float16 (weights larger than 4e5)")
     if 0.0 < peak < _COARSE * ((1 << bits) - 1):
         raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
-    return QuantizedWeight(codes, scales, zeros, bits, group_size)
+    return QuantizedWeight(codes, scales, zeros, bits, group_size, reach)
+
+
+def _storable(unit: Float | None) -> Callable[[Float], Float]:
+    """What turns scales into those stored: float16, and multiples of `unit` [n] where given."""
+    if unit is None:
+        return _half
+    return lambda scale: _half(snapped(scale, unit))
 
 
 def _half(scale: Float) -> Float:
@@ -136,9 +175,13 @@ def _half(scale: Float) -> Float:
 
 
 def _symmetric(
-    grouped: Float, bits: int, search: Search, error_weight: Float
+    grouped: Float,
+    bits: int,
+    search: Search,
+    error_weight: Float,
+    storable: Callable[[Float], Float],
 ) -> tuple[NDArray[np.uint8], Float]:
-    """Codes and float16-valued scales of [G, group, n] weights around the middle code."""
+    """Codes and storable scales of [G, group, n] weights around the middle code."""
     middle = 1 << (bits - 1)
     peak = np.abs(grouped).max(axis=1, keepdims=True)
     candidates = [peak / (middle - 1)]
@@ -149,9 +192,9 @@ def _symmetric(
         candidates += [candidates[0] * np.float32(s) for s in shrinks[1:]]
         candidates += [full * np.float32(s) for s in shrinks]
     best_error: Float | None = None
-    best_scale = _half(candidates[0])
+    best_scale = storable(candidates[0])
     for candidate in candidates if len(candidates) > 1 else []:
-        scale = _half(candidate)
+        scale = storable(candidate)
         q = np.clip(np.rint(grouped / scale), -middle, middle - 1)
         error = np.sum(np.square(q * scale - grouped) * error_weight, axis=1, keepdims=True)
         if best_error is None:
@@ -165,9 +208,13 @@ def _symmetric(
 
 
 def _asymmetric(
-    grouped: Float, bits: int, search: Search, error_weight: Float
+    grouped: Float,
+    bits: int,
+    search: Search,
+    error_weight: Float,
+    storable: Callable[[Float], Float],
 ) -> tuple[NDArray[np.uint8], Float, Float]:
-    """Codes, float16-valued scales and integer zero points of [G, group, n] weights."""
+    """Codes, storable scales and integer zero points of [G, group, n] weights."""
     top = (1 << bits) - 1
     low = np.minimum(grouped.min(axis=1, keepdims=True), 0.0)
     high = np.maximum(grouped.max(axis=1, keepdims=True), 0.0)
@@ -181,7 +228,7 @@ def _asymmetric(
     best: tuple[Float, Float] | None = None
     best_error: Float | None = None
     for lower, upper in candidates:
-        scale = _half((upper - lower) / top)
+        scale = storable((upper - lower) / top)
         zero = np.clip(np.rint(-lower / scale), 0, top)
         if len(candidates) == 1:
             best = (scale, zero)

@@ -110,6 +110,11 @@ def sampled(inputs: Sequence[NDArray[Any]], tokens: int = TOKENS, seed: int = 0)
     return np.concatenate(parts).astype(np.float32)
 
 
+def judged_columns(weight: NDArray[Any]) -> Float:
+    """At most COLUMNS columns of a weight [K, N], evenly spaced, as float32."""
+    return np.asarray(weight[:, :: -(-weight.shape[1] // COLUMNS)], np.float32)
+
+
 def rounded_activations(x: Float, granularity: Granularity, group_size: int) -> Float:
     """X [T, K] rounded to int8, with the scales `insert-qdq` would give it.
 
@@ -144,7 +149,7 @@ def output_errors(
     errors = np.zeros(len(scales))
     counted = 0
     for weight in weights:
-        w = np.asarray(weight[:, :: -(-weight.shape[1] // COLUMNS)], np.float32)
+        w = judged_columns(weight)
         true = x @ w
         signal = _energy(true)
         if signal == 0.0:

@@ -61,6 +61,8 @@ class Report:
             "linear_quantized": sum(layer.quantized for layer in linears),
             "embedding": len(tables),
             "embedding_quantized": sum(layer.quantized for layer in tables),
+            "norm_folded": sum(layer.norm_folded is not None for layer in linears),
+            "rotated": sum(bool(layer.rotated) for layer in linears),
             "equalized": sum(layer.equalized is not None for layer in linears),
             "other": sum(layer.kind == "other" for layer in self.layers),
         }

@@ -13,10 +13,6 @@ KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
 
 
-_TRANSFORMS = ("fold-norm", "rotate", "correct-bias")
-"""Passes that prepare layers for what quantizes them, or touch them up afterwards."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """One linear layer, embedding, or other matrix product of the source model."""
@@ -31,6 +27,14 @@ class Layer:
     activation: str | None = None
     """How the input becomes int8: "per-token", "per-group", "per-tensor", "none"."""
     input_absmax: float | None = None
+    activation_errors: Mapping[str, float] | None = None
+    """Relative error of the output for each way to round the input, where they were measured."""
+    norm_folded: str | None = None
+    """What of the norm before the layer its weight took, such as "norm and its bias folded"."""
+    rotated: tuple[str, ...] = ()
+    """Rotations its weight took, such as "residual stream rotated, hadamard 576"."""
+    not_transformed: tuple[str, ...] = ()
+    """Why no norm was folded into it, or why it was not rotated."""
     equalized: str | None = None
     """Method and edge, such as "lae through norm"."""
     not_equalized: str | None = None
@@ -81,7 +85,7 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
 
 
 _SETTLED = (
-    *("input_absmax", "sqnr_db", "output_error", "output_error_nearest"),
+    *("input_absmax", "activation_errors", "sqnr_db", "output_error", "output_error_nearest"),
     *("sensitivity", "sensitivity_rank", "op", "bytes_before", "bytes_after", "tied"),
 )
 
@@ -97,7 +101,10 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     if step == "merge-linears":
         others = [name for name in data.get("merged", ()) if name != layer.name]
         return change | {"merged_with": tuple(others)}
-    if step in _TRANSFORMS:  # a layer they leave alone may be quantized all the same
+    # A layer that these leave alone may be quantized all the same.
+    if step in ("fold-norm", "rotate"):
+        return change | _transformed(step, remark, layer)
+    if step in ("correct-bias", "tweak-norms"):
         return change
     if not remark.applied:
         return change | {"reason": remark.message}
@@ -109,6 +116,14 @@ def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     return change
 
 
+def _transformed(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
+    if not remark.applied:
+        return {"not_transformed": (*layer.not_transformed, remark.message)}
+    if step == "fold-norm":
+        return {"norm_folded": remark.message}
+    return {"rotated": (*layer.rotated, remark.message)}
+
+
 def _equalized(remark: Remark) -> dict[str, Any]:
     if not remark.applied:
         return {"not_equalized": remark.message.removeprefix("not equalized: ")}
@@ -116,10 +131,11 @@ def _equalized(remark: Remark) -> dict[str, Any]:
 
 
 def scheme(data: Mapping[str, Any]) -> str:
-    """A weight's scheme in one word each: type, group, symmetry, rounding unless to nearest."""
+    """A weight's scheme in one word each: type, group, symmetry; rounding and scales if unusual."""
     symmetry = "sym" if data["symmetric"] else "asym"
     rounding = data.get("rounding", "nearest")
-    suffix = "" if rounding == "nearest" else f" {rounding}"
+    suffix = " progressive" if data.get("progressive") else ""
+    suffix += "" if rounding == "nearest" else f" {rounding}"
     return f"int{data['bits']} g{data['group_size']} {symmetry}{suffix}"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
 
-COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "equalized", "op", "MB", "note")
+COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "transforms", "op", "MB", "note")
 
 
 def summary(report: Report) -> list[str]:
@@ -21,12 +21,19 @@ def summary(report: Report) -> list[str]:
         f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
         f"in {report.seconds:.1f} s",
         f"recipe {report.recipe['name']}, target {report.target}, calibration {report.calibration}",
-        f"quantized {linears}, {tables}; equalized {counts['equalized']}",
+        f"quantized {linears}, {tables}{_transforms(counts)}",
     ]
     if report.ops:
         lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
     lines += _verification(report)
     return lines
+
+
+def _transforms(counts: Mapping[str, int]) -> str:
+    """How many linear layers were prepared in which way."""
+    ways = {"norm folded": "norm_folded", "rotated": "rotated", "equalized": "equalized"}
+    done = [f"{way} {counts[key]}" for way, key in ways.items() if counts[key]]
+    return f"; {', '.join(done)}" if done else ""
 
 
 def _verification(report: Report) -> list[str]:
@@ -67,14 +74,34 @@ def unnumbered(text: str) -> str:
 
 def _treatment(layer: Layer) -> list[str]:
     merged = f"one node with {len(layer.merged_with)} more" if layer.merged_with else ""
-    note = layer.reason or layer.not_equalized or merged
     return [
         layer.scheme or "float",
         layer.activation or "-",
-        (layer.equalized or "-").replace(" through ", ", "),
+        "; ".join(_prepared(layer)) or "-",
         layer.op or "-",
-        unnumbered(note),
+        unnumbered(_note(layer, merged)),
     ]
+
+
+def _prepared(layer: Layer) -> list[str]:
+    """What was done to a layer before it was quantized, without its details."""
+    messages = [message for message in (layer.norm_folded, *layer.rotated) if message]
+    found = [re.split(r",| \(", message)[0] for message in messages]
+    return found + ([layer.equalized.replace(" through ", ", ")] if layer.equalized else [])
+
+
+def _note(layer: Layer, merged: str) -> str:
+    return layer.reason or layer.not_equalized or merged or "; ".join(layer.not_transformed)
+
+
+def _measured(layers: Sequence[Layer]) -> str:
+    """The worst output errors of layers for each way to round their inputs."""
+    found = [layer.activation_errors for layer in layers if layer.activation_errors]
+    if not found:
+        return ""
+    worst = {way: max(errors[way] for errors in found) for way in found[0]}
+    told = ", ".join(f"{100 * error:.2g}% {way}" for way, error in worst.items())
+    return f"output error {'up to ' if len(layers) > 1 else ''}{told}"
 
 
 def short(name: str) -> str:
@@ -89,17 +116,18 @@ def _row(layers: Sequence[Layer]) -> list[str]:
     first = layers[0]
     name = first.name if len(layers) == 1 else f"{pattern(first.name)} ({len(layers)})"
     size = "-" if first.K is None else f"{first.K} x {first.N}"
-    weight, activation, equalized, op, note = _treatment(first)
+    weight, activation, transforms, op, note = _treatment(first)
     if len(layers) == 1:
         merged = ", ".join(short(name) for name in first.merged_with)
-        note = first.reason or first.not_equalized or (merged and f"with {merged}")
+        note = _note(first, merged and f"with {merged}")
+    note = "; ".join(filter(None, (note, _measured(layers))))
     ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
     worst, best = (min(ratios), max(ratios)) if ratios else (None, None)
     noise = _decibel(worst) if worst == best else f"{_decibel(worst)}..{_decibel(best)}"
     before = sum(layer.bytes_before or 0 for layer in layers)
     after = sum(layer.bytes_after or 0 for layer in layers)
     megabytes = f"{before / 1e6:.2f} -> {after / 1e6:.2f}" if first.quantized else "-"
-    return [name, size, weight, noise, activation, equalized, op, megabytes, note]
+    return [name, size, weight, noise, activation, transforms, op, megabytes, note]
 
 
 def _decibel(value: float | None) -> str:

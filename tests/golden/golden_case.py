@@ -3,7 +3,7 @@
     // Free comment, kept.
     options:
       quantize-weights{bits=4}              the pipeline, as for `qc opt -p`
-      plan: fc per-token                    LAYER GRANULARITY [equalize], or * for every layer
+      plan: fc per-token                    LAYER GRANULARITY [equalize] [WEIGHT FORMAT], * for all
       statistics: x absmax=ramp(1, 4)       TENSOR [absmax=GEN] [mean_square=GEN],
                                             or minimum=GEN and maximum=GEN in place of absmax
       calibrate: 3                          batches of random feeds for the calibrate pass

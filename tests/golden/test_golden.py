@@ -26,6 +26,7 @@ from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.printer import print_graph
+from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.passes import registry
 from qcompiler.passmanager import (
     ActivationPlan,
@@ -49,7 +50,12 @@ def context_of(case: Case, graph) -> PassContext:
     for line in case.context.get("plan", []):
         layer, granularity, *rest = line.split()
         names = [linear.name for linear in find_linears(graph)[0]] if layer == "*" else [layer]
-        chosen = ActivationPlan(granularity=Granularity(granularity), equalize="equalize" in rest)
+        form = " ".join(word for word in rest if word != "equalize")
+        chosen = ActivationPlan(
+            granularity=Granularity(granularity),
+            equalize="equalize" in rest,
+            weight=WeightFormat.parse(form) if form else None,
+        )
         plan |= dict.fromkeys(names, chosen)
     statistics = None
     if case.context.get("statistics"):
@@ -114,9 +120,6 @@ def learned(before: PassContext, after: PassContext) -> str:
                 for kind, values in {**ranges, "mean_square": item.mean_square}.items()
             ]
             lines.append(f"statistics: {name} tokens={item.tokens} {' '.join(said)}")
-        for name, item in after.statistics.outputs.items():
-            parts = [", ".join(f"{v:.5g}" for v in part[:8]) for part in vars(item).values()]
-            lines.append(f"outputs: {name} fitted=[{parts[0]}] held_out=[{parts[1]}]")
     return "\n".join(lines)
 
 

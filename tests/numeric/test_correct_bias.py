@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,14 +11,16 @@ import pytest
 from block_models import MODELS, feeds
 
 from qcompiler.calibration.stream import stream
+from qcompiler.errors import RecipeError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
+from qcompiler.opt import run_pipeline
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
 
 QUANTIZED = (
-    "import,canonicalize,fuse-norm{standard_only=true},plan-activations,record-outputs,"
+    "import,canonicalize,fuse-norm{standard_only=true},plan-activations,"
     "quantize-weights{group_size=32},insert-qdq"
 )
 
@@ -59,6 +63,17 @@ def test_means_are_closer_on_data_not_seen(name: str) -> None:
     new = sum("new bias" in remark.message for remark in remarks)
     adds = [sum(n.op_type == "Add" for n in m.graph.node) for m in (plain, corrected)]
     assert adds[1] - adds[0] == new
+
+
+def test_layers_quantized_before_are_refused(tmp_path: Path) -> None:
+    model, _ = compiled("encoder", QUANTIZED)
+    path = tmp_path / "quantized.onnx"
+    onnx.save(model, path)
+    assumed = ["canonical", "planned", "weights-quantized", "qdq"]
+    with pytest.raises(RecipeError, match="'correct-bias' compares with the float graph"):
+        run_pipeline(path, "correct-bias", assume=assumed)
+    with pytest.raises(RecipeError, match="'q' was quantized before this pipeline began"):
+        run_pipeline(path, "insert-qdq,correct-bias", assume=assumed)
 
 
 @pytest.mark.parametrize("name", MODELS)

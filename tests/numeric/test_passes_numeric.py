@@ -35,6 +35,7 @@ LOSSY_DB = {
     "quantize-embedding": 30.0,
     "quantize-weights": 8.0,
     "correct-bias": 8.0,
+    "tweak-norms": 8.0,
     "insert-qdq": 8.0,
     "lower-ort-contrib": 15.0,
 }
@@ -49,6 +50,7 @@ PIPELINES = {
     "w4a8-fast on ort-custom, rotated": ("w4a8-fast", "ort-custom", (), ROTATION),
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
     "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
+    "measured on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=measured",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
     "smoothquant+ on ort-custom": ("smoothquant+", "ort-custom", ()),
     "aweq on ort-custom": ("aweq", "ort-custom", ()),
@@ -62,6 +64,8 @@ PIPELINES = {
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
     "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=5.5}"),
     "quarot on ort-custom": ("quarot", "ort-custom", ()),
+    "qoq on ort-custom": ("qoq", "ort-custom", ()),
+    "w4a8 with tweaked norms": ("w4a8", "ort-custom", (), "tweak-norms{target=float}"),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 
@@ -73,11 +77,13 @@ def steps_of(name: str):
     """The passes of a pipeline above; thin layers are quantized too."""
     recipe, target, overrides, *extra = PIPELINES[name]
     steps = pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
-    # Before what decides, or where the decisions have been taken.
     added = [step for text in extra for step in parse_pipeline(text)]
     names = [step.name for step in steps]
-    late = any(step.name == "allocate-bits" for step in added)
-    at = names.index("quantize-embedding") if late else names.index("fuse-norm") + 1
+    at = names.index("fuse-norm") + 1  # before what decides
+    if any(step.name == "allocate-bits" for step in added):
+        at = names.index("quantize-embedding")
+    elif any(step.name == "tweak-norms" for step in added):
+        at = names.index("insert-qdq") + 1
     return [*steps[:at], *added, *steps[at:]]
 
 
@@ -144,7 +150,8 @@ def test_passes_keep_their_promise(model_name: str, name: str) -> None:
     def run_observers(graph, names):
         return observe(graph, names, data, source="test")
 
-    manager = PassManager(steps_of(name), [VerifyInstrument(), Judge(model, feeds(model, seed=0))])
+    steps = steps_of(name)
+    manager = PassManager(steps, [VerifyInstrument(), Judge(model, feeds(model, seed=0))])
     context = PassContext(
         target=PIPELINES[name][1],
         observe=run_observers,
@@ -157,6 +164,7 @@ def test_passes_keep_their_promise(model_name: str, name: str) -> None:
     rotated = [r for step in manager.history if step.name == "rotate" for r in step.remarks]
     if rotated:
         streams, heads = ROTATED[model_name]
+        heads *= any(getattr(step, "heads", False) for step in steps)
         for what, layers in (("residual stream", streams), ("value heads", heads)):
             done = [r.layer for r in rotated if r.applied and what in r.message]
             assert len(done) == layers, what

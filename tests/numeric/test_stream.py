@@ -108,6 +108,20 @@ def test_nodes_ahead_may_change() -> None:
         pytest.fail("the product was not among the tensors")
 
 
+def test_what_is_changed_in_place_is_seen_ahead_and_feeds_stay() -> None:
+    graph, _ = prepared("encoder")
+    batches = data("encoder")
+    given, normed, q = stream(graph, ["x", "h", "q0"], batches)
+    changed = stream(graph, ["x", "h", "q0"], batches)
+    with pytest.raises(ValueError, match="read-only"):
+        next(changed)[0][...] = 0.0
+    for array in next(changed):
+        np.multiply(array, 2.0, out=array)
+    np.testing.assert_allclose(next(changed)[1], 2.0 * q[1], rtol=1e-6)
+    np.testing.assert_array_equal(given[1], batches[1]["x"])
+    assert normed[1].flags.writeable
+
+
 def test_an_input_of_the_model_and_repeated_names() -> None:
     graph, _ = prepared("encoder")
     batches = data("encoder")

@@ -52,6 +52,22 @@ def test_help_needs_no_heavy_module():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_eval_of_encoders_shows_intervals(tmp_path):
+    exact = tiny.save(tiny.encoder(tiny.embedding()), tmp_path / "a")
+    other = tiny.save(tiny.encoder(tiny.embedding(1)), tmp_path / "b")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{tiny.text(9, seed=n)}." for n in range(40)))
+    options = ("eval", other, "--text", text, "--reference", exact)
+    (record,) = json.loads(qc(*options, "--json").stdout)
+    found = record["embeddings"]
+    assert found["cosine_low"] < found["mean_cosine"] < found["cosine_high"]
+    assert found["neighbour_low"] <= found["neighbour_agreement"] <= found["neighbour_high"]
+    header, row = qc(*options).stdout.splitlines()
+    assert header.count("95% interval") == 2
+    assert f"{found['cosine_low']:.4f}-{found['cosine_high']:.4f}" in row
+    assert f"{100 * found['neighbour_low']:.1f}-{100 * found['neighbour_high']:.1f}" in row
+
+
 def test_eval_table_and_json(folder, words):
     result = qc("eval", folder, "--text", words, "--reference", folder, "--window", 50)
     assert result.exit_code == 0

@@ -10,7 +10,7 @@ import pytest
 import tiny_models as tiny
 
 from qcompiler.errors import ModelError
-from qcompiler.evaluation import divergence, embeddings, evaluate, perplexity
+from qcompiler.evaluation import divergence, embeddings, evaluate, intervals, perplexity
 from qcompiler.evaluation.benchmark import Setting, benchmark
 from qcompiler.feeds import Signature
 from qcompiler.generation import choose, generate
@@ -97,6 +97,46 @@ def test_compare_embeddings():
     result = embeddings.compare(reference, swapped)
     assert result.neighbour_agreement == 0
     assert result.min_cosine < 0.5
+
+
+def test_intervals_of_embeddings():
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((40, 8))
+    noisy = reference + 0.3 * rng.standard_normal((40, 8))
+    reference, noisy = (
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype("f4") for x in (reference, noisy)
+    )
+    found = embeddings.compare(reference, noisy)
+    cosine = (reference.astype("f8") * noisy).sum(1)
+    error = 1.96 * cosine.std(ddof=1) / math.sqrt(40)
+    assert found.cosine_low == pytest.approx(cosine.mean() - error)
+    assert found.cosine_high == pytest.approx(cosine.mean() + error)
+    hits = round(40 * found.neighbour_agreement)
+    assert 0 < hits < 40
+    assert (found.neighbour_low, found.neighbour_high) == intervals.of_share(hits, 40)
+    same = embeddings.compare(reference, reference)
+    assert same.cosine_low == pytest.approx(1)
+    assert same.mean_cosine <= same.cosine_high <= 1
+    assert same.neighbour_high == 1
+    assert embeddings.compare(reference[:2], noisy[:2]).cosine_low is None
+
+
+def test_share_interval():
+    # Newcombe 1998, Two-sided confidence intervals for the single proportion, table I.
+    for hits, total, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert intervals.of_share(hits, total) == pytest.approx((low, high), abs=5e-5)
+        mirrored = intervals.of_share(total - hits, total)
+        assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+    # What the limits are: shares that the one seen lies Z standard errors from.
+    for hits, total in [(3, 7), (400, 500)]:
+        for limit in intervals.of_share(hits, total):
+            away = abs(hits / total - limit) / math.sqrt(limit * (1 - limit) / total)
+            assert away == pytest.approx(intervals.Z)
 
 
 def decoder(path, seed=0, scale=1.0, **options):

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
+from qcompiler import ir
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError, PassError, RecipeError
 from qcompiler.passes import register, registry
@@ -82,6 +84,45 @@ def test_missing_facts_are_found_when_the_pipeline_is_built() -> None:
     PassManager([Worker(work=print)], given=frozenset({Fact.PLANNED}))
     with pytest.raises(RecipeError, match="put 'plan-activations' before it"):
         PassManager(parse_pipeline("import,canonicalize,quantize-weights"))
+
+
+def reference_pipeline(seen: list[gs.Graph | None]) -> list[Pass]:
+    """Two lossy passes, a reader of the float graph, and a pass behind it."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Reader(Worker):
+        name: ClassVar[str] = "reader"
+        reads_reference: ClassVar[bool] = True
+
+    def rename(graph: gs.Graph, ctx: PassContext) -> None:
+        seen.append(ctx.reference)
+        graph.nodes[0].op = "Neg"
+
+    return [Planner(), Worker(work=rename), Worker(work=rename), Reader(work=rename)]
+
+
+def test_the_graph_before_the_first_lossy_pass_is_kept_for_its_readers_only() -> None:
+    seen: list[gs.Graph | None] = []
+    steps = reference_pipeline(seen)
+    source = graph()
+    weight = ir.constant("w", np.ones(2, np.float32))
+    source.nodes[0].inputs.append(weight)
+    result, last = PassManager([*steps, steps[1]]).run(source, PassContext())
+    kept = seen[2]
+    assert kept is not None and [node.op for node in kept.nodes] == ["Relu"]
+    assert [node.op for node in result.nodes] == ["Neg"]
+    assert np.shares_memory(ir.array(kept.nodes[0].inputs[1]), ir.array(weight))
+    assert seen[0] is kept and seen[1] is kept
+    assert seen[3] is None and last.reference is None
+    seen.clear()
+    PassManager(steps[:3]).run(graph(), PassContext())
+    assert seen == [None, None], "nobody asks, nothing is kept"
+
+
+def test_a_reference_needs_something_to_compare() -> None:
+    steps = reference_pipeline([])
+    with pytest.raises(RecipeError, match=r"'reader' compares with the float graph.*one pipeline"):
+        PassManager([steps[0], steps[3]])
 
 
 def test_errors_of_ours_gain_the_pass_and_keep_their_type() -> None:

@@ -60,7 +60,8 @@ def test_recipes_that_fit_weights_or_biases_to_data_name_text() -> None:
     for name in available():
         recipe = load(name)
         fitted = any(
-            step.name == "correct-bias" or options_of(step).get("rounding", "nearest") != "nearest"
+            step.name in ("correct-bias", "tweak-norms")
+            or options_of(step).get("rounding", "nearest") != "nearest"
             for step in recipe.passes
         )
         assert recipe.calibration == ("pydoc:first" if fitted else None)

@@ -32,7 +32,18 @@ def weight(kind: str = "linear", **data: object) -> dict[str, object]:
 
 
 HISTORY = [
-    record("rotate", left("layer.0.gate", "residual stream not rotated: it is shared")),
+    record(
+        "fold-norm",
+        done("layer.1.up", "norm folded, but for its bias: not every layer behind it has one"),
+        *(done(f"layer.{i}.gate", "norm and its bias folded") for i in range(2)),
+    ),
+    record(
+        "rotate",
+        left("layer.0.gate", "residual stream not rotated: it is shared"),
+        left("layer.0.down", "residual stream not rotated: it is shared"),
+        done("layer.1.up", "residual stream rotated, hadamard 64"),
+        done("layer.1.up", "value heads rotated (2), hadamard 16"),
+    ),
     record(
         "plan-activations",
         left("attention", "both operands are computed (attention)"),
@@ -122,7 +133,11 @@ def test_what_passes_said_is_gathered(report: Report) -> None:
     down = layers["layer.1.down"]
     assert (down.activation, down.not_equalized) == ("per-token", "Gelu 'g1' reads it")
     assert (down.op, down.reason) == ("Q/DQ", "kept as Q/DQ: no kernel")
-    assert layers["layer.0.gate"].reason is None, "a rotation has no say in that"
+    assert up.norm_folded == "norm folded, but for its bias: not every layer behind it has one"
+    assert len(up.rotated) == 2 and not up.not_transformed
+    gate = layers["layer.0.gate"]
+    assert gate.not_transformed == ("residual stream not rotated: it is shared",)
+    assert gate.reason is None, "a rotation has no say in that"
     head = layers["lm_head"]
     assert not head.quantized
     assert (head.reason, head.activation, head.op) == ("excluded by pattern 'head'", None, None)
@@ -135,6 +150,8 @@ def test_counts(report: Report) -> None:
         "linear_quantized": 6,
         "embedding": 2,
         "embedding_quantized": 1,
+        "norm_folded": 3,
+        "rotated": 1,
         "equalized": 4,
         "other": 1,
     }
@@ -162,7 +179,7 @@ def test_json_is_valid_everywhere(report: Report, tmp_path: Path) -> None:
 def test_summary(report: Report) -> None:
     text = "\n".join(summary(report))
     assert "8.0 MB -> 2.0 MB (4.0 times smaller)" in text
-    assert "6 of 7 linear layers, 1 of 2 embeddings; equalized 4" in text
+    assert "6 of 7 linear layers, 1 of 2 embeddings; norm folded 3, rotated 1, equalized 4" in text
     assert "5 MatMulW4A8Static" in text
     assert "same most likely token 50.0%" in text
 
@@ -187,6 +204,11 @@ def test_table_rows(report: Report) -> None:
     cells = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert cells["layer.0.up"]["note"] == "with layer.0.gate"
     assert cells["layer.1.down"]["note"] == "kept as Q/DQ: no kernel"
+    transforms = "norm folded; residual stream rotated; value heads rotated; lae, norm"
+    assert cells["layer.1.up"]["transforms"] == transforms
+    assert cells["layer.1.gate"]["transforms"] == "norm and its bias folded; lae, norm"
+    assert cells["layer.0.down"]["transforms"] == "-"
+    assert cells["layer.0.down"]["note"] == "residual stream not rotated: it is shared"
     assert cells["lm_head"]["weight"] == "float"
     assert cells["lm_head"]["K x N"] == "64 x 100"
     assert cells["embed"]["MB"] == "0.01 -> 0.00"
@@ -200,6 +222,36 @@ def test_grouped_rows_fold_blocks_that_were_treated_alike(report: Report) -> Non
     assert sum(int(name.split("(")[1][:-1]) if "(" in name else 1 for name in names) == len(
         report.layers
     )
+
+
+def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
+    errors = {"per-tensor": 0.25, "per-token": 0.0123, "per-group": 0.004}
+    layers = {
+        f"layer.{i}.up": {name: error * (i + 1) for name, error in errors.items()} for i in range(2)
+    }
+    history = [
+        record(
+            "plan-activations",
+            *(done(n, activation="per-token", activation_errors=e) for n, e in layers.items()),
+        ),
+        record("quantize-weights", *(done(name, **weight()) for name in layers)),
+    ]
+    made = build_report(
+        history,
+        recipe=load("rtn"),
+        target="qdq",
+        source=Path("a"),
+        output=Path("b"),
+        source_bytes=1,
+        output_bytes=1,
+    )
+    notes = [row[-1] for row in table(made)[1]]
+    assert notes[0] == "output error 25% per-tensor, 1.2% per-token, 0.4% per-group"
+    grouped = table(made, grouped=True)[1]
+    assert [row[-1] for row in grouped] == [
+        "output error up to 50% per-tensor, 2.5% per-token, 0.8% per-group"
+    ]
+    assert made.to_dict()["layers"][0]["activation_errors"] == errors
 
 
 class Checker(HTMLParser):

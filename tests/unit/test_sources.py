@@ -125,20 +125,44 @@ def test_jsonl_errors_name_the_line(decoder, tmp_path, line, cause):
         load_source(file, decoder)
 
 
-def test_encoder_text_is_padded_and_masked(encoder, tmp_path):
+def test_encoder_text_is_never_padded(encoder, tmp_path):
     file = tmp_path / "text.txt"
-    file.write_text("\n\n".join(tiny.text(n, seed=n) + "." for n in range(10, 40)))
-    data = load_source(file, encoder, samples=2, length=24)
-    assert len(data) == 2
+    texts = [tiny.text(n, seed=n) + "." for n in [12] * 20 + list(range(13, 40))]
+    file.write_text("\n\n".join(f"{text[:-1]} w{i}." for i, text in enumerate(texts)))
+    data = load_source(file, encoder, samples=99, length=24)
+    assert {len(feed["input_ids"]) for feed in data.feeds} >= {1, 8, 12}, "some lengths are rare"
+    assert sum(len(feed["input_ids"]) for feed in data.feeds) == len(texts)
     for feed in data.feeds:
         ids, mask = feed["input_ids"], feed["attention_mask"]
-        assert ids.shape == mask.shape == (8, ids.shape[1])
-        assert ids.shape[1] <= 24
-        for row, keep in zip(ids, mask, strict=True):
-            assert row[0] == tiny.BOS
-            assert row[keep.sum() - 1] == tiny.EOS
-            assert not row[keep.sum() :].any()
+        assert ids.shape == mask.shape and ids.shape[1] <= 24
+        assert mask.all()
+        assert (ids[:, 0] == tiny.BOS).all() and (ids[:, -1] == tiny.EOS).all()
     run_all(encoder, data)
+    few = load_source(file, encoder, samples=2, length=24)
+    assert len(few) == 2
+
+
+def test_padding_of_arrays_is_cut_away(encoder, tmp_path):
+    rows = [np.arange(4, 4 + n) for n in (3, 5, 5)]
+    ids, mask = np.zeros((2, 3, 5), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    data = load_source(write(tmp_path, input_ids=ids, attention_mask=mask), encoder)
+    fed = [feed["input_ids"][0].tolist() for feed in data.feeds]
+    assert fed == [row.tolist() for row in rows]
+    assert all(feed["attention_mask"].all() for feed in data.feeds)
+    run_all(encoder, data)
+
+
+def test_a_batch_of_fixed_size_stays_padded(tmp_path):
+    model = tiny.encoder(tiny.embedding())
+    for entry in model.graph.input:
+        entry.type.tensor_type.shape.dim[1].dim_value = 4
+    package = open_package(tiny.save(model, tmp_path / "e"))
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1]])
+    data = load_source(write(tmp_path, input_ids=4 + mask, attention_mask=mask), package)
+    assert [feed["input_ids"].shape for feed in data.feeds] == [(2, 4)]
+    run_all(package, data)
 
 
 def test_pydoc_halves_are_large_and_apart():

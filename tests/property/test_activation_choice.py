@@ -1,0 +1,128 @@
+"""The choice of a granularity: errors are those of the rounded layers, on data not seen before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompiler.numerics import activation_choice, scale_search
+from qcompiler.numerics.activation_choice import BY_COST, activation_errors, cheapest
+from qcompiler.numerics.scale_search import rounded_activations
+
+
+def problem(seed: int, samples: int = 4, tokens: int = 20, channels: int = 70):
+    """Samples of activations, and the weights of two layers that read them."""
+    rng = np.random.default_rng(seed)
+    inputs = [rng.standard_normal((1, tokens, channels)).astype(np.float32) for _ in range(samples)]
+    return inputs, [rng.standard_normal((channels, n)).astype(np.float32) for n in (5, 9)]
+
+
+def relative(x, rounded, weights):
+    return max(np.linalg.norm((x - rounded) @ w) / np.linalg.norm(x @ w) for w in weights)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(2, 9), st.sampled_from([16, 32, 64, 128]))
+def test_errors_are_those_of_the_rounded_layers_on_the_last_quarter(seed, samples, group):
+    inputs, weights = problem(seed, samples)
+    found = activation_errors(inputs, weights, group)
+    assert tuple(found) == BY_COST
+    judged = max(1, samples // 4)
+    x = np.concatenate([each[0] for each in inputs[-judged:]])
+    scale = max(np.abs(each).max() for each in inputs[:-judged]) / np.float32(127)
+    static = np.clip(np.rint(x / scale), -127, 127) * scale
+    assert found["per-tensor"] == pytest.approx(relative(x, static, weights), rel=1e-3)
+    for name in BY_COST[1:]:
+        rounded = rounded_activations(x, name, group)
+        assert found[name] == pytest.approx(relative(x, rounded, weights), rel=1e-3)
+    # Steps of an error evenly spread: max / 127 / sqrt(12), here against a spread of 1.
+    assert 0.0 < found["per-group"] <= found["per-token"] * 1.1 < 0.02
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.floats(4.0, 50.0))
+def test_a_range_too_tight_for_unseen_samples_is_seen(seed, factor):
+    inputs, weights = problem(seed)
+    inputs[-1] *= np.float32(factor)
+    found = activation_errors(inputs, weights, 32)
+    known = activation_errors([*inputs, inputs[-1]], weights, 32)
+    assert found["per-tensor"] > 0.1
+    assert known["per-tensor"] < 0.02
+    assert found["per-token"] == pytest.approx(known["per-token"], rel=1e-5)
+
+
+def test_a_lone_sample_judges_its_own_range():
+    inputs, weights = problem(3, samples=1)
+    assert activation_errors(inputs, weights, 32)["per-tensor"] < 0.02
+
+
+def test_the_layer_that_suffers_most_decides():
+    inputs, weights = problem(4)
+    alone = [activation_errors(inputs, [w], 32) for w in weights]
+    together = activation_errors(inputs, weights, 32)
+    assert together == {name: max(each[name] for each in alone) for name in BY_COST}
+
+
+def test_a_group_as_wide_as_the_row_is_the_row():
+    inputs, weights = problem(5)
+    found = activation_errors(inputs, weights, 128)
+    assert found["per-group"] == found["per-token"]
+    assert cheapest(found, 0.0) == "per-token", "no finer than needed"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [[np.zeros((0, 70), np.float32)], [np.zeros((4, 70), np.float32)] * 3],
+    ids=["no tokens", "zeros"],
+)
+def test_nothing_to_judge(inputs):
+    assert activation_errors(inputs, problem(6)[1], 32) is None
+
+
+def test_a_range_of_zero_is_no_range():
+    inputs, weights = problem(7)
+    quiet = [np.zeros_like(each) for each in inputs[:3]] + inputs[3:]
+    found = activation_errors(quiet, weights, 32)
+    assert found["per-tensor"] == np.inf
+    assert cheapest(found, 1.0) == "per-token"
+
+
+@pytest.mark.parametrize("sample", [0, 3])
+def test_activations_that_are_not_finite_are_refused(sample):
+    inputs, weights = problem(8)
+    inputs[sample][0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        activation_errors(inputs, weights, 32)
+
+
+def test_few_tokens_and_columns_judge(monkeypatch):
+    inputs, weights = problem(9, tokens=200)
+    monkeypatch.setattr(activation_choice, "TOKENS", 50)
+    monkeypatch.setattr(scale_search, "COLUMNS", 4)
+    half = [*inputs[:3], scale_search.sampled(inputs[3:], 50)]
+    assert activation_errors(inputs, weights, 32) == activation_errors(
+        half, [weights[0][:, ::2], weights[1][:, ::3]], 32
+    )
+
+
+ERRORS = st.fixed_dictionaries({name: st.floats(0.0, 1.0) for name in BY_COST})
+
+
+@given(ERRORS, st.floats(0.0, 1.0))
+def test_the_cheapest_within_the_tolerance_or_the_better_dynamic_one(errors, tolerance):
+    chosen = cheapest(errors, tolerance)
+    good = [name for name in BY_COST if errors[name] <= tolerance]
+    if good:
+        assert chosen == good[0]
+    else:
+        assert chosen != "per-tensor"
+        assert errors[chosen] == min(errors["per-token"], errors["per-group"])
+
+
+@given(ERRORS, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_more_tolerance_never_costs_more(errors, one, other):
+    low, high = sorted((one, other))
+    if min(errors.values()) <= low:
+        assert BY_COST.index(cheapest(errors, high)) <= BY_COST.index(cheapest(errors, low))
