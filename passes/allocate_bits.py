@@ -21,6 +21,7 @@ from qcompiler.analysis.linears import Linear, find_linears, is_head
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.numerics.allocation import WeightFormat, allocate
 from qcompiler.numerics.divergence import divergence
+from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
 
@@ -34,6 +35,8 @@ _FORMATS = (
     "int4 g32 asym",
     "int8 g128 sym",
 )
+
+_COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class AllocateBits(Pass):
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
         sensitivity = self._sensitivity(graph, units, ctx)
-        errors = np.array([self._errors(unit, formats, ctx) for unit in units])
+        errors = np.array(list(mapped(lambda unit: self._errors(unit, formats, ctx), units)))
         # Relative to the error of the format that was tried.
         costs = np.array(sensitivity)[:, None] * errors[:, 1:] / errors[:, :1]
         sizes = np.array(
@@ -151,9 +154,12 @@ class AllocateBits(Pass):
         tried = WeightFormat.parse(self.probe)
         totals = dict.fromkeys((tried, *formats), 0.0)
         for _, values in unit.weights():
+            part = values[:, :: -(-values.shape[1] // _COLUMNS)]
+            share = values.shape[1] / part.shape[1]
             for form in totals:
-                error = _rounded(values, form).dequantize() - values
-                totals[form] += float(np.sum(np.square(error, dtype=np.float64) * weight))
+                error = _rounded(part, form).dequantize() - part
+                squares = np.square(error, dtype=np.float64) * weight
+                totals[form] += share * float(np.sum(squares))
         return [max(totals[tried], 1e-300), *(totals[form] for form in formats)]
 
 

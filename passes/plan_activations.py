@@ -57,8 +57,8 @@ class PlanActivations(Pass):
     v0: float = 15.0
     v1: float = 150.0
     """Of fptq, both."""
-    tolerance: float = 0.02
-    """Of measured: the relative error of the output that a cheaper granularity may leave."""
+    tolerance: float = 0.03
+    """Of measured: the error a cheaper granularity may leave, relative to what outputs vary by."""
     group_size: Literal[32, 64, 128, 256] = 64
     """Of measured: channels of a group, as quantize-weights has them. A layer that `allocate-bits`
     has given a format has the groups of that one."""
@@ -98,7 +98,7 @@ class PlanActivations(Pass):
                 how += ": output error " + ", ".join(f"{e:.4f} {g}" for g, e in found.items())
                 data["activation_errors"] = dict(found)
             elif self.policy == "measured":
-                how += ": its outputs are zero on the calibration data"
+                how += ": its output is constant on the calibration data"
             message = f"activations {how}"
             remarks.append(Remark(layer=linear.name, applied=True, message=message, data=data))
         return PassResult(

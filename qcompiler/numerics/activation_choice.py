@@ -1,12 +1,18 @@
 """How finely activations must share int8 scales: the error each granularity leaves in the output.
 
-X [T, K] is the input of layers W_i [K, N_i] over calibration tokens. Rounded to int8 it leaves
+X [T, K] is the input of a layer W [K, N] over calibration tokens, Y = X · W. Rounded to int8 it
+leaves the error
 
-    error = max over i of ‖(X - Q(X)) · W_i‖ / ‖X · W_i‖
+    error² = mean over n of ‖(X - Q(X)) · W_n‖² / ‖Y_n - mean(Y_n)‖²
 
-Unlike the error of X itself, this counts a channel by what the layers make of it. Q is what
-`insert-qdq` writes and the ops compute: one scale for everything, fixed beforehand, one a row, or
-one a group of a row.
+the largest over the layers that read X. Q is what `insert-qdq` writes and the ops compute: one
+scale for everything, fixed beforehand, one a row, or one a group of a row.
+
+‖(X - Q(X)) · W‖ / ‖Y‖ would be simpler, and hides what matters. A few output channels with large
+values, or a large mean that every token has alike, make errors of the others look small: V behind
+Q and K in one matrix, or all that is not a massive activation. Here each channel counts the same,
+by what tells tokens apart. On SmolLM2 the simpler one calls a static scale for Q, K and V good to
+1.8% where V is off by 4.6%, and one for a down projection good to 3% where most channels are lost.
 """
 
 from __future__ import annotations
@@ -17,13 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.numerics.bias import Double
 from qcompiler.numerics.reference import quantize_activations
-from qcompiler.numerics.scale_search import judged_columns, sampled
+from qcompiler.numerics.scale_search import Float, judged_columns, sampled
 
 BY_COST = ("per-tensor", "per-token", "per-group")
 """What is tried, the cheapest at run time first."""
 TOKENS = 1024
 """Rows of X that judge."""
+_CONSTANT = 1e-9  # an output that varies by less of its energy is constant, but for float32
 
 
 def activation_errors(
@@ -36,15 +44,17 @@ def activation_errors(
     so that one too tight for data it has not seen shows; a lone input judges its own. The error is
     inf where that range is zero.
 
-    None where nothing can be judged: no tokens, or outputs that are all zero. ValueError if the
-    activations are not finite.
+    None where nothing can be judged: no tokens, or outputs that are the same for all. ValueError if
+    the activations are not finite.
     """
     start = len(inputs) - max(1, len(inputs) // 4)
     x = sampled(inputs[start:], TOKENS)
     peak = _peak(inputs[:start] or inputs)
     if not (np.isfinite(peak) and np.isfinite(x).all()):
         raise ValueError("its input is not finite on the calibration data")
-    judges = [w for w in map(judged_columns, weights) if np.any(x @ w)]
+    if not len(x):
+        return None
+    judges = [judge for judge in (_judge(x, judged_columns(w)) for w in weights) if judge]
     if not judges:
         return None
     channels = x.shape[1]
@@ -72,9 +82,18 @@ def _peak(inputs: Sequence[NDArray[Any]]) -> float:
     return max(float(np.abs(each).max(initial=0.0)) for each in inputs)
 
 
-def _error(x: NDArray[Any], rounded: NDArray[Any], weights: Sequence[NDArray[Any]]) -> float:
-    return max(_norm((x - rounded) @ w) / _norm(x @ w) for w in weights)
+def _judge(x: Float, weight: Float) -> tuple[Float, Double] | None:
+    """The columns of a weight whose outputs vary, and the energy of that [N]; None for none."""
+    y = x @ weight
+    varying = _energies(y - y.mean(axis=0))
+    told = varying > _CONSTANT * _energies(y)
+    return (weight[:, told], varying[told]) if told.any() else None
 
 
-def _norm(values: NDArray[Any]) -> float:
-    return float(np.sqrt(np.sum(np.square(values), dtype=np.float64)))
+def _error(x: Float, rounded: Float, judges: Sequence[tuple[Float, Double]]) -> float:
+    lost = x - rounded
+    return max(float(np.sqrt(np.mean(_energies(lost @ w) / varying))) for w, varying in judges)
+
+
+def _energies(columns: NDArray[Any]) -> Double:
+    return np.asarray(np.sum(np.square(columns), axis=0, dtype=np.float64))

@@ -20,7 +20,9 @@ def problem(seed: int, samples: int = 4, tokens: int = 20, channels: int = 70):
 
 
 def relative(x, rounded, weights):
-    return max(np.linalg.norm((x - rounded) @ w) / np.linalg.norm(x @ w) for w in weights)
+    parts = [((x - rounded) @ w, x @ w) for w in weights]
+    ratios = [np.sum(lost**2, axis=0) / (len(y) * y.var(axis=0)) for lost, y in parts]
+    return max(np.sqrt(ratio.mean()) for ratio in ratios)
 
 
 @settings(deadline=None, max_examples=30)
@@ -79,6 +81,31 @@ def test_a_group_as_wide_as_the_row_is_the_row():
 )
 def test_nothing_to_judge(inputs):
     assert activation_errors(inputs, problem(6)[1], 32) is None
+
+
+def test_loud_channels_and_common_means_hide_nothing():
+    inputs, weights = problem(10)
+    quiet = activation_errors(inputs, weights[:1], 32)
+    loud = weights[0].copy()
+    loud[:, 0] *= 1000
+    assert activation_errors(inputs, [loud], 32) == pytest.approx(quiet, rel=1e-4)
+    # A channel of X that every token has alike: it moves the mean of the output, and the range.
+    shifted = [each.copy() for each in inputs]
+    for each in shifted:
+        each[..., 0] = 100.0
+    found = activation_errors(shifted, weights[:1], 32)
+    assert found["per-token"] > 20 * quiet["per-token"]
+    assert found["per-group"] < found["per-token"]
+
+
+def test_constant_outputs_do_not_count():
+    inputs, (weight, _) = problem(11)
+    inputs = [np.concatenate([each, np.ones_like(each[..., :1])], axis=-1) for each in inputs]
+    both = np.zeros((71, 6), np.float32)
+    both[:70, :5], both[70, 5] = weight, 3.0
+    only = activation_errors(inputs, [both[:, :5]], 32)
+    assert activation_errors(inputs, [both], 32) == pytest.approx(only)
+    assert activation_errors(inputs, [both[:, 5:]], 32) is None
 
 
 def test_a_range_of_zero_is_no_range():

@@ -51,6 +51,26 @@ def operators(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "way"), [(1.0, "per-tensor"), (0.008, "per-token"), (0.0, "per-group")]
+)
+def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
+    """A recipe that does not calibrate learns the ranges of static scales all the same."""
+    options = {"policy": "measured", "tolerance": tolerance, "group_size": 32}
+    changes = [part for k, v in options.items() for part in ("--set", f"plan-activations.{k}={v}")]
+    changes += ["--set", "quantize-weights.group_size=32"]
+    report = model.with_name("report.json")
+    result = qc("compile", model, *changes, "--report", report)
+    assert result.exit_code == 0, result.stderr
+    layers = json.loads(report.read_text())["layers"]
+    assert [layer["activation"] for layer in layers] == [way] * 2
+    for layer in layers:
+        errors = layer["activation_errors"]
+        assert errors["per-group"] < errors["per-token"] < 0.008 < errors["per-tensor"]
+    static = "MatMulW4A8Static" in operators(model.with_name("mlp.w4a8.onnx"))
+    assert static == (way == "per-tensor")
+
+
 def test_compile_writes_a_model_that_works(model: Path) -> None:
     result = qc("compile", model)
     assert result.exit_code == 0, result.stderr
