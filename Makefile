@@ -43,7 +43,7 @@ lint: $(VENV)/.test $(OLDEST)/.done
 # are there. BENCH_ARGS=--quick is a smoke test.
 BENCH_BUILD := build/bench/cmake
 bench: $(VENV)/.test
-	$(VENV)/bin/cmake -S runtime -B $(BENCH_BUILD) -DQC_BENCH=ON -DQC_BUILD_TESTS=OFF
+	$(VENV)/bin/cmake -S runtime -B $(BENCH_BUILD) -DQC_BENCH=ON -DQC_BUILD_TESTS=OFF -DQC_CUDA=OFF
 	$(VENV)/bin/cmake --build $(BENCH_BUILD) --parallel
 	$(PY) runtime/bench/run.py --kernels $(BENCH_BUILD)/bench/qcompiler_kernels_bench \
 	    $(if $(BENCH_DOCS),--docs docs) $(BENCH_ARGS)
