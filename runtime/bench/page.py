@@ -59,16 +59,16 @@ KERNELS = """\
 One thread, K = N = 4096, one scale a row of activations, rows quantized beforehand. Percent of what
 a loop of the ISA's multiply-add on registers reaches in the same process.
 
-100 can't be reached. With AVX-512 VNNI on Zen 4 the multiply-add of a group's float sum takes the same
-ports as the integer dot products: 1 to 8 in groups of 32, so 89% is the most, 1 to 32 and 97% in
-groups of 128. Sharing loads between panels, unrolling whole groups and software prefetch change
+100 can't be reached. With AVX-512 VNNI on Zen 4 the multiply-add of a group's float sum takes the
+same ports as the integer dot products: 1 to 8 in groups of 32, so 89% is the most, 1 to 32 and 97%
+in groups of 128. Sharing loads between panels, unrolling whole groups and software prefetch change
 nothing there.
 
 """
 MEMORY = """\
 One row, with weights that come from memory: GB/s of weights, and percent of what a plain read
-reaches ({bandwidth:.1f} GB/s). Decoding depends on it: how the system has laid the file's pages out in
-memory changes its speed by up to a tenth, and a freshly written file is the fastest.
+reaches ({bandwidth:.1f} GB/s). Decoding depends on it: how the system has laid the file's pages out
+in memory changes its speed by up to a tenth, and a freshly written file is the fastest.
 
 """
 
