@@ -23,6 +23,7 @@ from qcompiler.numerics.allocation import WeightFormat, allocate
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import quantize_weight
+from qcompiler.numerics.scale_search import judged_columns
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
 
 _FORMATS = (
@@ -154,7 +155,7 @@ class AllocateBits(Pass):
         tried = WeightFormat.parse(self.probe)
         totals = dict.fromkeys((tried, *formats), 0.0)
         for _, values in unit.weights():
-            part = values[:, :: -(-values.shape[1] // _COLUMNS)]
+            part = judged_columns(values, _COLUMNS)
             share = values.shape[1] / part.shape[1]
             for form in totals:
                 error = _rounded(part, form).dequantize() - part

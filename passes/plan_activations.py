@@ -24,10 +24,9 @@ from typing import Any, ClassVar, Literal
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears
+from qcompiler.analysis.linears import Linear, by_input, find_linears
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError
-from qcompiler.ir.order import topological
 from qcompiler.numerics.activation_choice import activation_errors, cheapest
 from qcompiler.passmanager import (
     ActivationPlan,
@@ -112,26 +111,23 @@ class PlanActivations(Pass):
         if ctx.stream is None:
             raise CalibrationError("policy 'measured' needs data; give --calib SRC")
         by_name = {linear.name: linear for linear in linears}
-        groups: dict[str, list[Linear]] = {}
-        for node in topological(graph):
-            if node.name in by_name:
-                groups.setdefault(str(node.inputs[0].name), []).append(by_name[node.name])
+        groups = by_input(graph, by_name)
         errors: dict[str, Mapping[str, float]] = {}
-        for index, (group, values) in enumerate(
+        for index, (names, values) in enumerate(
             zip(groups.values(), ctx.stream(graph, list(groups)), strict=True)
         ):
             ctx.tick("measuring activations", index, len(groups))
-            forms = [ctx.plan[each.name].weight for each in group if each.name in ctx.plan]
+            forms = [ctx.plan[name].weight for name in names if name in ctx.plan]
             sizes = [form.group_size for form in forms if form is not None]
-            weights = {id(each.weight): each.weight for each in group}.values()
+            weights = {id(w): w for w in (by_name[name].weight for name in names)}.values()
             try:
                 found = activation_errors(
                     values, [ir.array(w) for w in weights], min(sizes, default=self.group_size)
                 )
             except ValueError as error:
-                raise CalibrationError(f"layer '{group[0].name}': {error}") from None
+                raise CalibrationError(f"layer '{names[0]}': {error}") from None
             if found is not None:
-                errors |= dict.fromkeys([each.name for each in group], found)
+                errors |= dict.fromkeys(names, found)
         ctx.tick("measuring activations", len(groups), len(groups))
         return errors
 

@@ -20,10 +20,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears, is_head
+from qcompiler.analysis.linears import Linear, by_input, find_linears, is_head
 from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.errors import CalibrationError
-from qcompiler.ir.order import topological
 from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import Moments, gptq, moments, output_errors
@@ -121,10 +120,7 @@ class QuantizeWeights(Pass):
         nodes, ahead = _by_name(graph), _by_name(shipped)
         floats = {linear.name: linear for linear in find_linears(source)[0]}
         said = {remark.layer: remark for remark in remarks if remark.applied}
-        groups: dict[str, list[str]] = {}
-        for node in topological(shipped):
-            if node.name in said:
-                groups.setdefault(str(node.inputs[0].name), []).append(node.name)
+        groups = by_input(shipped, said)
         inputs = ctx.stream(shipped, list(groups))
         references: Iterator[list[Any]] | None = None
         if self.rounding == "gptaq":

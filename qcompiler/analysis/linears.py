@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,20 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
+from qcompiler.ir.order import topological
 
 FLOAT_TYPES = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 )
+
+
+def by_input(graph: gs.Graph, names: Container[str]) -> dict[str, list[str]]:
+    """Names of those nodes of `names` that read one tensor first, by the tensor, in order."""
+    groups: dict[str, list[str]] = {}
+    for node in topological(graph):
+        if node.name in names:
+            groups.setdefault(str(node.inputs[0].name), []).append(str(node.name))
+    return groups
 
 
 @dataclass(frozen=True)

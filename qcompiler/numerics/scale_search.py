@@ -110,9 +110,9 @@ def sampled(inputs: Sequence[NDArray[Any]], tokens: int = TOKENS, seed: int = 0)
     return np.concatenate(parts).astype(np.float32)
 
 
-def judged_columns(weight: NDArray[Any]) -> Float:
-    """At most COLUMNS columns of a weight [K, N], evenly spaced, as float32."""
-    return np.asarray(weight[:, :: -(-weight.shape[1] // COLUMNS)], np.float32)
+def judged_columns(weight: NDArray[Any], most: int | None = None) -> Float:
+    """At most `most` columns (COLUMNS by itself) of a weight [K, N], evenly spaced, as float32."""
+    return np.asarray(weight[:, :: -(-weight.shape[1] // (most or COLUMNS))], np.float32)
 
 
 def rounded_activations(x: Float, granularity: Granularity, group_size: int) -> Float:
