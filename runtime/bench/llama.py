@@ -64,23 +64,22 @@ def load(gguf: Path, setting: Setting, threads: int) -> tuple[dict[str, Any], Ac
         model.eval(ids)
         llama.llama_synchronize(model.ctx)  # `eval` may return before the work is done
 
-    def prefill() -> float:
-        model.reset()
+    def timed(texts: list[list[int]]) -> float:
         begin = time.perf_counter()
-        read(prompt.tolist())
+        for ids in texts:
+            read(ids)
         seconds = time.perf_counter() - begin
         time.sleep(REST)
         return seconds
 
+    def prefill() -> float:
+        model.reset()
+        return timed([prompt.tolist()])
+
     def decode() -> float:
         model.reset()
         read(before.tolist())
-        begin = time.perf_counter()
-        for token in fixed.tolist():
-            read([token])
-        seconds = time.perf_counter() - begin
-        time.sleep(REST)
-        return seconds
+        return timed([[token] for token in fixed.tolist()])
 
     known = {
         "model": "llama.cpp Q4_0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ QC = (sys.executable, "-m", "qcompiler.cli")
 def compiled(model: Path, output: Path, cores: set[int]) -> dict[str, bytes]:
     """Files of a model that a process compiled which may use `cores` alone."""
     command = [*QC, "compile", str(model), "-o", str(output), "--calib-samples", "8"]
-    # BLAS and ONNX Runtime start as many threads as the process has cores.
-    limited = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
-    subprocess.run([*command, "--no-verify"], check=True, capture_output=True, preexec_fn=limited)
+    subprocess.run(
+        [*command, "--no-verify"],
+        check=True,
+        capture_output=True,
+        # BLAS and ONNX Runtime start as many threads as the process has cores.
+        preexec_fn=partial(os.sched_setaffinity, 0, cores),
+    )
     return {name: (output / name).read_bytes() for name in ("model.onnx", "model.onnx.data")}
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from block_models import MODELS, feeds
+from stock_runtime import open_session
 
 from qcompiler.calibration.stream import stream
 from qcompiler.errors import RecipeError
@@ -41,10 +41,7 @@ def compiled(name: str, pipeline: str):
 
 
 def mean_output(model: onnx.ModelProto, name: str) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options)
+    session = open_session(model)
     unseen = [shifted(MODELS[name](), seed) for seed in range(100, 110)]
     outputs = [session.run(None, inputs)[0] for inputs in unseen]
     return np.concatenate(outputs).reshape(-1, outputs[0].shape[-1]).mean(axis=0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from block_models import MODELS, feeds
+from stock_runtime import open_session
 
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
@@ -89,15 +89,7 @@ def steps_of(name: str):
 
 def run_model(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """The first output in stock ONNX Runtime, without the op library."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    # By default ONNX Runtime fuses a 4-bit DequantizeLinear into a MatMul with int8 activations.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, inputs)[0]
+    return open_session(model).run(None, inputs)[0]
 
 
 class Judge:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from block_models import HIDDEN, INNER, MODELS, feeds
+from stock_runtime import inner_values
 
 from qcompiler import ir
 from qcompiler.analysis.linears import find_linears
@@ -18,7 +18,6 @@ from qcompiler.calibration.stream import stream
 from qcompiler.compiler import compile as compile_model
 from qcompiler.errors import CalibrationError
 from qcompiler.instruments import VerifyInstrument
-from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.order import topological
 from qcompiler.opt import run_pipeline
@@ -40,18 +39,6 @@ def data(name: str, count: int = 3, batch: int = 4) -> list[dict[str, np.ndarray
     return [feeds(MODELS[name](), seed, batch) for seed in range(count)]
 
 
-def whole(graph, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Values of inner tensors from one run of the whole graph."""
-    model = to_model(graph)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    return session.run(names, inputs)
-
-
 def matmul_inputs(graph) -> list[str]:
     """Inputs of products by a weight, in order, each once."""
     nodes = [
@@ -69,8 +56,8 @@ def test_stages_compute_what_the_whole_graph_computes(name: str, pipeline: str) 
     names, batches = matmul_inputs(graph), data(name)
     assert len(names) > 2
     got = list(stream(graph, names, batches))
-    for index, inputs in enumerate(batches):
-        for tensor, expected, values in zip(names, whole(graph, names, inputs), got, strict=True):
+    for index, whole in enumerate(inner_values(graph, names, batches)):
+        for tensor, expected, values in zip(names, whole, got, strict=True):
             assert values[index].dtype == expected.dtype
             scale = float(np.abs(expected).max())
             np.testing.assert_allclose(
@@ -165,8 +152,10 @@ def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: 
     assert layers
     signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for inputs in batches:
-        shipped = whole(graph, [nodes[layer].inputs[0].name for layer in layers], inputs)
-        floats = whole(source, [linears[layer].x.name for layer in layers], inputs)
+        read = [nodes[layer].inputs[0].name for layer in layers]
+        shipped = inner_values(graph, read, [inputs])[0]
+        read = [linears[layer].x.name for layer in layers]
+        floats = inner_values(source, read, [inputs])[0]
         for layer, x, true in zip(layers, shipped, floats, strict=True):
             assert activation_qdq(nodes[layer].inputs[0]) is not None
             weight = np.asarray(ir.array(linears[layer].weight), np.float64)
@@ -185,13 +174,14 @@ def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: 
 def test_outputs_are_closer_than_rounded_to_nearest(policy: str) -> None:
     fresh = feeds(MODELS["decoder"](), 99, 16)
     source, _ = prepared("decoder")
-    reference = whole(source, ["logits"], fresh)[0]
+    reference = inner_values(source, ["logits"], [fresh])[0][0]
     errors = []
     for rounding in ("nearest", "gptq", "gptaq"):
         graph, _ = calibrated(
             "decoder", f"group_size=32,rounding={rounding}", count=60, policy=policy
         )
-        errors.append(float(np.square(whole(graph, ["logits"], fresh)[0] - reference).sum()))
+        logits = inner_values(graph, ["logits"], [fresh])[0][0]
+        errors.append(float(np.square(logits - reference).sum()))
     assert errors[1] < 0.95 * errors[0]
     assert errors[2] < 0.95 * errors[0]
 

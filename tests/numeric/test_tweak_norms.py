@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from block_models import MODELS, feeds
+from stock_runtime import inner_values
 
 from qcompiler import ir
 from qcompiler.analysis.linears import find_linears
@@ -16,7 +15,6 @@ from qcompiler.analysis.qdq import before_rounding, weight_dq
 from qcompiler.calibration.stream import stream
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import VerifyInstrument
-from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import make_pass, parse_pipeline
@@ -39,15 +37,7 @@ def compiled(name: str, pipeline: str, batches: list[dict[str, np.ndarray]]):
 
 def values(graph, names: list[str], batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
     """Rows of tensors over some data, from whole runs."""
-    model = to_model(graph)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    runs = [session.run(names, inputs) for inputs in batches]
-    columns = zip(*runs, strict=True)
+    columns = zip(*inner_values(graph, names, batches), strict=True)
     return [np.concatenate([v.reshape(-1, v.shape[-1]) for v in each]) for each in columns]
 
 

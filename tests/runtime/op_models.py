@@ -78,6 +78,27 @@ def make_layer(
     )
 
 
+def extreme_problem(bits, zero_point: str | None) -> tuple[PackedMatrix, np.ndarray]:
+    """A matrix of the least and greatest codes, all scales 1, and int8 rows of ±127.
+
+    `zero_point`: None for symmetric weights, "lowest", "highest" or "mixed".
+    """
+    top, k, n, group = (1 << bits) - 1, 512, 20, 256
+    rng = np.random.default_rng(0)
+    codes = rng.choice(np.array([0, top], np.uint8), (k, n))
+    codes[:, 0], codes[:, 1] = 0, top
+    zero_points = {
+        None: None,
+        "lowest": np.zeros((2, n), np.uint8),
+        "highest": np.full((2, n), top, np.uint8),
+        "mixed": rng.integers(0, top + 1, (2, n), dtype=np.uint8),
+    }[zero_point]
+    ones = np.ones((2, n), np.float16)
+    q = rng.choice(np.array([-127, 127], np.int8), (8, k))
+    q[0], q[1] = 127, -127
+    return PackedMatrix.pack(codes, ones, zero_points, bits=bits, group_size=group), q
+
+
 def matmul_model(
     layer: Layer,
     activation: str,

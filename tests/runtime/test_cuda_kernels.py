@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA, Output, Product
-from op_models import ACTIVATIONS, X_SCALE, assert_close, make_layer
+from op_models import ACTIVATIONS, X_SCALE, assert_close, extreme_problem, make_layer
 from test_kernel_quantize import rows
 
 from qcompiler.numerics import reference
@@ -135,23 +135,10 @@ def test_outputs_of_every_type(cuda, splits, dtype, kernel):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_part_is_exact_at_the_extremes(cuda, bits, zero_point, kernel):
     """With all scales 1 the result is the integer sum itself, as on the CPU."""
-    top, k, n, group = (1 << bits) - 1, 512, 20, 256
-    rng = np.random.default_rng(0)
-    codes = rng.choice(np.array([0, top], np.uint8), (k, n))
-    codes[:, 0], codes[:, 1] = 0, top
-    zero_points = {
-        None: None,
-        "lowest": np.zeros((2, n), np.uint8),
-        "highest": np.full((2, n), top, np.uint8),
-        "mixed": rng.integers(0, top + 1, (2, n), dtype=np.uint8),
-    }[zero_point]
-    ones = np.ones((2, n), np.float16)
-    w = PackedMatrix.pack(codes, ones, zero_points, bits=bits, group_size=group)
-    q = rng.choice(np.array([-127, 127], np.int8), (8, k))
-    q[0], q[1] = 127, -127
+    w, q = extreme_problem(bits, zero_point)
     x = q.astype(np.float32)
     need(cuda, kernel)
-    y = cuda.matmul(x, w, np.zeros(1, np.float32), block=k, scale=1.0, kernel=kernel)
+    y = cuda.matmul(x, w, np.zeros(1, np.float32), block=w.K, scale=1.0, kernel=kernel)
     np.testing.assert_array_equal(y, reference.integer_dots(q, w).sum(axis=1))
 
 

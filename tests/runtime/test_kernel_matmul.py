@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_models import ACTIVATIONS, assert_close, make_layer
+from op_models import ACTIVATIONS, assert_close, extreme_problem, make_layer
 
 from qcompiler.numerics import reference
-from qcompiler.numerics.packing import PackedMatrix
 
 # K, N, group size: below, at and above blocks, panels and groups.
 SHAPES = [
@@ -47,20 +46,7 @@ def test_agrees_with_reference(kernels, isa, shape, activation, form):
 @pytest.mark.parametrize("zero_point", [None, "lowest", "highest", "mixed"])
 def test_integer_part_is_exact_at_the_extremes(kernels, isa, zero_point, bits):
     """With all scales 1 the result is the integer sum itself: nothing saturates or rounds."""
-    top, k, n, group = (1 << bits) - 1, 512, 20, 256
-    rng = np.random.default_rng(0)
-    codes = rng.choice(np.array([0, top], np.uint8), (k, n))
-    codes[:, 0], codes[:, 1] = 0, top
-    zero_points = {
-        None: None,
-        "lowest": np.zeros((2, n), np.uint8),
-        "highest": np.full((2, n), top, np.uint8),
-        "mixed": rng.integers(0, top + 1, (2, n), dtype=np.uint8),
-    }[zero_point]
-    ones = np.ones((2, n), np.float16)
-    w = PackedMatrix.pack(codes, ones, zero_points, bits=bits, group_size=group)
-    q = rng.choice(np.array([-127, 127], np.int8), (8, k))
-    q[0], q[1] = 127, -127
+    w, q = extreme_problem(bits, zero_point)
     y = kernels.matmul(isa, q, np.ones((8, 1), np.float32), w)
     expected = reference.integer_dots(q, w).sum(axis=1)
     assert np.abs(expected).max() < 2**24

@@ -96,6 +96,19 @@ HISTORY = [
 ]
 
 
+def report_of(history: list[Record]) -> Report:
+    """Of a compilation of which only the passes matter."""
+    return build_report(
+        history,
+        recipe=load("rtn"),
+        target="qdq",
+        source=Path("a"),
+        output=Path("b"),
+        source_bytes=1,
+        output_bytes=1,
+    )
+
+
 @pytest.fixture
 def report() -> Report:
     return build_report(
@@ -236,15 +249,7 @@ def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
         ),
         record("quantize-weights", *(done(name, **weight()) for name in layers)),
     ]
-    made = build_report(
-        history,
-        recipe=load("rtn"),
-        target="qdq",
-        source=Path("a"),
-        output=Path("b"),
-        source_bytes=1,
-        output_bytes=1,
-    )
+    made = report_of(history)
     notes = [row[-1] for row in table(made)[1]]
     assert notes[0] == "output error 25% per-tensor, 1.2% per-token, 0.4% per-group"
     grouped = table(made, grouped=True)[1]
@@ -284,14 +289,8 @@ def test_the_page_is_whole_and_needs_nothing_else(report: Report, tmp_path: Path
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>'
-    made = build_report(
-        [record("plan-activations", left(evil, f"because {evil}", kind="linear", K=1, N=1))],
-        recipe=load("rtn"),
-        target="qdq",
-        source=Path("a"),
-        output=Path("b"),
-        source_bytes=1,
-        output_bytes=1,
+    made = report_of(
+        [record("plan-activations", left(evil, f"because {evil}", kind="linear", K=1, N=1))]
     )
     write_html(made, tmp_path / "r.html")
     assert "<script" not in (tmp_path / "r.html").read_text()
