@@ -3,6 +3,7 @@
     [Split](MatMul(DQ(Q(X)), DQ(W)) [+ bias])           ->  MatMulW4A8 / MatMulW8A8
     the same with a static activation scale             ->  MatMulW4A8Static / MatMulW8A8Static
     DQ(Gather(codes, ids), Gather(scales, ids))         ->  GatherW8
+    Gather(DQ(codes, scales, zeros), ids)               ->  GatherW4
 
 A head tied to the embedding table shares its packed weight. What does not match stays Q/DQ, and
 the remark says why.
@@ -19,7 +20,14 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
 from qcompiler.analysis.linears import Linear, bias_of
-from qcompiler.analysis.qdq import ActivationQdq, WeightDq, activation_qdq, weight_dq
+from qcompiler.analysis.qdq import (
+    ActivationQdq,
+    TableDq,
+    WeightDq,
+    activation_qdq,
+    table_dq,
+    weight_dq,
+)
 from qcompiler.ir.matcher import Match, const, either, match, op, var
 from qcompiler.numerics.packing import PackedMatrix
 from qcompiler.numerics.rounding import QuantizedWeight
@@ -69,6 +77,8 @@ class LowerOrtCustom(Pass):
                 if not isinstance(found, Match):
                     continue
                 remark = _lower_table(graph, found, packer)
+            elif (table := table_dq(node)) is not None:
+                remark = _lower_dequantized_table(graph, node, table, packer)
             else:
                 continue
             remarks.append(remark)
@@ -201,12 +211,34 @@ def _lower_table(graph: gs.Graph, found: Match, packer: _Packer) -> Remark:
         8,
         group_size,
     )
+    return _look_up(graph, node, found["ids"], codes, weight, packer)
+
+
+def _lower_dequantized_table(
+    graph: gs.Graph, node: gs.Node, table: TableDq, packer: _Packer
+) -> Remark:
+    group_size = table.dequantized.group_size
+    if group_size not in GROUP_SIZES:
+        return _stay(node.name, f"group size {group_size} has no kernel")
+    return _look_up(graph, node, node.inputs[1], table.dequantized.codes, table.load(), packer)
+
+
+def _look_up(
+    graph: gs.Graph,
+    node: gs.Node,
+    ids: Any,
+    codes: gs.Constant,
+    weight: QuantizedWeight,
+    packer: _Packer,
+) -> Remark:
+    """Put an op in the place of `node`, the last of those that look rows up."""
     rows, columns = weight.codes.shape
-    inputs = [found["ids"], *packer.inputs(codes, weight, node.name)]
+    inputs = [ids, *packer.inputs(codes, weight, node.name)]
     output = node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
-    attrs = {"K": rows, "N": columns, "group_size": group_size, "layout": ops.LAYOUT}
-    ir.add_node(graph, "GatherW8", name, inputs, [output], attrs=attrs, domain=ops.DOMAIN)
-    return Remark(layer=name, applied=True, message="GatherW8", data={"op": "GatherW8"})
+    op_type = f"GatherW{weight.bits}"
+    attrs = {"K": rows, "N": columns, "group_size": weight.group_size, "layout": ops.LAYOUT}
+    ir.add_node(graph, op_type, name, inputs, [output], attrs=attrs, domain=ops.DOMAIN)
+    return Remark(layer=name, applied=True, message=op_type, data={"op": op_type})

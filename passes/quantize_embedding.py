@@ -1,11 +1,16 @@
-"""quantize-embedding: look-up tables in 8 bits, one copy for a table tied to the head.
+"""quantize-embedding: look-up tables in 8 or 4 bits, one copy for a table tied to the head.
 
     Gather(E[N, K], ids)             ->  DequantizeLinear(Gather(codes[N, K], ids),
                                                           Gather(scales[N, G], ids), axis=-1)
     Gather(Transpose(W[K, N]), ids)  ->  the same over Transpose(codes[K, N]), which the head
     MatMul(X, W)                         reads too: MatMul(X, DequantizeLinear(codes, scales))
 
-Only the rows that are looked up are ever dequantized.
+Only the rows that are looked up are ever dequantized. Not so in 4 bits, which ONNX's Gather does
+not know: until a target lowers them, they are dequantized before the look-up.
+
+    Gather(E[N, K], ids)             ->  Gather(DequantizeLinear(codes[N, K], scales, zeros), ids)
+    Gather(Transpose(W[K, N]), ids)  ->  Gather(Transpose(DequantizeLinear(codes[K, N], ..)), ids)
+    MatMul(X, W)                         MatMul(X, the same DequantizeLinear)
 """
 
 from __future__ import annotations
@@ -35,12 +40,14 @@ from qcompiler.passmanager import (
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeEmbedding(Pass):
-    """Quantize embedding tables, and the heads tied to them, to 8 bits in groups along a row."""
+    """Quantize embedding tables, and the heads tied to them, in groups along a row."""
 
     name: ClassVar[str] = "quantize-embedding"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
 
+    bits: Literal[4, 8] = 8
+    """4 where size counts most: asymmetric groups, and a head tied to the table has them too."""
     group_size: Literal[32, 64, 128, 256] = 64
     """64 divides the hidden size of nearly every model, which sharing with the head can need."""
     search: Search = "none"
@@ -82,13 +89,13 @@ class QuantizeEmbedding(Pass):
     ) -> list[Remark]:
         stored = np.asarray(ir.array(table), np.float32)
         weight = stored if transposed else stored.T
-        quantized = quantize_weight(weight, bits=8, group_size=self.group_size, search=self.search)
-        base = str(table.name)
-        codes, scales = weight_constants(quantized, base, namer)
-        if not transposed:
-            codes = ir.constant(codes.name, np.ascontiguousarray(ir.array(codes).T))
-            scales = ir.constant(scales.name, np.ascontiguousarray(ir.array(scales).T))
-        data = describe(quantized, weight, table, kind="embedding")
+        quantized = quantize_weight(
+            weight,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.bits == 8,
+            search=self.search,
+        )
         linears = [
             linear
             for linear in find_linears(graph)[0]
@@ -96,30 +103,81 @@ class QuantizeEmbedding(Pass):
         ]
         same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
         tied = bool(transposed and linears and same_type)
+        base = str(table.name)
+        constants = weight_constants(quantized, base, namer)
+        if not transposed:
+            constants = [
+                ir.constant(each.name, np.ascontiguousarray(ir.array(each).T)) for each in constants
+            ]
+        dequantized = None
+        if tied or self.bits == 4:
+            dequantized = self._dequantize(graph, base, constants, table, transposed, namer)
+        data = describe(quantized, weight, table, kind="embedding")
+        message = f"int{self.bits} table"
         remarks = [
-            Remark(
-                layer=gather.name, applied=True, message="int8 table", data=data | {"tied": tied}
-            )
+            Remark(layer=gather.name, applied=True, message=message, data=data | {"tied": tied})
         ]
         if tied:
-            output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(weight.shape))
-            ir.add_node(
-                graph,
-                "DequantizeLinear",
-                namer(f"{base}_DequantizeLinear"),
-                [codes, scales],
-                [output],
-                attrs={"axis": 0, "block_size": self.group_size},
-            )
             shared = data | {"kind": "linear", "tied": True, "bytes_before": 0, "bytes_after": 0}
+            symmetry = "symmetric" if quantized.zero_points is None else "asymmetric"
             for linear in linears:
-                linear.node.inputs[1] = output
-                message = f"int8 symmetric, group {self.group_size}, tied to '{gather.name}'"
+                linear.node.inputs[1] = dequantized
+                message = f"int{self.bits} {symmetry}, group {self.group_size}"
+                message += f", tied to '{gather.name}'"
                 remarks.append(
                     Remark(layer=linear.name, applied=True, message=message, data=shared)
                 )
-        self._lookup(graph, gather, codes, scales, transposed, namer)
+        if self.bits == 4:
+            self._look_up_after(graph, gather, dequantized, transposed, namer)
+        else:
+            codes, scales = constants
+            self._lookup(graph, gather, codes, scales, transposed, namer)
         return remarks
+
+    def _dequantize(
+        self,
+        graph: gs.Graph,
+        base: str,
+        constants: list[gs.Constant],
+        table: Any,
+        transposed: bool,
+        namer: ir.Namer,
+    ) -> gs.Variable:
+        """The whole table in float32, of the shape of `table`."""
+        output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(table.shape))
+        ir.add_node(
+            graph,
+            "DequantizeLinear",
+            namer(f"{base}_DequantizeLinear"),
+            constants,
+            [output],
+            attrs={"axis": 0 if transposed else 1, "block_size": self.group_size},
+        )
+        return output
+
+    def _look_up_after(
+        self, graph: gs.Graph, gather: gs.Node, table: Any, transposed: bool, namer: ir.Namer
+    ) -> None:
+        """Gather rows of the dequantized table."""
+        name, ids, output = gather.name, gather.inputs[1], gather.outputs[0]
+        if transposed:
+            flipped = gs.Variable(
+                namer(f"{table.name}_nk"), np.dtype(np.float32), list(table.shape)[::-1]
+            )
+            transpose = namer(f"{name}/Transpose")
+            attrs = {"perm": [1, 0]}
+            ir.add_node(graph, "Transpose", transpose, [table], [flipped], attrs=attrs)
+            table = flipped
+        wanted = ir.elem_type(output)
+        gather.inputs.clear()
+        gather.outputs.clear()
+        gather.name = namer(f"{name}_float")
+        rows = output
+        if wanted not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
+            rows = gs.Variable(namer(f"{output.name}_float"), np.dtype(np.float32), output.shape)
+            cast = namer(f"{name}/CastOut")
+            ir.add_node(graph, "Cast", cast, [rows], [output], attrs={"to": wanted})
+        ir.add_node(graph, "Gather", name, [table, ids], [rows], attrs={"axis": 0})
 
     def _lookup(
         self,

@@ -1,6 +1,7 @@
 """The Q/DQ language between passes: how quantized weights and activations are written and read.
 
 Weight [K, N]:  DequantizeLinear(codes, scales[, zero_points], axis=0, block_size)
+4-bit table:    Gather of such a weight transposed, or of the same [N, K] with axis=1
 Activation:     DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
                 where s is constant, Clip(.., -127 s, 127 s) of that
 """
@@ -8,7 +9,7 @@ Activation:     DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,13 @@ class ActivationQdq:
     scale: gs.Constant | None
 
 
-def weight_dq(tensor: Any) -> WeightDq | None:
-    """The quantized weight a tensor is, if it is one in the form `insert_weight_dq` writes."""
+def weight_dq(tensor: Any, axis: int = 0) -> WeightDq | None:
+    """The quantized weight a tensor is, if it is one in the form `insert_weight_dq` writes.
+
+    With `axis` 1, one that is stored transposed.
+    """
     node = ir.producer(tensor, "DequantizeLinear")
-    if node is None or node.attrs.get("axis", 1) != 0 or not node.attrs.get("block_size", 0):
+    if node is None or node.attrs.get("axis", 1) != axis or not node.attrs.get("block_size", 0):
         return None
     codes, scales = node.inputs[0], node.inputs[1]
     zeros = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
@@ -123,6 +127,38 @@ def weight_dq(tensor: Any) -> WeightDq | None:
     if unsigned == (zeros is None):  # unsigned codes without a zero point start at 0: not ours
         return None
     return WeightDq(node, codes, scales, zeros, int(ir.attribute(node, "block_size")))
+
+
+@dataclass(frozen=True)
+class TableDq:
+    """A table of which a Gather looks up dequantized rows."""
+
+    dequantized: WeightDq
+    transposed: bool
+    """Whether the Gather reads it behind a Transpose, as it does where a head has the same."""
+
+    def load(self) -> QuantizedWeight:
+        """The weight [K, N] whose columns are the table's rows."""
+        stored = self.dequantized.load()
+        if self.transposed:
+            return stored
+        zeros = None if stored.zero_points is None else stored.zero_points.T
+        return replace(stored, codes=stored.codes.T, scales=stored.scales.T, zero_points=zeros)
+
+
+def table_dq(gather: gs.Node) -> TableDq | None:
+    """The quantized table that a Gather of rows reads, if it is dequantized before the look-up."""
+    if gather.op != "Gather" or gather.domain or gather.attrs.get("axis", 0) != 0:
+        return None
+    source = gather.inputs[0]
+    transpose = ir.producer(source, "Transpose")
+    if transpose is None:
+        found = weight_dq(source, axis=1)
+        return None if found is None else TableDq(found, False)
+    if list(ir.attribute(transpose, "perm", [1, 0])) != [1, 0]:
+        return None
+    found = weight_dq(transpose.inputs[0])
+    return None if found is None else TableDq(found, True)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ def matmul_a8_static(X: Array, w: PackedMatrix, bias: F32Array, *, x_scale: floa
     return _matmul(X, quantize_activations(_rows(X), w.K, x_scale), w, bias)
 
 
-def gather_w8(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
-    """``GatherW8``: the dequantized columns `ids` of the matrix, float32 [ids.shape..., K].
+def gather(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
+    """``GatherW4`` and ``GatherW8``: dequantized columns `ids` of the matrix, [ids.shape..., K].
 
     Raises IndexError for an id outside -N .. N-1.
     """

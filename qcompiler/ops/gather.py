@@ -1,14 +1,14 @@
-"""``GatherW8`` as an ONNX function: rows of an embedding table kept in packed 8-bit form.
+"""``GatherW4`` and ``GatherW8`` as ONNX functions: rows of an embedding table in packed form.
 
-It reads the very tensors a ``MatMulW8A8`` output head uses, so a tied table is stored once. The
-body gathers first and dequantizes the few rows it got.
+They read the very tensors an output head's MatMul uses, so a tied table is stored once. The bodies
+gather first and dequantize the few rows they got.
 """
 
 from __future__ import annotations
 
 import onnx
 
-from qcompiler.ops._text import SIZES, parse
+from qcompiler.ops._text import SIZES, Bits, parse
 
 # An id outside -N .. N-1 is sent past the last panel, where Gather refuses it.
 _BODY = """
@@ -29,10 +29,10 @@ _BODY = """
     panel_start = Mul (panel_of, panel)
     lane_of = Sub (columns_last, panel_start)
 
-    four = Constant <value_int = 4> ()
-    k_up = Add (k, four)
+    depth = Constant <value_int = {depth}> ()
+    k_up = Add (k, depth)
     k_up_1 = Sub (k_up, one)
-    blocks = Div (k_up_1, four)
+    blocks = Div (k_up_1, depth)
     block_numbers = Range (zero, blocks, one)
     panel_blocks = Mul (panel_of, blocks)
     block_of = Add (panel_blocks, block_numbers)
@@ -41,11 +41,12 @@ _BODY = """
     quad_shape = Constant <value_ints = [-1, 4]> ()
     all_quads = Reshape (W, quad_shape)
     quads = Gather <axis = 0> (all_quads, quad_of)
+    {unpack}
     ids_shape = Shape (ids)
-    row_length = Mul (blocks, four)
+    row_length = Mul (blocks, depth)
     row_length_1d = Unsqueeze (row_length, axis_0)
     rows_shape = Concat <axis = 0> (ids_shape, row_length_1d)
-    rows_padded = Reshape <allowzero = 1> (quads, rows_shape)
+    rows_padded = Reshape <allowzero = 1> ({codes}, rows_shape)
     codes = Slice (rows_padded, start_0, k_1d, last)
     codes_float = Cast <to = 1> (codes)
 
@@ -71,12 +72,27 @@ _BODY = """
 """
 
 
-def gather_function(op_type: str) -> onnx.FunctionProto:
-    """The function of ``GatherW8``."""
+# Codes in order of k: the low nibbles of a block, then the high ones.
+_NIBBLES = """
+    low_bits = Constant <value = uint8 {15}> ()
+    four_bits = Constant <value = uint8 {4}> ()
+    low = BitwiseAnd (quads, low_bits)
+    high = BitShift <direction = "RIGHT"> (quads, four_bits)
+    row_codes = Concat <axis = -1> (low, high)
+"""
+
+
+def gather_function(op_type: str, bits: Bits) -> onnx.FunctionProto:
+    """The function of one op type of the family."""
+    body = _BODY.replace("{depth}", str(32 // bits))
+    if bits == 4:
+        body = body.replace("{unpack}", _NIBBLES).replace("{codes}", "row_codes")
+    else:
+        body = body.replace("{unpack}", "").replace("{codes}", "quads")
     return parse(
         op_type,
         attributes=["K", "N", "group_size", "layout"],
         inputs=["ids", "W", "scales", "zero_points"],
         outputs=["Y"],
-        body=SIZES + _BODY,
+        body=SIZES + body,
     )

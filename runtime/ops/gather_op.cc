@@ -11,12 +11,14 @@
 namespace qc::ops {
 namespace {
 
-constexpr const char* kName = "GatherW8";
+template <int kBits>
+constexpr const char* kName = kBits == 4 ? "GatherW4" : "GatherW8";
 
+template <int kBits>
 class GatherKernel {
  public:
   GatherKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : GatherKernel(api, Node(api, info, kName)) {}
+      : GatherKernel(api, Node(api, info, kName<kBits>)) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -35,8 +37,13 @@ class GatherKernel {
     auto* out = static_cast<float*>(data_of(api_, output));
 
     const kernels::PackedTable table{
-        packed.codes,          packed.scales, packed.one_zero_point ? nullptr : packed.zero_points,
-        packed.zero_points[0], matrix_.k,     matrix_.n,
+        kBits,
+        packed.codes,
+        packed.scales,
+        packed.one_zero_point ? nullptr : packed.zero_points,
+        packed.zero_points[0],
+        matrix_.k,
+        matrix_.n,
         matrix_.group_size};
     constexpr std::int64_t kValuesPerTask = 1 << 15;
     const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerTask / matrix_.k);
@@ -44,7 +51,7 @@ class GatherKernel {
       const std::int64_t first = static_cast<std::int64_t>(index) * per_task;
       const std::int64_t end = std::min(count, first + per_task);
       for (std::int64_t i = first; i < end; ++i) {
-        kernels::gather_u8_f32(table, columns[static_cast<std::size_t>(i)], out + i * matrix_.k);
+        kernels::gather_f32(table, columns[static_cast<std::size_t>(i)], out + i * matrix_.k);
       }
     };
     parallel_for(api_, context, static_cast<std::size_t>((count + per_task - 1) / per_task), task);
@@ -55,7 +62,7 @@ class GatherKernel {
       : api_(api),
         label_(node.label()),
         matrix_(MatrixAttributes::read(node)),
-        packed_(api, node, matrix_, 8, 1) {}
+        packed_(api, node, matrix_, kBits, 1) {}
 
   // The ids as columns 0 .. n - 1; refuses any that is out of range.
   std::vector<std::int64_t> columns_of(const OrtValue* ids, int type, std::int64_t count) const {
@@ -80,15 +87,21 @@ class GatherKernel {
   PackedInputs packed_;
 };
 
+template <int kBits>
+void add_gather_op(std::deque<Op>& ops) {
+  for (const int type : {abi::kInt64, abi::kInt32}) {
+    Op& op = ops.emplace_back(
+        make_op(kName<kBits>, {type, abi::kUint8, abi::kFloat16, abi::kUint8}, {abi::kFloat}, 1));
+    op.InferOutputShapeFn = infer_gather;
+    set_kernel<GatherKernel<kBits>>(op);
+  }
+}
+
 }  // namespace
 
 void add_gather_ops(std::deque<Op>& ops) {
-  for (const int type : {abi::kInt64, abi::kInt32}) {
-    Op& op = ops.emplace_back(
-        make_op(kName, {type, abi::kUint8, abi::kFloat16, abi::kUint8}, {abi::kFloat}, 1));
-    op.InferOutputShapeFn = infer_gather;
-    set_kernel<GatherKernel>(op);
-  }
+  add_gather_op<4>(ops);
+  add_gather_op<8>(ops);
 }
 
 }  // namespace qc::ops

@@ -7,7 +7,7 @@
 
 namespace qc::ops {
 
-// Adds GatherW8 for each type of ids.
+// Adds GatherW4 and GatherW8 for each type of ids.
 void add_gather_ops(std::deque<Op>& ops);
 
 }  // namespace qc::ops

@@ -100,6 +100,7 @@ class NormRow(Structure):
 
 class PackedTable(Structure):
     _fields_ = (
+        ("bits", ctypes.c_int),
         ("codes", c_void_p),
         ("scales", c_void_p),
         ("zero_points", c_void_p),
@@ -323,6 +324,7 @@ class KernelLibrary:
         codes, scales, zero_points = (guarded(a) for a in (w.W, w.scales, w.zero_points))
         one_zero = w.zero_points.size == 1
         table = PackedTable(
+            w.bits,
             *(address(codes), address(scales), None if one_zero else address(zero_points)),
             *(int(zero_points.flat[0]), w.K, w.N, w.group_size),
         )

@@ -185,12 +185,13 @@ def gather_model(
     attrs = {"K": layer.w.K, "N": layer.w.N, "group_size": layer.w.group_size, "layout": 1}
     attrs |= attributes or {}
     values = {k: v for k, v in layer.inputs().items() if k != "bias"} | (tensors or {})
+    op_type = f"GatherW{layer.w.bits}"
     node = helper.make_node(
-        "GatherW8", ["ids", *values], ["Y"], name="embed", domain=ops.DOMAIN, **attrs
+        op_type, ["ids", *values], ["Y"], name="embed", domain=ops.DOMAIN, **attrs
     )
     elem = TensorProto.INT64 if ids_type == "int64" else TensorProto.INT32
     return _model(
-        "GatherW8",
+        op_type,
         [node],
         [helper.make_tensor_value_info("ids", elem, list(ids_shape))],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.w.K])],

@@ -72,8 +72,9 @@ def test_bits_do_not_depend_on_the_tile(kernels, isa, activation, bits):
 
 @pytest.mark.parametrize("shape", [(1, 1, 32), (33, 17, 32), (100, 35, 64)], ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gather_is_exact(kernels, shape, symmetric):
-    w = make_layer(*shape, bits=8, symmetric=symmetric).w
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gather_is_exact(kernels, bits, shape, symmetric):
+    w = make_layer(*shape, bits=bits, symmetric=symmetric).w
     dense = w.dequantized()
     for column in range(w.N):
         np.testing.assert_array_equal(kernels.gather(w, column), dense[:, column])

@@ -43,13 +43,14 @@ def cases():
                     assert_close(y, expected, layer.tolerance(fed, activation), dtype)
 
                 cases[f"w{bits}_{activation}_{dtype}"] = (model, {"X": fed}, check)
-    layer = make_layer(100, 35, 32, bits=8, symmetric=False)
-    ids = rng.integers(-35, 35, (2, 5))
+    for bits in (4, 8):
+        layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
+        ids = rng.integers(-35, 35, (2, 5))
 
-    def check_gather(outputs, layer=layer, ids=ids):
-        np.testing.assert_array_equal(outputs[0], reference.gather_w8(ids, layer.w))
+        def check_gather(outputs, layer=layer, ids=ids):
+            np.testing.assert_array_equal(outputs[0], reference.gather(ids, layer.w))
 
-    cases["gather"] = (gather_model(layer), {"ids": ids}, check_gather)
+        cases[f"gather_w{bits}"] = (gather_model(layer), {"ids": ids}, check_gather)
     return cases
 
 

@@ -131,18 +131,19 @@ def test_wrong_x(session, layer):
         ({"layout": 2}, {}, "layout 2"),
         ({"N": 10**12}, {}, "N=1000000000000 is out of range"),
         ({"group_size": 16}, {}, "group_size=16"),
-        ({}, {"W": u8(3, 24, 64)}, "W has shape [3, 24, 64], expected [3, 25, 64]"),
+        ({}, {"W": u8(3, 12, 64)}, "W has shape [3, 12, 64], expected [3, {blocks}, 64]"),
         ({}, {"scales": half(4, 3, 16)}, "scales has shape [4, 3, 16]"),
         ({}, {"zero_points": u8(1, 1, 2)}, "zero_points has shape [1, 1, 2]"),
     ],
 )
-def test_gather(session, attributes, tensors, cause):
-    layer = make_layer(100, 35, 32, bits=8, symmetric=False)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gather(session, bits, attributes, tensors, cause):
+    layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
     message = refusal(
         session, gather_model(layer, attributes=attributes, tensors=tensors, functions=False)
     )
-    assert "GatherW8 node 'embed': " in message
-    assert cause in message
+    assert f"GatherW{bits} node 'embed': " in message
+    assert cause.replace("{blocks}", str(-(-100 * bits // 32))) in message
 
 
 def test_other_element_types(session, layer):

@@ -1,4 +1,4 @@
-// One column of a packed 8-bit matrix, dequantized: out[k] = (code[k] - zp[g]) * scale[g].
+// One column of a packed matrix, dequantized: out[k] = (code[k] - zp[g]) * scale[g].
 #ifndef QC_KERNELS_GATHER_GATHER_H_
 #define QC_KERNELS_GATHER_GATHER_H_
 
@@ -7,7 +7,8 @@
 namespace qc::kernels {
 
 struct PackedTable {
-  const std::uint8_t* codes;        // [ceil(N/16), ceil(K/4), 64]
+  int bits;                         // 4 or 8
+  const std::uint8_t* codes;        // [ceil(N/16), ceil(K/8), 64]; 8 bit: [.., ceil(K/4), 64]
   const std::uint16_t* scales;      // float16 [ceil(N/16), groups, 16]
   const std::uint8_t* zero_points;  // same shape, or null: all are `zero_point`
   std::uint8_t zero_point;
@@ -15,7 +16,7 @@ struct PackedTable {
 };
 
 // `column` must lie in [0, n); out holds k floats. Bound by memory, so plain C++ serves all ISAs.
-void gather_u8_f32(const PackedTable& table, std::int64_t column, float* out);
+void gather_f32(const PackedTable& table, std::int64_t column, float* out);
 
 }  // namespace qc::kernels
 

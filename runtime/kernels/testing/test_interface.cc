@@ -91,5 +91,5 @@ void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::i
 }
 
 void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {
-  qc::kernels::gather_u8_f32(*table, column, out);
+  qc::kernels::gather_f32(*table, column, out);
 }
