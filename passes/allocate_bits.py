@@ -5,26 +5,41 @@ rest stays in float: the divergence at the output is its sensitivity. What anoth
 cost is estimated from the errors of the weights, channels weighted by their mean square; losses
 are taken to add up. The formats with the least loss within the budget go into the plan, which
 `quantize-weights` follows. The graph is not changed.
+
+Int8 activations take no bits, but their error counts: it is measured on calibration data, in the
+units of the weights' errors. With each format goes the cheapest of `activations` at run time that
+leaves a unit no more than `tolerance` above the least loss. So finer scales are paid for where
+activations are what hurts, in sensitive layers and behind weights of 8 bits, and only there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.linears import Linear, find_linears, is_head
 from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.numerics.activation_choice import TOKENS, activation_losses
 from qcompiler.numerics.allocation import WeightFormat, allocate
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import quantize_weight
-from qcompiler.numerics.scale_search import judged_columns
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.numerics.scale_search import judged_columns, sampled
+from qcompiler.passmanager import (
+    Fact,
+    Granularity,
+    Numerics,
+    Pass,
+    PassContext,
+    PassResult,
+    Remark,
+)
 
 _FORMATS = (
     "int4 g256 sym",
@@ -37,6 +52,7 @@ _FORMATS = (
     "int8 g128 sym",
 )
 
+_DYNAMIC = (Granularity.PER_TOKEN, Granularity.PER_GROUP)  # the cheaper first
 _COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
 
 
@@ -56,7 +72,7 @@ class _Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class AllocateBits(Pass):
-    """Choose weight formats layer by layer, for a size or for a divergence."""
+    """Choose weight formats, and activations to go with them, for a size or for a divergence."""
 
     name: ClassVar[str] = "allocate-bits"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -67,6 +83,10 @@ class AllocateBits(Pass):
     max_kl: float = 0.0
     """Divergence at the output, as estimated; 0: no limit. The smallest model within it."""
     formats: tuple[str, ...] = _FORMATS
+    activations: tuple[Literal["per-token", "per-group"], ...] = ("per-token", "per-group")
+    """What layers with dynamic scales may get; none: everything stays as planned."""
+    tolerance: float = 0.1
+    """The share of a unit's loss that cheaper activations may add."""
     probe: str = "int4 g128 sym"
     min_channels: int = 32
 
@@ -75,6 +95,8 @@ class AllocateBits(Pass):
             WeightFormat.parse(text)
         if self.budget < 0.0 or self.max_kl < 0.0:
             raise ValueError("a budget and a divergence are positive, or 0 for none")
+        if not self.tolerance >= 0.0:
+            raise ValueError(f"tolerance must not be negative, as {self.tolerance} is")
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ValueError("formats must be given, each once")
 
@@ -86,7 +108,13 @@ class AllocateBits(Pass):
         sensitivity = self._sensitivity(graph, units, ctx)
         errors = np.array(list(mapped(lambda unit: self._errors(unit, formats, ctx), units)))
         # Relative to the error of the format that was tried.
-        costs = np.array(sensitivity)[:, None] * errors[:, 1:] / errors[:, :1]
+        scale = np.array(sensitivity)[:, None] / errors[:, :1]
+        costs = scale * errors[:, 1:]
+        activations: list[list[Granularity]] = []
+        for index, found in enumerate(self._activation_losses(graph, units, formats, ctx)):
+            added, names = self._cheapest(costs[index], scale[index, 0], found, formats)
+            costs[index] = added
+            activations.append(names)
         sizes = np.array(
             [[sum(f.nbytes(*each.shape) for each in u.linears) for f in formats] for u in units]
         )
@@ -107,7 +135,7 @@ class AllocateBits(Pass):
         ranks = np.argsort(np.argsort(-np.array(sensitivity), kind="stable"), kind="stable")
         for index, (unit, form) in enumerate(zip(units, chosen, strict=True)):
             for linear in unit.linears:
-                plan[linear.name] = replace(plan[linear.name], weight=formats[form])
+                planned = replace(plan[linear.name], weight=formats[form])
                 message = f"{formats[form]}: divergence {sensitivity[index]:.2e} as {self.probe}"
                 data = {
                     "sensitivity": sensitivity[index],
@@ -115,8 +143,57 @@ class AllocateBits(Pass):
                     "format": str(formats[form]),
                     "unit": [each.name for each in unit.linears],
                 }
+                if activations[index]:
+                    granularity = activations[index][form]
+                    planned = replace(planned, granularity=granularity)
+                    message += f", activations {granularity.value}"
+                    data["activation"] = granularity.value
+                plan[linear.name] = planned
                 remarks.append(Remark(layer=linear.name, applied=True, message=message, data=data))
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
+
+    def _activation_losses(
+        self, graph: gs.Graph, units: list[_Unit], formats: list[WeightFormat], ctx: PassContext
+    ) -> list[dict[tuple[str, int], float]]:
+        """What rounding each unit's input adds to its outputs; {} where the plan decides."""
+        open_units = [
+            unit
+            for unit in units
+            if self.activations and ctx.plan[unit.name].granularity in _DYNAMIC
+        ]
+        found: dict[str, dict[tuple[str, int], float]] = {}
+        if open_units and ctx.stream is None:
+            raise CalibrationError("'allocate-bits' needs data; give --calib SRC")
+        if open_units and ctx.stream is not None:
+            sizes = [form.group_size for form in formats]
+            inputs = ctx.stream(graph, [str(unit.linears[0].x.name) for unit in open_units])
+            for index, (unit, values) in enumerate(zip(open_units, inputs, strict=True)):
+                ctx.tick("measuring activations", index, len(open_units))
+                weights = [weight for _, weight in unit.weights()]
+                found[unit.name] = activation_losses(sampled(values, TOKENS), weights, sizes)
+            ctx.tick("measuring activations", len(open_units), len(open_units))
+        return [found.get(unit.name, {}) for unit in units]
+
+    def _cheapest(
+        self,
+        costs: NDArray[Any],
+        scale: float,
+        losses: dict[tuple[str, int], float],
+        formats: list[WeightFormat],
+    ) -> tuple[NDArray[Any], list[Granularity]]:
+        """The costs of each format with the activations that go with it, and those."""
+        if not losses:
+            return costs, []
+        allowed = [each for each in _DYNAMIC if each.value in self.activations]
+        totals = np.array(
+            [
+                [cost + scale * losses[each.value, form.group_size] for each in allowed]
+                for cost, form in zip(costs, formats, strict=True)
+            ]
+        )
+        good = totals <= (1.0 + self.tolerance) * totals.min(axis=1, keepdims=True)
+        chosen = good.argmax(axis=1)
+        return totals[np.arange(len(formats)), chosen], [allowed[each] for each in chosen]
 
     def _sensitivity(self, graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
         """Divergence at the first output when one unit alone is rounded, for each unit."""

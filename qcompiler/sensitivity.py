@@ -12,7 +12,7 @@ from qcompiler.opt import run_pipeline
 
 PIPELINE = (
     "import,canonicalize,fuse-norm{{standard_only=true}},calibrate,plan-activations,"
-    'allocate-bits{{probe="{probe}"}}'
+    'allocate-bits{{probe="{probe}",activations=[]}}'
 )
 
 

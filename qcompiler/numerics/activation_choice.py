@@ -78,6 +78,32 @@ def cheapest(errors: Mapping[str, float], tolerance: float) -> str:
     return good[0] if good else min(BY_COST[1:], key=lambda name: errors[name])
 
 
+def activation_losses(
+    x: NDArray[Any], weights: Sequence[NDArray[Any]], group_sizes: Sequence[int]
+) -> dict[tuple[str, int], float]:
+    """What rounding the rows of X [T, K] adds to the outputs: the mean over t of ‖(x - Q(x)) · W‖².
+
+    One for each pair of a dynamic granularity, "per-token" or "per-group", and a group size; the
+    first is the same for all. `weights` are [K, N_i]; a sample of columns stands for all.
+    """
+    judged = [(judged_columns(w), w.shape[1]) for w in weights]
+
+    def loss(block: int) -> float:
+        lost = x - quantize_activations(x, block).dequantized()
+        total = 0.0
+        for columns, count in judged:
+            total += float(_energies(lost @ columns).sum()) * count / columns.shape[1]
+        return total / len(x)
+
+    channels = x.shape[1]
+    whole = loss(channels)
+    found: dict[tuple[str, int], float] = {}
+    for size in dict.fromkeys(group_sizes):
+        found["per-token", size] = whole
+        found["per-group", size] = whole if size >= channels else loss(size)
+    return found
+
+
 def _peak(inputs: Sequence[NDArray[Any]]) -> float:
     return max(float(np.abs(each).max(initial=0.0)) for each in inputs)
 

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.numerics import activation_choice, scale_search
-from qcompiler.numerics.activation_choice import BY_COST, activation_errors, cheapest
+from qcompiler.numerics.activation_choice import (
+    BY_COST,
+    activation_errors,
+    activation_losses,
+    cheapest,
+)
 from qcompiler.numerics.scale_search import rounded_activations
 
 
@@ -42,6 +47,19 @@ def test_errors_are_those_of_the_rounded_layers_on_the_last_quarter(seed, sample
     # Steps of an error evenly spread: max / 127 / sqrt(12), here against a spread of 1. With so few
     # tokens either of the two may come out ahead.
     assert all(0.0 < found[name] < 0.02 for name in BY_COST[1:])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from([16, 32, 64, 128]))
+def test_losses_are_the_energies_that_rounding_adds(seed, group):
+    inputs, weights = problem(seed)
+    x = np.concatenate([each[0] for each in inputs])
+    found = activation_losses(x, weights, [group, 32])
+    assert {size for _, size in found} == {group, 32}
+    for (granularity, size), loss in found.items():
+        lost = x - rounded_activations(x, granularity, size)
+        energy = sum(np.sum((lost @ w) ** 2) for w in weights) / len(x)
+        assert loss == pytest.approx(energy, rel=1e-3)
 
 
 @settings(deadline=None, max_examples=20)
