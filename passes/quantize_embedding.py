@@ -25,6 +25,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.linears import find_linears, find_tables
 from qcompiler.analysis.qdq import weight_constants
+from qcompiler.errors import CalibrationError
+from qcompiler.numerics.gptq import Moments, gptq, moments
 from qcompiler.numerics.rounding import Search, quantize_weight
 from qcompiler.passes.quantize_weights import describe
 from qcompiler.passmanager import (
@@ -51,6 +53,8 @@ class QuantizeEmbedding(Pass):
     group_size: Literal[32, 64, 128, 256] = 64
     """64 divides the hidden size of nearly every model, which sharing with the head can need."""
     search: Search = "none"
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """Of a table tied to a head."""
     min_rows: int = 1024
     """Tables with fewer rows (positions, token types) are left in float."""
 
@@ -89,13 +93,6 @@ class QuantizeEmbedding(Pass):
     ) -> list[Remark]:
         stored = np.asarray(ir.array(table), np.float32)
         weight = stored if transposed else stored.T
-        quantized = quantize_weight(
-            weight,
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.bits == 8,
-            search=self.search,
-        )
         linears = [
             linear
             for linear in find_linears(graph)[0]
@@ -103,6 +100,17 @@ class QuantizeEmbedding(Pass):
         ]
         same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
         tied = bool(transposed and linears and same_type)
+        found = self._moments(graph, linears, ctx) if tied else None
+        quantized = quantize_weight(
+            weight,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.bits == 8,
+            search=self.search,
+            importance=None if found is None else found.mean_square,
+        )
+        if found is not None:
+            quantized = gptq(weight, quantized, found)
         base = str(table.name)
         constants = weight_constants(quantized, base, namer)
         if not transposed:
@@ -133,6 +141,15 @@ class QuantizeEmbedding(Pass):
             codes, scales = constants
             self._lookup(graph, gather, codes, scales, transposed, namer)
         return remarks
+
+    def _moments(self, graph: gs.Graph, linears: list[Any], ctx: PassContext) -> Moments | None:
+        """Of the input of the heads tied to a table, where rounding looks at it."""
+        if self.rounding == "nearest":
+            return None
+        if ctx.stream is None:
+            raise CalibrationError("rounding 'gptq' needs data; give --calib SRC")
+        (values,) = ctx.stream(graph, [str(linears[0].x.name)])
+        return moments(values)
 
     def _dequantize(
         self,
