@@ -5,6 +5,7 @@
 #ifndef QC_CUDA_DEVICE_H_
 #define QC_CUDA_DEVICE_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/matmul.h"
@@ -135,6 +136,21 @@ __device__ inline std::uint16_t narrow(Element element, float value) {
 template <typename A, typename B>
 __host__ __device__ constexpr auto ceil_div(A a, B b) {
   return (a + b - 1) / b;
+}
+
+// Null, or what went wrong with the launches since it was last asked.
+inline const char* last_error() {
+#ifdef QC_CUDA_EMULATED
+  emulator::finish();
+  return nullptr;
+#else
+  const cudaError_t error = cudaPeekAtLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(cudaGetLastError());
+#endif
+}
+
+inline bool aligned(const void* pointer, std::size_t to) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % to == 0;
 }
 
 }  // namespace qc::cuda

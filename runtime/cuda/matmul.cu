@@ -32,16 +32,6 @@ Device device() {
 #endif
 }
 
-const char* last_error() {
-#ifdef QC_CUDA_EMULATED
-  emulator::finish();
-  return nullptr;
-#else
-  const cudaError_t error = cudaPeekAtLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(cudaGetLastError());
-#endif
-}
-
 // Into how many parts to cut k, so that `tiles` blocks for each part keep all processors busy.
 std::int64_t choose_splits(std::int64_t tiles, std::int64_t groups, std::int64_t processors) {
   const std::int64_t most = std::min(kMaxSplits, groups / kGroupsPerSplit);
@@ -105,10 +95,6 @@ Plan plan(const Product& p, const Tuning& tuning) {
   plan.starts = add(plan.groups * plan.padded, sizeof(std::int32_t));
   plan.partials = add(plan.splits > 1 ? plan.splits * plan.padded * plan.width : 0, sizeof(float));
   return plan;
-}
-
-bool aligned(const void* pointer, std::size_t to) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % to == 0;
 }
 
 }  // namespace

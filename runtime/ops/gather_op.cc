@@ -6,19 +6,15 @@
 
 #include "kernels/gather/gather.h"
 #include "ops/packed_inputs.h"
-#include "ops/shape_inference.h"
 
 namespace qc::ops {
 namespace {
 
 template <int kBits>
-constexpr const char* kName = kBits == 4 ? "GatherW4" : "GatherW8";
-
-template <int kBits>
 class GatherKernel {
  public:
   GatherKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : GatherKernel(api, Node(api, info, kName<kBits>)) {}
+      : GatherKernel(api, Node(api, info, kGatherName<kBits>)) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -36,15 +32,14 @@ class GatherKernel {
     if (count == 0) return;
     auto* out = static_cast<float*>(data_of(api_, output));
 
-    const kernels::PackedTable table{
-        kBits,
-        packed.codes,
-        packed.scales,
-        packed.one_zero_point ? nullptr : packed.zero_points,
-        packed.zero_points[0],
-        matrix_.k,
-        matrix_.n,
-        matrix_.group_size};
+    const kernels::PackedTable table{kBits,
+                                     packed.codes,
+                                     packed.scales,
+                                     packed.one_zero_point ? nullptr : packed.zero_points,
+                                     packed.zero_points[0],
+                                     matrix_.k,
+                                     matrix_.n,
+                                     matrix_.group_size};
     constexpr std::int64_t kValuesPerTask = 1 << 15;
     const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerTask / matrix_.k);
     auto task = [&](std::size_t index) {
@@ -87,21 +82,10 @@ class GatherKernel {
   PackedInputs packed_;
 };
 
-template <int kBits>
-void add_gather_op(std::deque<Op>& ops) {
-  for (const int type : {abi::kInt64, abi::kInt32}) {
-    Op& op = ops.emplace_back(
-        make_op(kName<kBits>, {type, abi::kUint8, abi::kFloat16, abi::kUint8}, {abi::kFloat}, 1));
-    op.InferOutputShapeFn = infer_gather;
-    set_kernel<GatherKernel<kBits>>(op);
-  }
-}
-
 }  // namespace
 
 void add_gather_ops(std::deque<Op>& ops) {
-  add_gather_op<4>(ops);
-  add_gather_op<8>(ops);
+  add_gather_family<GatherKernel>(ops, [](Op&) {});
 }
 
 }  // namespace qc::ops

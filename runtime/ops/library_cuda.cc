@@ -1,3 +1,4 @@
+#include "ops/gather_cuda_op.h"
 #include "ops/gather_op.h"
 #include "ops/library.h"
 #include "ops/matmul_cuda_op.h"
@@ -9,6 +10,7 @@ namespace qc::ops {
 // out: a kernel for the CPU would pull them off the GPU, where ONNX Runtime runs their bodies.
 void add_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
   add_matmul_cuda_ops(ops, "CUDAExecutionProvider");
+  add_gather_cuda_ops(ops, "CUDAExecutionProvider");
   add_matmul_ops(ops, kernels);
   add_gather_ops(ops);
 }

@@ -59,6 +59,15 @@ class QuantizeJob(Structure):
     )
 
 
+class LookUp(Structure):
+    _fields_ = (
+        ("ids", c_void_p),
+        *((name, c_int64) for name in ("count", "k", "n", "group_size")),
+        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "out")),
+        *((name, c_int32) for name in ("wide_ids", "bits", "one_zero_point")),
+    )
+
+
 @dataclass(frozen=True)
 class Quantized:
     """codes int8 [padded, steps * 32], scales float32 [padded, .], starts int32 [padded, G]."""
@@ -80,14 +89,15 @@ class CudaLibrary:
         self.path = path
         self.emulated = stem.endswith("emulated")
         self._c = c = ctypes.CDLL(path)
-        for name in ("refusal", "run", "synchronize", "allocate", "free", "copy"):
-            if not self.emulated or name in ("refusal", "run", "synchronize"):
+        for name in ("refusal", "run", "gather", "synchronize", "allocate", "free", "copy"):
+            if not self.emulated or name not in ("allocate", "free", "copy"):
                 getattr(c, f"qc_cuda_{name}").restype = c_char_p
         c.qc_cuda_scratch_bytes.restype = ctypes.c_size_t
         c.qc_cuda_scratch_bytes.argtypes = (POINTER(Product), POINTER(Tuning))
         c.qc_cuda_run.argtypes = (POINTER(Product), POINTER(Tuning), c_void_p, c_void_p)
         c.qc_cuda_refusal.argtypes = (POINTER(Product),)
         c.qc_cuda_quantize.argtypes = (POINTER(QuantizeJob), c_void_p)
+        c.qc_cuda_gather.argtypes = (POINTER(LookUp), c_void_p)
         c.qc_cuda_mma.argtypes = (c_void_p, c_void_p, c_void_p)
         c.qc_cuda_copy_through_shared.argtypes = (c_void_p, c_void_p, c_int)
         if not self.emulated:
@@ -159,6 +169,21 @@ class CudaLibrary:
             scales.get().T,
             starts.get().T,
         )
+
+    def gather(self, ids: np.ndarray, w: PackedMatrix) -> np.ndarray:
+        """Dequantized columns of w for ids (int64 or int32) of any shape: [ids.shape..., K]."""
+        keep = [self.put(a) for a in (ids, w.W, w.scales, w.zero_points)]
+        out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
+        job = LookUp(
+            *(keep[0].address, ids.size, w.K, w.N, w.group_size),
+            *(each.address for each in (*keep[1:], out)),
+            *(int(ids.dtype == np.int64), w.bits, int(w.zero_points.size == 1)),
+        )
+        self._check(self._c.qc_cuda_gather(byref(job), None))
+        self._check(self._c.qc_cuda_synchronize())
+        for array in keep:
+            array.check_unchanged()
+        return out.get()
 
     def matmul(
         self,

@@ -270,3 +270,23 @@ def test_tiles_lie_on_different_banks(unit_bytes):
                     unit = step * 16 * loads + (thread * loads + load) * 4 + group % 4
                     banks.add(swizzled(unit) % 8)
                 assert len(banks) == 8
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 32), (33, 17, 32), (100, 35, 64), (1300, 40, 256)], ids=str
+)
+def test_gather_is_exact(cuda, shape, form, dtype):
+    bits, symmetric = form
+    w = make_layer(*shape, bits=bits, symmetric=symmetric).w
+    ids = np.arange(-w.N, w.N, dtype=dtype).reshape(2, -1)
+    np.testing.assert_array_equal(cuda.gather(ids, w), reference.gather(ids, w))
+
+
+@pytest.mark.parametrize("wrong", [35, -36, 47, 2**40, -(2**63)])
+def test_a_row_out_of_range_is_nan(cuda, wrong):
+    w = make_layer(100, 35, 32, bits=4, symmetric=False).w
+    found = cuda.gather(np.array([3, wrong, 5]), w)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[[0, 2]], reference.gather(np.array([3, 5]), w))

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from op_models import ACTIVATIONS, assert_close, make_layer, matmul_model
+from op_models import ACTIVATIONS, assert_close, gather_model, make_layer, matmul_model
 from test_op_matmul import FORMS
 from test_op_refusals import ATTRIBUTES
 
 from qcompiler import runtime
+from qcompiler.numerics import reference
 from qcompiler.session import CPU, CUDA, create_session
 
 RNG = np.random.default_rng(23)
@@ -98,6 +99,17 @@ def test_glue_agrees_with_reference(emulated_session, form, dtype):
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_op_agrees_with_reference(gpu_session, form, dtype):
     check_forms(gpu_session, form, dtype)
+
+
+@pytest.mark.parametrize("ids_type", ["int64", "int32"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("where", ["emulated_session", "gpu_session"])
+def test_gather_is_exact(request, where, bits, ids_type):
+    layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
+    session = request.getfixturevalue(where)(gather_model(layer, ids_type=ids_type))
+    for ids in (np.arange(-35, 35).reshape(2, 35), np.zeros((0, 3))):
+        (y,) = session.run(None, {"ids": ids.astype(ids_type)})
+        np.testing.assert_array_equal(y, reference.gather(ids.astype(ids_type), layer.w))
 
 
 @pytest.mark.parametrize("tensors", [("W",), ("scales", "zero_points"), ("bias",), ("x_scale",)])

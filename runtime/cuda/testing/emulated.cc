@@ -1,5 +1,6 @@
 // The kernels, compiled for the emulated GPU.
 #define QC_CUDA_EMULATED
+#include "cuda/gather.cu"
 #include "cuda/matmul.cu"
 #include "cuda/multiply_large.cu"
 #include "cuda/multiply_small.cu"

@@ -4,6 +4,7 @@
 
 #include "cuda/activations.h"
 #include "cuda/device.h"
+#include "cuda/gather.h"
 #include "cuda/matmul.h"
 
 #define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -92,6 +93,10 @@ QC_TEST_EXPORT std::size_t qc_cuda_scratch_bytes(const Product* product, const T
 QC_TEST_EXPORT const char* qc_cuda_run(const Product* product, const Tuning* tuning, void* scratch,
                                        void* stream) {
   return run(*product, scratch, stream, *tuning);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_gather(const LookUp* look_up, void* stream) {
+  return gather(*look_up, stream);
 }
 
 QC_TEST_EXPORT void qc_cuda_mma(const std::uint32_t* a, const std::uint32_t* b, std::int32_t* d) {
