@@ -15,7 +15,8 @@ not know: until a target lowers them, they are dequantized before the look-up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,12 +24,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import find_linears, find_tables
+from qcompiler.analysis.linears import Linear, find_linears, find_tables
 from qcompiler.analysis.qdq import weight_constants
 from qcompiler.errors import CalibrationError
-from qcompiler.numerics.gptq import Moments, gptq, moments
+from qcompiler.numerics.gptq import Moments, gptq, improved, moments
 from qcompiler.numerics.rounding import Search, quantize_weight
-from qcompiler.passes.quantize_weights import describe
+from qcompiler.passes.quantize_weights import describe, fallen_back
 from qcompiler.passmanager import (
     Fact,
     Numerics,
@@ -100,7 +101,7 @@ class QuantizeEmbedding(Pass):
         ]
         same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
         tied = bool(transposed and linears and same_type)
-        found = self._moments(graph, linears, ctx) if tied else None
+        found = self._moments(graph, linears[0], ctx) if tied else None
         quantized = quantize_weight(
             weight,
             bits=self.bits,
@@ -109,8 +110,16 @@ class QuantizeEmbedding(Pass):
             search=self.search,
             importance=None if found is None else found.mean_square,
         )
+        errors: Sequence[float] | None = None
+        reason: Exception | None = None
         if found is not None:
-            quantized = gptq(weight, quantized, found)
+            nearest = quantized
+            try:
+                quantized, *errors = improved(
+                    weight, nearest, found, lambda: gptq(weight, nearest, found)
+                )
+            except ValueError as failure:
+                reason = failure
         base = str(table.name)
         constants = weight_constants(quantized, base, namer)
         if not transposed:
@@ -132,9 +141,8 @@ class QuantizeEmbedding(Pass):
                 linear.node.inputs[1] = dequantized
                 message = f"int{self.bits} {symmetry}, group {self.group_size}"
                 message += f", tied to '{gather.name}'"
-                remarks.append(
-                    Remark(layer=linear.name, applied=True, message=message, data=shared)
-                )
+                remark = Remark(layer=linear.name, applied=True, message=message, data=shared)
+                remarks.append(self._judged(remark, errors, reason))
         if self.bits == 4:
             self._look_up_after(graph, gather, dequantized, transposed, namer)
         else:
@@ -142,14 +150,30 @@ class QuantizeEmbedding(Pass):
             self._lookup(graph, gather, codes, scales, transposed, namer)
         return remarks
 
-    def _moments(self, graph: gs.Graph, linears: list[Any], ctx: PassContext) -> Moments | None:
-        """Of the input of the heads tied to a table, where rounding looks at it."""
+    def _judged(
+        self, remark: Remark, errors: Sequence[float] | None, reason: Exception | None
+    ) -> Remark:
+        """The remark of a head, with what became of its rounding."""
+        if reason is not None:
+            return fallen_back(remark, reason)
+        if errors is None:
+            return remark
+        before, after = errors
+        message = f"{remark.message}, {self.rounding}: output error {before:.4f} -> {after:.4f}"
+        data = {"rounding": self.rounding, "output_error_nearest": before, "output_error": after}
+        return replace(remark, message=message, data={**remark.data, **data})
+
+    def _moments(self, graph: gs.Graph, head: Linear, ctx: PassContext) -> Moments | None:
+        """Of the input of a head tied to a table, where rounding looks at it."""
         if self.rounding == "nearest":
             return None
         if ctx.stream is None:
             raise CalibrationError("rounding 'gptq' needs data; give --calib SRC")
-        (values,) = ctx.stream(graph, [str(linears[0].x.name)])
-        return moments(values)
+        (values,) = ctx.stream(graph, [str(head.x.name)])
+        try:
+            return moments(values)
+        except ValueError as error:
+            raise CalibrationError(f"layer '{head.name}': {error}") from None
 
     def _dequantize(
         self,

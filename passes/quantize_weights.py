@@ -25,7 +25,7 @@ from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.numerics.descent import descend
-from qcompiler.numerics.gptq import Moments, gptq, moments, output_errors
+from qcompiler.numerics.gptq import Moments, gptq, improved, moments
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight, sqnr_db
 from qcompiler.passes.insert_qdq import InsertQdq
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
@@ -151,31 +151,23 @@ class QuantizeWeights(Pass):
         assert dequantized is not None and copy is not None  # `run` has just written them
         values = np.asarray(ir.array(linear.weight), np.float32)
         nearest = dequantized.load()
-        reason = None
-        if len(ir.consumers(linear.weight)) > 1:
-            reason = "other nodes read the same weight"
-        elif found.tokens < linear.shape[0]:
-            reason = f"{found.tokens} calibration tokens for {linear.shape[0]} channels are too few"
-        else:
-            try:
-                chosen = self._rounded(values, nearest, found)
-            except ValueError as failure:
-                reason = str(failure)
-            else:
-                before, after = output_errors(values, [nearest, chosen], found)
-                if after < before:
-                    replace_weight(dequantized, chosen)
-                    replace_weight(copy, chosen)
-                    message = f"{remark.message}, {self.rounding}: "
-                    message += f"output error {before:.4f} -> {after:.4f}"
-                    data = describe(chosen, values, linear.weight, kind="linear")
-                    data |= {"rounding": self.rounding}
-                    data |= {"output_error_nearest": before, "output_error": after}
-                    return replace(remark, message=message, data=data)
-                reason = f"{self.rounding} gives no smaller output error"
-        fallback = f"rounded to nearest: {reason}"
-        data = {**remark.data, "rounding": "nearest", "fallback": fallback}
-        return replace(remark, message=f"{remark.message}, {fallback}", data=data)
+        try:
+            if len(ir.consumers(linear.weight)) > 1:
+                raise ValueError("other nodes read the same weight")
+            chosen, before, after = improved(
+                values, nearest, found, lambda: self._rounded(values, nearest, found)
+            )
+        except ValueError as reason:
+            return fallen_back(remark, reason)
+        replace_weight(dequantized, chosen)
+        replace_weight(copy, chosen)
+        message = f"{remark.message}, {self.rounding}: output error {before:.4f} -> {after:.4f}"
+        data = describe(chosen, values, linear.weight, kind="linear") | {
+            "rounding": self.rounding,
+            "output_error_nearest": before,
+            "output_error": after,
+        }
+        return replace(remark, message=message, data=data)
 
     def _rounded(self, values: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
         alpha = self.alpha if self.rounding == "gptaq" else 0.0
@@ -227,6 +219,13 @@ class QuantizeWeights(Pass):
             importance=importance,
             progressive=self.progressive,
         )
+
+
+def fallen_back(remark: Remark, reason: Exception) -> Remark:
+    """The remark of a layer that stays rounded to nearest."""
+    fallback = f"rounded to nearest: {reason}"
+    data = {**remark.data, "rounding": "nearest", "fallback": fallback}
+    return replace(remark, message=f"{remark.message}, {fallback}", data=data)
 
 
 def describe(

@@ -24,7 +24,7 @@ Everything is float64 but the product of two float32 activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -231,6 +231,27 @@ def _sweep(
         if push is not None:
             values[stop:] += push[start:stop, stop:].T @ original[start:stop]
     return codes
+
+
+def improved(
+    weight: NDArray[Any],
+    nearest: QuantizedWeight,
+    statistics: Moments,
+    choose: Callable[[], QuantizedWeight],
+) -> tuple[QuantizedWeight, float, float]:
+    """What `choose` gives, and the relative output errors of `nearest` and of that.
+
+    ValueError with the reason where it can't be chosen from so little data, or is no better.
+    """
+    if statistics.tokens < len(weight):
+        raise ValueError(
+            f"{statistics.tokens} calibration tokens for {len(weight)} channels are too few"
+        )
+    chosen = choose()
+    before, after = output_errors(weight, [nearest, chosen], statistics)
+    if not after < before:
+        raise ValueError("other codes give no smaller output error")
+    return chosen, before, after
 
 
 def inverse_factor(hessian: Double, dampening: float) -> Double:
