@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_page import write_page
-from accuracy_peers import PEERS, llama_rows
+from accuracy_peers import LLAMA_TYPES, PEERS, llama_rows
 from dither import dither_model
 
 import qcompiler
@@ -44,7 +44,7 @@ class Step:
     samples: int | None = None
 
 
-_Q = "quantize-weights"
+_Q, _E = "quantize-weights", "quantize-embedding"
 _DECODERS = ("SmolLM2", "SmolLM2 dithered")
 _ASYMMETRIC = (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")
 # On 16 windows, to be compared with the first of them.
@@ -55,9 +55,12 @@ _VARIANTS = {
     "GPTAQ instead of GPTQ": (f"{_Q}.rounding=gptaq",),
     "rounded to nearest": (f"{_Q}.rounding=nearest",),
     "without rotations": ("rotate.residual=false", "rotate.heads=false"),
+    "without smoothing": ("equalize.edges=[]",),
+    "symmetric groups": (f"{_Q}.symmetric=true",),
+    "groups of 64": (f"{_Q}.group_size=64",),
     "groups of 128": (f"{_Q}.group_size=128",),
-    "groups of 32": (f"{_Q}.group_size=32",),
-    "asymmetric groups of 32": _ASYMMETRIC,
+    "table in 8 bits": (f"{_E}.bits=8", f"{_E}.group_size=128", f"{_E}.rounding=nearest"),
+    "table rounded to nearest": (f"{_E}.rounding=nearest",),
 }
 STEPS = (
     Step("w4a8", "w4a8"),
@@ -113,7 +116,10 @@ def main() -> None:
     if re.search(arguments.only, "llama.cpp") and re.search(arguments.models, "SmolLM2"):
         rows.extend(llama_rows(models["SmolLM2"], work, EVALUATION, arguments.tokens))
     if arguments.docs:
-        write_page(rows.all, arguments.docs, arguments.tokens)
+        order = [*PEERS, *LLAMA_TYPES, *(step.label for step in STEPS)]
+        known = [row for row in rows.all if row["label"] in order]
+        known.sort(key=lambda row: (list(models).index(row["model"]), order.index(row["label"])))
+        write_page(known, arguments.docs, arguments.tokens)
 
 
 def prepare(work: Path) -> dict[str, Path]:

@@ -253,7 +253,7 @@ BAD = {
     ),
     "shapes that don't fit": (
         linear(w=normal(60, N)),
-        "the model does not run on the calibration data",
+        "ONNX Runtime refuses the model: Node (MatMul_0)",
     ),
     "an unknown operator": (
         model_of("g (float[n, 64] x) => (float[n, 96] y) { h = MatMul(x, w) y = Foo(h) }", w=W),

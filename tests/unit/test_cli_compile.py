@@ -60,14 +60,16 @@ def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
     changes = [part for k, v in options.items() for part in ("--set", f"plan-activations.{k}={v}")]
     changes += ["--set", "quantize-weights.group_size=32"]
     report = model.with_name("report.json")
-    result = qc("compile", model, *changes, "--report", report)
+    result = qc(
+        "compile", model, "-r", "gptq", *changes, "--calib-samples", "64", "--report", report
+    )
     assert result.exit_code == 0, result.stderr
     layers = json.loads(report.read_text())["layers"]
     assert [layer["activation"] for layer in layers] == [way] * 2
     for layer in layers:
         errors = layer["activation_errors"]
         assert errors["per-group"] < errors["per-token"] < 0.008 < errors["per-tensor"]
-    static = "MatMulW4A8Static" in operators(model.with_name("mlp.w4a8.onnx"))
+    static = "MatMulW4A8Static" in operators(model.with_name("mlp.gptq.onnx"))
     assert static == (way == "per-tensor")
 
 
@@ -100,7 +102,7 @@ def test_compile_json_and_report_files(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     layers = {layer["name"]: layer for layer in data["layers"]}
-    assert layers["fc1"]["scheme"] == "int4 g64 sym gptq"
+    assert layers["fc1"]["scheme"] == "int4 g64 asym gptq"
     assert layers["fc1"]["op"] == "MatMulW4A8"
     assert layers["fc2"]["reason"] == "excluded by pattern 'fc2'"
     assert data["verification"] is None
@@ -210,7 +212,7 @@ def test_inspect_a_compiled_model(model: Path, target: str, op: str, activation:
     assert qc("compile", model, "-o", output, "-t", target).exit_code == 0
     data = json.loads(qc("inspect", output, "--json").stdout)
     first = next(layer for layer in data["layers"] if layer["name"] == "fc1")
-    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g64 sym", activation)
+    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g32 asym", activation)
     assert data["metadata"]["qcompiler.target"] == target
     assert "fc1" not in data["left_alone"]
 
