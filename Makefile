@@ -23,13 +23,15 @@ BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
 
-# Where the oldest ONNX Runtime has no wheel for this Python, its tests are skipped.
+# Where the oldest ONNX Runtime has no wheel for this Python, its tests are skipped. Tests of one
+# file stay with one worker, which keeps the models they share.
+TEST_WORKERS ?= auto
 test: lint
 	if $(OLDEST)/bin/python -c 'import onnxruntime' 2>/dev/null; then \
 	    QCOMPILER_OLDEST_ORT_PYTHON='$(CURDIR)/$(OLDEST)/bin/python'; \
 	    export QCOMPILER_OLDEST_ORT_PYTHON; \
 	fi; \
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.test $(OLDEST)/.done
 	$(VENV)/bin/ruff check .

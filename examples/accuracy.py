@@ -52,7 +52,7 @@ _VARIANTS = {
     "as it is": (),
     "without coordinate descent": (f"{_Q}.sweeps=0",),
     "ranges as found": (f"{_Q}.search=none",),
-    "GPTAQ instead of GPTQ": (f"{_Q}.rounding=gptaq",),
+    "GPTQ instead of GPTAQ": (f"{_Q}.rounding=gptq",),
     "rounded to nearest": (f"{_Q}.rounding=nearest",),
     "without rotations": ("rotate.residual=false", "rotate.heads=false"),
     "without smoothing": ("equalize.edges=[]",),

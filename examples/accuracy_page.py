@@ -11,7 +11,7 @@ INTRODUCTION = """\
 # Accuracy
 
 Written by `python examples/accuracy.py --docs docs`. Every row is measured against its float model,
-on text that calibration has not seen: `pydoc:first` calibrates (64 windows of 512 tokens for w4a8
+on text that calibration has not seen: `pydoc:first` calibrates (32 windows of 512 tokens for w4a8
 and w4a8-small, 16 for the others; for MiniLM, its sentences), `pydoc:second` evaluates
 ({tokens} tokens; both halves of the help texts that come with Python). Activations are int8, and
 sizes count everything: head, embedding, scales, tables. Seconds and memory are those of

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from qcompiler.export import export_model
 
@@ -23,11 +24,13 @@ EXPORTERS = ("torch", "transformers")
 def exported(name: str, package: str, *needs: str, **options: str) -> Path:
     """The folder of an exported model; made on first use, atomically, then reused."""
     folder = CACHE / name
-    if not folder.is_dir():
-        for module in (package, *EXPORTERS, *needs):
-            if importlib.util.find_spec(module) is None:
-                pytest.skip(f"{name}: the package {module} is not installed")
-        export_model(f"package:{package}", folder, **options)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{name}.lock"):  # another worker may be at it
+        if not folder.is_dir():
+            for module in (package, *EXPORTERS, *needs):
+                if importlib.util.find_spec(module) is None:
+                    pytest.skip(f"{name}: the package {module} is not installed")
+            export_model(f"package:{package}", folder, **options)
     return folder
 
 
