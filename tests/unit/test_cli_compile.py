@@ -98,11 +98,12 @@ def test_compile_json_and_report_files(model: Path, tmp_path: Path) -> None:
     result = qc(
         *("compile", model, "-o", tmp_path / "o.onnx", "--json", "--report", tmp_path / "r.json"),
         *("--nodes-to-exclude", "fc2", "--set", "quantize-weights.group_size=64", "--no-verify"),
+        *("--calib-samples", "64"),
     )
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     layers = {layer["name"]: layer for layer in data["layers"]}
-    assert layers["fc1"]["scheme"] == "int4 g64 asym gptq"
+    assert layers["fc1"]["scheme"] == "int4 g64 asym gptaq"
     assert layers["fc1"]["op"] == "MatMulW4A8"
     assert layers["fc2"]["reason"] == "excluded by pattern 'fc2'"
     assert data["verification"] is None
