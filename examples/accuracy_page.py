@@ -15,7 +15,9 @@ on text that calibration has not seen: `pydoc:first` calibrates (32 windows of 5
 and w4a8-small, 16 for the others; for MiniLM, its sentences), `pydoc:second` evaluates
 ({tokens} tokens; both halves of the help texts that come with Python). Activations are int8, and
 sizes count everything: head, embedding, scales, tables. Seconds and memory are those of
-`qc compile` without verification on two cores.
+`qc compile` without verification on two cores. Runs differ by chance, too: other seeds of the
+rotations, or another processor, move a KL by some percent. ONNX Runtime's k_quant has no row,
+because its quantizer (1.31) fails on these models.
 
 The weights of SmolLM2-135M come from a 4-bit file and lie on its grid, which flatters some methods:
 the dithered copy has noise of half a step on them, and judges better
