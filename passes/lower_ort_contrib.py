@@ -201,7 +201,7 @@ def _unpack_rows(
     look_up = _LookUp(graph, node, node.inputs[1], namer)
     pairs = look_up.rows(look_up.reshaped(codes, "table", [columns, width]), "pairs")
     look_up.dequantize(
-        look_up.unpacked(pairs, rows),
+        look_up.unpacked(pairs, width, rows),
         look_up.rows(scales, "scales"),
         look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
         weight.group_size,
@@ -246,9 +246,8 @@ class _LookUp:
         shape = self._rows_of(int(table.shape[1]))
         return self._node("Gather", suffix, [table, self._ids], shape, table.dtype, axis=0)
 
-    def unpacked(self, pairs: gs.Variable, channels: int) -> gs.Variable:
-        """Nibbles one after the other, the low one of a byte first, without those of padding."""
-        width = int(pairs.shape[-1]) if pairs.shape is not None else -(-channels // 2)
+    def unpacked(self, pairs: gs.Variable, width: int, channels: int) -> gs.Variable:
+        """The nibbles of `width` bytes, low ones first, without those beyond `channels`."""
         low_bits = self._constant("low_bits", np.asarray(15, np.uint8))
         four = self._constant("four", np.asarray(4, np.uint8))
         last = self._constant("last", np.asarray([-1], np.int64))
