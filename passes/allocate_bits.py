@@ -161,17 +161,24 @@ class AllocateBits(Pass):
             for unit in units
             if self.activations and ctx.plan[unit.name].granularity in _DYNAMIC
         ]
-        found: dict[str, dict[tuple[str, int], float]] = {}
-        if open_units and ctx.stream is None:
+        if not open_units:
+            return [{} for _ in units]
+        if ctx.stream is None:
             raise CalibrationError("'allocate-bits' needs data; give --calib SRC")
-        if open_units and ctx.stream is not None:
-            sizes = [form.group_size for form in formats]
-            inputs = ctx.stream(graph, [str(unit.linears[0].x.name) for unit in open_units])
-            for index, (unit, values) in enumerate(zip(open_units, inputs, strict=True)):
-                ctx.tick("measuring activations", index, len(open_units))
+        sizes = [form.group_size for form in formats]
+        found: dict[str, dict[tuple[str, int], float]] = {}
+        inputs = ctx.stream(graph, [str(unit.linears[0].x.name) for unit in open_units])
+        for index, (unit, values) in enumerate(zip(open_units, inputs, strict=True)):
+            ctx.tick("measuring activations", index, len(open_units))
+            x = sampled(values, TOKENS)
+            if not np.isfinite(x).all():
+                raise CalibrationError(
+                    f"layer '{unit.name}': its input is not finite on the calibration data"
+                )
+            if len(x):
                 weights = [weight for _, weight in unit.weights()]
-                found[unit.name] = activation_losses(sampled(values, TOKENS), weights, sizes)
-            ctx.tick("measuring activations", len(open_units), len(open_units))
+                found[unit.name] = activation_losses(x, weights, sizes)
+        ctx.tick("measuring activations", len(open_units), len(open_units))
         return [found.get(unit.name, {}) for unit in units]
 
     def _cheapest(
