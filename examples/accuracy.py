@@ -46,7 +46,6 @@ class Step:
 
 _Q, _E = "quantize-weights", "quantize-embedding"
 _DECODERS = ("SmolLM2", "SmolLM2 dithered")
-_ASYMMETRIC = (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")
 # On 16 windows, to be compared with the first of them.
 _VARIANTS = {
     "as it is": (),
@@ -67,7 +66,7 @@ STEPS = (
     Step("w4a8-small", "w4a8-small"),
     Step("w4a8-fast", "w4a8-fast"),
     Step("rtn", "rtn"),
-    Step("rtn, asymmetric groups of 32", "rtn", _ASYMMETRIC),
+    Step("rtn, asymmetric groups of 32", "rtn", (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")),
     Step("fptq", "fptq"),
     Step("smoothquant", "smoothquant"),
     Step("smoothquant+", "smoothquant+"),

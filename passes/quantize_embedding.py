@@ -15,8 +15,9 @@ not know: until a target lowers them, they are dequantized before the look-up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,11 +26,11 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.linears import Linear, find_linears, find_tables
-from qcompiler.analysis.qdq import weight_constants
+from qcompiler.analysis.qdq import insert_dq, weight_constants
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.gptq import Moments, gptq, improved, moments
-from qcompiler.numerics.rounding import Search, quantize_weight
-from qcompiler.passes.quantize_weights import describe, fallen_back
+from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
+from qcompiler.passes.quantize_weights import better_rounded, describe, fallen_back
 from qcompiler.passmanager import (
     Fact,
     Numerics,
@@ -102,24 +103,7 @@ class QuantizeEmbedding(Pass):
         same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
         tied = bool(transposed and linears and same_type)
         found = self._moments(graph, linears[0], ctx) if tied else None
-        quantized = quantize_weight(
-            weight,
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.bits == 8,
-            search=self.search,
-            importance=None if found is None else found.mean_square,
-        )
-        errors: Sequence[float] | None = None
-        reason: Exception | None = None
-        if found is not None:
-            nearest = quantized
-            try:
-                quantized, *errors = improved(
-                    weight, nearest, found, lambda: gptq(weight, nearest, found)
-                )
-            except ValueError as failure:
-                reason = failure
+        quantized, judged = self._rounded(weight, found)
         base = str(table.name)
         constants = weight_constants(quantized, base, namer)
         if not transposed:
@@ -128,7 +112,8 @@ class QuantizeEmbedding(Pass):
             ]
         dequantized = None
         if tied or self.bits == 4:
-            dequantized = self._dequantize(graph, base, constants, table, transposed, namer)
+            axis = 0 if transposed else 1
+            dequantized = insert_dq(graph, constants, self.group_size, base, namer, axis)
         data = describe(quantized, weight, table, kind="embedding")
         message = f"int{self.bits} table"
         remarks = [
@@ -142,26 +127,35 @@ class QuantizeEmbedding(Pass):
                 message = f"int{self.bits} {symmetry}, group {self.group_size}"
                 message += f", tied to '{gather.name}'"
                 remark = Remark(layer=linear.name, applied=True, message=message, data=shared)
-                remarks.append(self._judged(remark, errors, reason))
+                remarks.append(judged(remark))
         if self.bits == 4:
             self._look_up_after(graph, gather, dequantized, transposed, namer)
         else:
             codes, scales = constants
-            self._lookup(graph, gather, codes, scales, transposed, namer)
+            self._look_up_before(graph, gather, codes, scales, transposed, namer)
         return remarks
 
-    def _judged(
-        self, remark: Remark, errors: Sequence[float] | None, reason: Exception | None
-    ) -> Remark:
-        """The remark of a head, with what became of its rounding."""
-        if reason is not None:
-            return fallen_back(remark, reason)
-        if errors is None:
-            return remark
-        before, after = errors
-        message = f"{remark.message}, {self.rounding}: output error {before:.4f} -> {after:.4f}"
-        data = {"rounding": self.rounding, "output_error_nearest": before, "output_error": after}
-        return replace(remark, message=message, data={**remark.data, **data})
+    def _rounded(
+        self, weight: Any, found: Moments | None
+    ) -> tuple[QuantizedWeight, Callable[[Remark], Remark]]:
+        """A table as [K, N], and what to say of a head that has it too."""
+        nearest = quantize_weight(
+            weight,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.bits == 8,
+            search=self.search,
+            importance=None if found is None else found.mean_square,
+        )
+        if found is None:
+            return nearest, lambda remark: remark
+        try:
+            chosen, before, after = improved(
+                weight, nearest, found, lambda: gptq(weight, nearest, found)
+            )
+        except ValueError as reason:
+            return nearest, partial(fallen_back, reason=reason)
+        return chosen, partial(better_rounded, rounding=self.rounding, before=before, after=after)
 
     def _moments(self, graph: gs.Graph, head: Linear, ctx: PassContext) -> Moments | None:
         """Of the input of a head tied to a table, where rounding looks at it."""
@@ -175,52 +169,18 @@ class QuantizeEmbedding(Pass):
         except ValueError as error:
             raise CalibrationError(f"layer '{head.name}': {error}") from None
 
-    def _dequantize(
-        self,
-        graph: gs.Graph,
-        base: str,
-        constants: list[gs.Constant],
-        table: Any,
-        transposed: bool,
-        namer: ir.Namer,
-    ) -> gs.Variable:
-        """The whole table in float32, of the shape of `table`."""
-        output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(table.shape))
-        ir.add_node(
-            graph,
-            "DequantizeLinear",
-            namer(f"{base}_DequantizeLinear"),
-            constants,
-            [output],
-            attrs={"axis": 0 if transposed else 1, "block_size": self.group_size},
-        )
-        return output
-
     def _look_up_after(
         self, graph: gs.Graph, gather: gs.Node, table: Any, transposed: bool, namer: ir.Namer
     ) -> None:
         """Gather rows of the dequantized table."""
         name, ids, output = gather.name, gather.inputs[1], gather.outputs[0]
+        _detach(gather, namer)
         if transposed:
-            flipped = gs.Variable(
-                namer(f"{table.name}_nk"), np.dtype(np.float32), list(table.shape)[::-1]
-            )
-            transpose = namer(f"{name}/Transpose")
-            attrs = {"perm": [1, 0]}
-            ir.add_node(graph, "Transpose", transpose, [table], [flipped], attrs=attrs)
-            table = flipped
-        wanted = ir.elem_type(output)
-        gather.inputs.clear()
-        gather.outputs.clear()
-        gather.name = namer(f"{name}_float")
-        rows = output
-        if wanted not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
-            rows = gs.Variable(namer(f"{output.name}_float"), np.dtype(np.float32), output.shape)
-            cast = namer(f"{name}/CastOut")
-            ir.add_node(graph, "Cast", cast, [rows], [output], attrs={"to": wanted})
+            table = _flipped(graph, table, namer(f"{name}/Transpose"), namer)
+        rows = _widened(graph, output, name, namer)
         ir.add_node(graph, "Gather", name, [table, ids], [rows], attrs={"axis": 0})
 
-    def _lookup(
+    def _look_up_before(
         self,
         graph: gs.Graph,
         gather: gs.Node,
@@ -230,50 +190,51 @@ class QuantizeEmbedding(Pass):
         namer: ir.Namer,
     ) -> None:
         """Gather rows of codes and scales, then dequantize just those."""
-        ids, output = gather.inputs[1], gather.outputs[0]
-        name = gather.name
+        name, ids, output = gather.name, gather.inputs[1], gather.outputs[0]
         lead = None if output.shape is None else list(output.shape)[:-1]
+        _detach(gather, namer)
 
-        def row(table: Any, dtype: Any, suffix: str) -> gs.Variable:
+        def row(table: Any, suffix: str) -> gs.Variable:
             if transposed:
-                flipped = gs.Variable(
-                    namer(f"{table.name}_nk"), np.dtype(dtype), list(table.shape)[::-1]
-                )
-                ir.add_node(
-                    graph,
-                    "Transpose",
-                    namer(f"{name}/Transpose{suffix}"),
-                    [table],
-                    [flipped],
-                    attrs={"perm": [1, 0]},
-                )
-                table = flipped
+                table = _flipped(graph, table, namer(f"{name}/Transpose{suffix}"), namer)
             shape = None if lead is None else [*lead, table.shape[1]]
-            rows = gs.Variable(namer(f"{output.name}_{suffix}"), np.dtype(dtype), shape)
+            rows = gs.Variable(namer(f"{output.name}_{suffix}"), table.dtype, shape)
             ir.add_node(
                 graph, "Gather", namer(f"{name}/{suffix}"), [table, ids], [rows], attrs={"axis": 0}
             )
             return rows
 
-        picked, steps = row(codes, np.int8, "codes"), row(scales, np.float32, "scales")
-        wanted = ir.elem_type(output)
-        narrow = wanted not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)
-        wide = output
-        gather.inputs.clear()
-        gather.outputs.clear()
-        if narrow:
-            wide = gs.Variable(namer(f"{output.name}_float"), np.dtype(np.float32), output.shape)
+        picked, steps = row(codes, "codes"), row(scales, "scales")
         rank = ir.tensor_rank(picked)
         ir.add_node(
             graph,
             "DequantizeLinear",
             name,
             [picked, steps],
-            [wide],
+            [_widened(graph, output, name, namer)],
             attrs={"axis": -1 if rank is None else rank - 1, "block_size": self.group_size},
         )
-        gather.name = namer(f"{name}_float")
-        if narrow:
-            ir.add_node(
-                graph, "Cast", namer(f"{name}/CastOut"), [wide], [output], attrs={"to": wanted}
-            )
+
+
+def _detach(gather: gs.Node, namer: ir.Namer) -> None:
+    """Leave a node's tensors and name to what takes its place."""
+    gather.inputs.clear()
+    gather.outputs.clear()
+    gather.name = namer(f"{gather.name}_float")
+
+
+def _flipped(graph: gs.Graph, table: Any, name: str, namer: ir.Namer) -> gs.Variable:
+    """A table [K, N] as [N, K]."""
+    flipped = gs.Variable(namer(f"{table.name}_nk"), table.dtype, list(table.shape)[::-1])
+    ir.add_node(graph, "Transpose", name, [table], [flipped], attrs={"perm": [1, 0]})
+    return flipped
+
+
+def _widened(graph: gs.Graph, output: Any, name: str, namer: ir.Namer) -> Any:
+    """The float32 tensor to write for `output`: itself, or what a Cast narrows to its type."""
+    wanted = ir.elem_type(output)
+    if wanted in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED):
+        return output
+    wide = gs.Variable(namer(f"{output.name}_float"), np.dtype(np.float32), output.shape)
+    ir.add_node(graph, "Cast", namer(f"{name}/CastOut"), [wide], [output], attrs={"to": wanted})
+    return wide

@@ -161,13 +161,8 @@ class QuantizeWeights(Pass):
             return fallen_back(remark, reason)
         replace_weight(dequantized, chosen)
         replace_weight(copy, chosen)
-        message = f"{remark.message}, {self.rounding}: output error {before:.4f} -> {after:.4f}"
-        data = describe(chosen, values, linear.weight, kind="linear") | {
-            "rounding": self.rounding,
-            "output_error_nearest": before,
-            "output_error": after,
-        }
-        return replace(remark, message=message, data=data)
+        remark = replace(remark, data=describe(chosen, values, linear.weight, kind="linear"))
+        return better_rounded(remark, self.rounding, before, after)
 
     def _rounded(self, values: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
         alpha = self.alpha if self.rounding == "gptaq" else 0.0
@@ -219,6 +214,13 @@ class QuantizeWeights(Pass):
             importance=importance,
             progressive=self.progressive,
         )
+
+
+def better_rounded(remark: Remark, rounding: str, before: float, after: float) -> Remark:
+    """The remark of a layer rounded to nearest, with what another rounding made of its output."""
+    message = f"{remark.message}, {rounding}: output error {before:.4f} -> {after:.4f}"
+    data = {"rounding": rounding, "output_error_nearest": before, "output_error": after}
+    return replace(remark, message=message, data={**remark.data, **data})
 
 
 def fallen_back(remark: Remark, reason: Exception) -> Remark:

@@ -169,20 +169,20 @@ def _from_dequantize(tensor: Any) -> bool:
     return node is not None and node.op == "DequantizeLinear"
 
 
+def looked_up(node: gs.Node) -> tuple[Any, bool] | None:
+    """What a Gather takes rows of, and whether it does behind a Transpose; None for other nodes."""
+    if node.op != "Gather" or node.domain or node.attrs.get("axis", 0) != 0:
+        return None
+    source = node.inputs[0]
+    transpose = ir.producer(source, "Transpose")
+    if transpose is None:
+        return source, False
+    if list(ir.attribute(transpose, "perm", [1, 0])) != [1, 0]:
+        return None
+    return transpose.inputs[0], True
+
+
 def find_tables(graph: gs.Graph) -> list[tuple[gs.Node, Any, bool]]:
     """Embedding look-ups: (Gather node, table constant, whether it reads the table transposed)."""
-    tables: list[tuple[gs.Node, Any, bool]] = []
-    for node in graph.nodes:
-        if node.op != "Gather" or node.domain or node.attrs.get("axis", 0) != 0:
-            continue
-        source = node.inputs[0]
-        transpose = ir.producer(source, "Transpose")
-        if is_weight(source):
-            tables.append((node, source, False))
-        elif (
-            transpose is not None
-            and is_weight(transpose.inputs[0])
-            and list(ir.attribute(transpose, "perm", [1, 0])) == [1, 0]
-        ):
-            tables.append((node, transpose.inputs[0], True))
-    return tables
+    found = [(node, looked_up(node)) for node in graph.nodes]
+    return [(node, *source) for node, source in found if source and is_weight(source[0])]

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears
+from qcompiler.analysis.linears import Linear, find_linears, looked_up
 from qcompiler.errors import RecipeError
 from qcompiler.ir.matcher import Match, const, match, op, var
 from qcompiler.ir.order import topological
@@ -148,17 +148,12 @@ class TableDq:
 
 def table_dq(gather: gs.Node) -> TableDq | None:
     """The quantized table that a Gather of rows reads, if it is dequantized before the look-up."""
-    if gather.op != "Gather" or gather.domain or gather.attrs.get("axis", 0) != 0:
+    source = looked_up(gather)
+    if source is None:
         return None
-    source = gather.inputs[0]
-    transpose = ir.producer(source, "Transpose")
-    if transpose is None:
-        found = weight_dq(source, axis=1)
-        return None if found is None else TableDq(found, False)
-    if list(ir.attribute(transpose, "perm", [1, 0])) != [1, 0]:
-        return None
-    found = weight_dq(transpose.inputs[0])
-    return None if found is None else TableDq(found, True)
+    tensor, transposed = source
+    found = weight_dq(tensor, axis=0 if transposed else 1)
+    return None if found is None else TableDq(found, transposed)
 
 
 @dataclass(frozen=True)
@@ -242,14 +237,28 @@ def insert_weight_dq(
     graph: gs.Graph, weight: QuantizedWeight, base: str, namer: ir.Namer
 ) -> gs.Variable:
     """Add a quantized weight to the graph; returns its dequantized tensor, float32 [K, N]."""
-    output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), list(weight.codes.shape))
+    constants = weight_constants(weight, base, namer)
+    return insert_dq(graph, constants, weight.group_size, base, namer)
+
+
+def insert_dq(
+    graph: gs.Graph,
+    constants: list[gs.Constant],
+    group_size: int,
+    base: str,
+    namer: ir.Namer,
+    axis: int = 0,
+) -> gs.Variable:
+    """Add the DequantizeLinear of the constants of a weight, which lie along `axis`."""
+    shape = list(constants[0].shape)
+    output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), shape)
     ir.add_node(
         graph,
         "DequantizeLinear",
         namer(f"{base}_DequantizeLinear"),
-        weight_constants(weight, base, namer),
+        constants,
         [output],
-        attrs={"axis": 0, "block_size": weight.group_size},
+        attrs={"axis": axis, "block_size": group_size},
     )
     return output
 
