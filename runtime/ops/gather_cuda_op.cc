@@ -3,8 +3,7 @@
 #include <cstdint>
 
 #include "cuda/gather.h"
-#include "ops/gather_op.h"
-#include "ops/packed_inputs.h"
+#include "ops/gather_node.h"
 
 namespace qc::ops {
 namespace {
@@ -15,51 +14,36 @@ const char* g_provider = nullptr;
 template <int kBits>
 class GatherCudaKernel {
  public:
-  GatherCudaKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : GatherCudaKernel(api, Node(api, info, kGatherName<kBits>)) {}
+  GatherCudaKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : node_(api, info, op.name, kBits) {}
 
-  const OrtApi* api() const { return api_; }
+  const OrtApi* api() const { return node_.api(); }
 
   void compute(OrtKernelContext* context) const {
-    const PackedInputs::Pointers packed = packed_.read(context);
-    const OrtValue* ids = input_of(api_, context, 0);
-    const TensorInfo ids_info = info_of(api_, ids);
-    Shape out_shape = ids_info.shape;
-    out_shape.push_back(matrix_.k);
-    OrtValue* output = output_of(api_, context, 0, out_shape);
+    const GatherCall call = node_.read(context);
+    if (call.count == 0) return;
     cuda::LookUp job{};
-    job.count = 1;
-    for (const std::int64_t dim : ids_info.shape) job.count *= dim;
-    if (job.count == 0) return;
-    job.ids = data_of(api_, ids);
-    job.k = matrix_.k;
-    job.n = matrix_.n;
-    job.group_size = matrix_.group_size;
-    job.codes = packed.codes;
-    job.scales = packed.scales;
-    job.zero_points = packed.zero_points;
-    job.out = static_cast<float*>(data_of(api_, output));
-    job.wide_ids = ids_info.type == abi::kInt64;
+    job.ids = call.ids;
+    job.count = call.count;
+    job.k = node_.matrix().k;
+    job.n = node_.matrix().n;
+    job.group_size = node_.matrix().group_size;
+    job.codes = call.packed.codes;
+    job.scales = call.packed.scales;
+    job.zero_points = call.packed.zero_points;
+    job.out = call.out;
+    job.wide_ids = call.wide_ids;
     job.bits = kBits;
-    job.one_zero_point = packed.one_zero_point;
+    job.one_zero_point = call.packed.one_zero_point;
     void* stream = nullptr;
-    check(abi::KernelContext_GetGPUComputeStream(api_, context, &stream));
+    check(abi::KernelContext_GetGPUComputeStream(api(), context, &stream));
     if (const char* error = cuda::gather(job, stream)) {
-      throw std::runtime_error(label_ + ": CUDA: " + error);
+      throw std::runtime_error(node_.label() + ": CUDA: " + error);
     }
   }
 
  private:
-  GatherCudaKernel(const OrtApi* api, const Node& node)
-      : api_(api),
-        label_(node.label()),
-        matrix_(MatrixAttributes::read(node)),
-        packed_(api, node, matrix_, kBits, 1) {}
-
-  const OrtApi* api_;
-  std::string label_;
-  MatrixAttributes matrix_;
-  PackedInputs packed_;
+  GatherNode node_;
 };
 
 }  // namespace
