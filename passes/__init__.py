@@ -32,6 +32,7 @@ _PASSES: dict[str, str] = {
     "lower-norm": "lower_norm:LowerNorm",
     "lower-activation": "lower_activation:LowerActivation",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
+    "half-precision": "half_precision:HalfPrecision",
 }
 
 _EXTRA: dict[str, type[Pass]] = {}

@@ -66,6 +66,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads; as ONNX Runtime chooses by default.")
 ]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="What it runs on: cpu, or cuda (for models compiled with -t cuda).",
+        callback=lambda value: _one_of("provider", value, ("cpu", "cuda")),
+    ),
+]
 
 
 def main() -> None:
@@ -158,6 +165,7 @@ def evaluate(
     window: Annotated[int, typer.Option(min=2, help="Tokens a window, each scored afresh.")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
     threads: Threads = None,
+    provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
     """Measure quality: perplexity of decoders, embeddings of encoders.
@@ -182,6 +190,7 @@ def evaluate(
             window=window,
             max_tokens=max_tokens,
             threads=threads,
+            provider=provider,
             progress=advance,
         )
     if json:
@@ -218,6 +227,7 @@ def bench(
     context: Annotated[int, typer.Option(min=1, help="Tokens read before decoding.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
     threads: Threads = None,
+    provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
     """Measure speed, several models side by side in alternating rounds.
@@ -235,7 +245,7 @@ def bench(
 
     setting = Setting(prompt_length=prompt_length, context=context, rounds=rounds)
     with console.progress("benchmarking") as advance:
-        results = benchmark(models, setting, threads=threads, progress=advance)
+        results = benchmark(models, setting, threads=threads, provider=provider, progress=advance)
     if json:
         console.print_json([result.to_dict() for result in results])
         return
@@ -276,6 +286,7 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt through the chat template.")
     ] = False,
     threads: Threads = None,
+    provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
     """Generate text, shown as it comes.
@@ -304,6 +315,7 @@ def generate(
         seed=seed,
         chat=chat,
         threads=threads,
+        provider=provider,
         stream=keep if json else show,
     )
     if json:

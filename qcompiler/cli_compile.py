@@ -19,7 +19,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Target = Annotated[
     str,
-    typer.Option("--target", "-t", help="What it runs on: ort-custom, ort-contrib or qdq."),
+    typer.Option("--target", "-t", help="What it runs on: ort-custom, cuda, ort-contrib or qdq."),
 ]
 Calib = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ from qcompiler import recipe as recipes
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Feed, Supply, short
 from qcompiler.errors import ModelError, RecipeError, VerificationError
+from qcompiler.feeds import as_taken
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.numerics.rounding import sqnr_db
@@ -34,16 +36,19 @@ TARGETS: dict[str, str] = {
         "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,lower-attention,"
         "lower-multi-head-attention,lower-norm,lower-activation"
     ),
+    "cuda": "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision",
     "ort-contrib": "fuse-norm,compute-rotary,lower-ort-contrib",
     "qdq": "",
 }
 """What each target runs after the recipe's passes."""
 
-MINIMUM_ORT = {"ort-custom": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
+MINIMUM_ORT = {"ort-custom": "1.20", "cuda": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
 
 _HELD_BACK = 2
 
 Progress = Callable[[str, int, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +303,9 @@ def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
         raise ModelError(f"{path} gives no floats that tell the quality: compile with --no-verify")
     chosen = next((output for output in floats if 0 not in output.shape), floats[0])
     try:
-        results = [np.asarray(session.run([chosen.name], dict(feed))[0]) for feed in feeds]
+        results = [
+            np.asarray(session.run([chosen.name], as_taken(session, feed))[0]) for feed in feeds
+        ]
         rows = [
             value.reshape(-1, value.shape[-1] if value.size and value.ndim else 1)
             for value in results
@@ -319,18 +326,27 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: str) ->
         if path.is_file() and path.resolve() not in skip:
             shutil.copyfile(path, scratch / path.name)
             copied.append(scratch / path.name)
-    if target != "ort-custom":
+    if target not in ("ort-custom", "cuda"):
         return copied
-    library = runtime.library_path()
-    shutil.copyfile(library, scratch / library.name)
-    copied.append(scratch / library.name)
+    library = runtime.cuda_library_path() if target == "cuda" else runtime.library_path()
+    if library is not None:
+        shutil.copyfile(library, scratch / library.name)
+        copied.append(scratch / library.name)
     config = scratch / GENAI_CONFIG
     if config.is_file():
         data = json.loads(config.read_text(encoding="utf-8"))
         decoder = data.setdefault("model", {}).setdefault("decoder", {})
         decoder["filename"] = name
-        decoder.setdefault("session_options", {})["custom_ops_library"] = library.name
+        options = decoder.setdefault("session_options", {})
+        options["custom_ops_library"] = runtime.CUDA_LIBRARY if library is None else library.name
+        if target == "cuda":
+            options["provider_options"] = [{"cuda": {}}]
         config.write_text(json.dumps(data, indent=4), encoding="utf-8")
+    if library is None:
+        _log.warning(
+            "%s was not built with this qcompiler, for want of nvcc: put it beside the model",
+            runtime.CUDA_LIBRARY,
+        )
     return copied
 
 

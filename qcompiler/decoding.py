@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
+from qcompiler.session import CUDA
 
 
 class Decoder:
@@ -75,8 +76,10 @@ class Decoder:
 
     def _bind(self) -> ort.IOBinding:
         binding = self._session.io_binding()
+        device = "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
         for cache in self._signature.caches:
-            buffer = ort.OrtValue.ortvalue_from_numpy(cache.sized(self._batch, self._capacity))
+            empty = cache.sized(self._batch, self._capacity)
+            buffer = ort.OrtValue.ortvalue_from_numpy(empty, device, 0)
             binding.bind_ortvalue_input(cache.past, buffer)
             binding.bind_ortvalue_output(cache.present, buffer)
         return binding

@@ -199,6 +199,17 @@ class Signature:
         return int(np.shape(past[first.past])[first.sequence_axis])
 
 
+def as_taken(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """`feed` with its floats in the types that a session takes: float16 caches, for example."""
+    narrow = (np.float16, np.float32)
+    taken = dict(feed)
+    for spec in session.get_inputs():
+        wanted = _ORT_TYPES.get(spec.type)
+        if wanted in narrow and spec.name in feed and feed[spec.name].dtype in narrow:
+            taken[spec.name] = feed[spec.name].astype(wanted, copy=False)
+    return taken
+
+
 def vocabulary(package: ModelPackage, signature: Signature) -> int:
     """How many token ids the model knows: the least of what its files say.
 

@@ -14,7 +14,7 @@ from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
 from qcompiler.models import ModelPackage
-from qcompiler.session import create_session
+from qcompiler.session import PROVIDERS, create_session
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ def generate(
     seed: int = 0,
     chat: bool = False,
     threads: int | None = None,
+    provider: str = "cpu",
     stream: Callable[[str], None] = lambda _piece: None,
 ) -> GenerationResult:
     """Continue `prompt`; with `chat`, answer it through the model's chat template.
 
     temperature 0 takes the likeliest token; above, tokens are drawn among the `top_k` likeliest.
-    `stream` receives the text as it grows. Generation stops at the model's end-of-text tokens.
+    `provider`: cpu, or cuda. `stream` receives the text as it grows. Generation stops at the
+    model's end-of-text tokens.
 
     Raises ModelError if the model is no decoder, has no tokenizer, or `chat` has no template.
     """
@@ -61,7 +63,7 @@ def generate(
     if signature.kind != "decoder":
         raise ModelError(f"{package.onnx_path} is no decoder: it can't generate text")
     ids = prompt_ids(package, tokenizer, prompt, chat=chat)
-    session = create_session(package.onnx_path, threads=threads)
+    session = create_session(package.onnx_path, threads=threads, providers=PROVIDERS[provider])
     decoder = Decoder(session, signature, capacity=len(ids) + max_new_tokens)
     rng = np.random.default_rng(seed)
     ends = set(package.eos_ids())

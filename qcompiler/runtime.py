@@ -25,6 +25,9 @@ CUDA_LIBRARY_VARIABLE = "QCOMPILER_CUDA_LIBRARY"
 ISA_VARIABLE = "QCOMPILER_ISA"
 """Environment variable that forces the kernels of one ISA; the library reads it when it loads."""
 
+CUDA_LIBRARY = "libqcompiler_ops_cuda.so"
+"""Its name where models ask for it; it is built on Linux only."""
+
 _SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}
 _FOLDER = "lib"
 

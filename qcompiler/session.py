@@ -17,6 +17,8 @@ from qcompiler.models import all_nodes, open_package, read_proto
 OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
+"""What a session runs on, by the name that commands give it."""
 
 _log = logging.getLogger(__name__)
 

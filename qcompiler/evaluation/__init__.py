@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from qcompiler.errors import ModelError
@@ -18,7 +20,7 @@ from qcompiler.evaluation.perplexity import PerplexityResult
 from qcompiler.evaluation.texts import read_text, sentences
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage, open_package
-from qcompiler.session import create_session
+from qcompiler.session import PROVIDERS, create_session
 
 __all__ = [
     "DivergenceResult",
@@ -61,6 +63,7 @@ def evaluate(
     window: int = 512,
     max_tokens: int | None = 12_000,
     threads: int | None = None,
+    provider: str = "cpu",
     progress: Progress = lambda _done, _total: None,
 ) -> list[Evaluation]:
     """Measure `models` on `text` (a file, or pydoc:first / pydoc:second).
@@ -88,7 +91,8 @@ def evaluate(
         raise ModelError(f"{packages[0].onnx_path} does not read token ids: nothing to evaluate")
     source = next((p for p in every if p.tokenizer_file is not None), packages[0])
     tokenizer = source.tokenizer()
-    job = _Job(packages, base, content, tokenizer, max_tokens, threads, progress)
+    open_ = functools.partial(create_session, threads=threads, providers=PROVIDERS[provider])
+    job = _Job(packages, base, content, tokenizer, max_tokens, open_, progress)
     if kind == "decoder":
         return _evaluate_decoders(job, lead=source.frame()[0], window=window)
     if base is None:
@@ -103,7 +107,7 @@ class _Job:
     content: str
     tokenizer: Tokenizer
     max_tokens: int | None
-    threads: int | None
+    open: Callable[..., ort.InferenceSession]
     progress: Progress
 
 
@@ -116,12 +120,12 @@ def _evaluate_decoders(job: _Job, *, lead: list[int], window: int) -> list[Evalu
                 f"{package.onnx_path} knows {size} tokens, fewer than the tokenizer in use: "
                 "they do not belong together"
             )
-    runners = [_Runner(package, job.threads) for package in packages]
+    runners = [_Runner(package, job.open) for package in packages]
     base_runner = None
     if base is not None:
         # The same file as a model and as reference runs once.
         known = {runner.path: runner for runner in runners}
-        base_runner = known.get(base.onnx_path.resolve()) or _Runner(base, job.threads)
+        base_runner = known.get(base.onnx_path.resolve()) or _Runner(base, job.open)
     cut = list(perplexity.windows(ids, window=window, lead=lead, max_tokens=job.max_tokens))
     losses: list[list[Array]] = [[] for _ in runners]
     kl: list[list[Array]] = [[] for _ in runners]
@@ -168,7 +172,7 @@ def _evaluate_encoders(job: _Job, base: ModelPackage) -> list[Evaluation]:
         job.progress(done, total)
 
     def run(package: ModelPackage) -> Array:
-        session = create_session(package.onnx_path, threads=job.threads)
+        session = job.open(package.onnx_path)
         return embeddings.embed(
             session, Signature.of(package), job.tokenizer, texts, advance=advance
         )
@@ -187,13 +191,11 @@ def _evaluate_encoders(job: _Job, base: ModelPackage) -> list[Evaluation]:
 class _Runner:
     """A decoder open for whole windows."""
 
-    def __init__(self, package: ModelPackage, threads: int | None) -> None:
+    def __init__(self, package: ModelPackage, open_: Callable[..., ort.InferenceSession]) -> None:
         self.path = package.onnx_path.resolve()
         self._signature = Signature.of(package)
         # Several sessions take turns: one that waits must not hold the cores.
-        self._session = create_session(
-            package.onnx_path, threads=threads, options={"session.force_spinning_stop": "1"}
-        )
+        self._session = open_(package.onnx_path, options={"session.force_spinning_stop": "1"})
 
     def logits(self, token_ids: Array) -> Array:
         """Logits [T, V] of one window [1, T]."""

@@ -22,7 +22,7 @@ from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage, open_package
-from qcompiler.session import create_session
+from qcompiler.session import PROVIDERS, create_session
 
 Progress = Callable[[int, int], None]
 
@@ -92,14 +92,15 @@ def benchmark(
     setting: Setting | None = None,
     *,
     threads: int | None = None,
+    provider: str = "cpu",
     progress: Progress = lambda _done, _total: None,
 ) -> list[BenchmarkResult]:
-    """Time `models` side by side.
+    """Time `models` side by side, on "cpu" or "cuda".
 
     Raises ModelError for a model that can't be loaded or fed.
     """
     setting = setting or Setting()
-    subjects = [load(model, setting, threads=threads) for model in models]
+    subjects = [load(model, setting, threads=threads, provider=provider) for model in models]
     medians = take_turns([subject.actions for subject in subjects], setting.rounds, progress)
     return [result(s, m, setting) for s, m in zip(subjects, medians, strict=True)]
 
@@ -122,7 +123,9 @@ def take_turns(
     return [{name: statistics.median(times) for name, times in s.items()} for s in seconds]
 
 
-def load(model: str | Path, setting: Setting, *, threads: int | None = None) -> Subject:
+def load(
+    model: str | Path, setting: Setting, *, threads: int | None = None, provider: str = "cpu"
+) -> Subject:
     """Open a model and run each of its actions once.
 
     Raises ModelError for a model that can't be loaded or fed.
@@ -132,7 +135,10 @@ def load(model: str | Path, setting: Setting, *, threads: int | None = None) -> 
     before = resident_bytes()
     start = time.perf_counter()
     session = create_session(
-        package.onnx_path, threads=threads, options={"session.force_spinning_stop": "1"}
+        package.onnx_path,
+        threads=threads,
+        options={"session.force_spinning_stop": "1"},
+        providers=PROVIDERS[provider],
     )
     load_seconds = time.perf_counter() - start
     actions = _actions(package, signature, session, setting)

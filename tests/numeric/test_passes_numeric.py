@@ -38,6 +38,7 @@ LOSSY_DB = {
     "tweak-norms": 8.0,
     "insert-qdq": 8.0,
     "lower-ort-contrib": 15.0,
+    "half-precision": 30.0,
 }
 """Least signal-to-noise a lossy pass may leave, against the outputs before it."""
 
@@ -69,6 +70,8 @@ PIPELINES = {
     "quarot on ort-custom": ("quarot", "ort-custom", ()),
     "qoq on ort-custom": ("qoq", "ort-custom", ()),
     "w4a8 with tweaked norms": ("w4a8", "ort-custom", (), "tweak-norms{target=float}"),
+    "w4a8 on cuda": ("w4a8", "cuda", ()),
+    "fptq on cuda": ("fptq", "cuda", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
 }
 

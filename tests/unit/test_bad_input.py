@@ -170,7 +170,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("target", ["ort-custom", "ort-contrib", "qdq"])
+@pytest.mark.parametrize("target", ["ort-custom", "cuda", "ort-contrib", "qdq"])
 @pytest.mark.parametrize("name", GOOD)
 def test_compiles_to_what_the_source_computes(name: str, target: str, tmp_path: Path) -> None:
     source, result = tmp_path / "m.onnx", tmp_path / "o.onnx"
@@ -382,7 +382,7 @@ def test_recipe_names_stay_in_the_folder(model: Path, tmp_path: Path) -> None:
     assert "must consist of letters" in refusal("compile", model, "-r", recipe)
 
 
-@pytest.mark.parametrize("target", ["ort-custom", "ort-contrib", "qdq"])
+@pytest.mark.parametrize("target", ["ort-custom", "cuda", "ort-contrib", "qdq"])
 def test_compiling_twice(model: Path, tmp_path: Path, target: str) -> None:
     assert qc("compile", model, "-o", tmp_path / "o.onnx", "-t", target).exit_code == 0
     assert "quantized already" in refusal("compile", tmp_path / "o.onnx")

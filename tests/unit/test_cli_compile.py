@@ -85,7 +85,12 @@ def test_compile_writes_a_model_that_works(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "op"),
-    [("ort-custom", "MatMulW4A8"), ("ort-contrib", "MatMulNBits"), ("qdq", "DequantizeLinear")],
+    [
+        ("ort-custom", "MatMulW4A8"),
+        ("cuda", "MatMulW4A8"),
+        ("ort-contrib", "MatMulNBits"),
+        ("qdq", "DequantizeLinear"),
+    ],
 )
 def test_targets(model: Path, tmp_path: Path, target: str, op: str) -> None:
     output = tmp_path / "deep" / "o.onnx"

@@ -144,6 +144,7 @@ def test_refusals_are_one_line(arguments):
         ["eval", "m", "--window", "1"],
         ["export", "a", "b", "--dialect", "other"],
         ["generate", "m", "p", "--temperature", "-1"],
+        ["generate", "m", "p", "--provider", "tpu"],
     ],
 )
 def test_usage_errors(arguments):

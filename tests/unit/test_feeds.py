@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_models as tiny
+from onnx import TensorProto, helper
 
 from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
-from qcompiler.feeds import Signature, vocabulary
+from qcompiler.feeds import Signature, as_taken, vocabulary
 from qcompiler.models import open_package
 from qcompiler.session import create_session
 
@@ -94,6 +95,25 @@ def test_steps_by_hand_agree_with_one_run(tmp_path):
         outputs = dict(zip(names, outputs, strict=True))
         past = signature.next_past(outputs)
         np.testing.assert_allclose(outputs["logits"][:, 0], whole[:, t], rtol=1e-5, atol=1e-5)
+
+
+def test_feeds_of_one_model_serve_another_with_float16_caches(tmp_path):
+    signature = Signature.of_proto(tiny.gqa_decoder(tiny.embedding()), tiny.CONFIG)
+    narrow = tiny.gqa_decoder(tiny.embedding())
+    narrow.graph.node.insert(
+        0,
+        helper.make_node("Cast", ["half"], ["past_key_values.0.key"], to=TensorProto.FLOAT),
+    )
+    cache = next(v for v in narrow.graph.input if v.name == "past_key_values.0.key")
+    cache.name = "half"
+    cache.type.tensor_type.elem_type = TensorProto.FLOAT16
+    session = create_session(tiny.save(narrow, tmp_path))
+    feeds = signature.feeds(IDS)
+    feeds["half"] = feeds.pop("past_key_values.0.key")
+    taken = as_taken(session, feeds)
+    assert {name for name in feeds if taken[name] is not feeds[name]} == {"half"}
+    assert taken["half"].dtype == np.float16
+    session.run(["logits"], taken)
 
 
 @pytest.mark.parametrize("kind", ["handover", "shared", "uncached"])
