@@ -178,7 +178,8 @@ def test_contenders_compute_the_same_layer(bench_path, group) -> None:
         assert sqnr_db(results[name], exact) > 30, name
     first = X @ nodes.Layer.random(256, 96, nodes.GROUPS[0]).weights
     assert sqnr_db(results["MatMul fp32"], first) > 100
-    assert sqnr_db(results["DynamicQuantizeMatMul"], first) > 30
+    # Without VNNI, ONNX Runtime's products of 8 by 8 bits saturate in 16.
+    assert sqnr_db(results["DynamicQuantizeMatMul"], first) > 20
 
 
 def sqnr_db(result: np.ndarray, exact: np.ndarray) -> float:

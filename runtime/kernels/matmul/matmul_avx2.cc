@@ -1,8 +1,8 @@
 // AVX2 kernels, without VNNI. Internal linkage throughout: see matmul_avx512vnni.cc.
 //
-// 4 bit: vpmaddubsw(u4, s8) is at most 2 * 15 * 127 = 3810 in magnitude, so eight of them add up
-// in int16 before one vpmaddwd widens them. 8 bit: u8 * s8 pairs would saturate, so even and odd
-// values of k are widened to int16 and multiplied with vpmaddwd, whose int32 sums are exact.
+// vpmaddubsw(u4, s8) is at most 2 * 15 * 127 = 3810 in magnitude, so eight of them add up in int16
+// before one vpmaddwd widens them. Codes of 8 bits would saturate: their nibbles are multiplied one
+// by one, and the high sums widened with a factor of 16.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -16,6 +16,11 @@ using std::int64_t;
 
 constexpr int kHalf = 8;        // columns in half a panel: one ymm register of int32
 constexpr int kHalfBytes = 32;  // bytes of a block that belong to them
+// Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
+constexpr int kPrefetchBytes = 2048;
+
+// Blocks whose products fit into 16 bits.
+constexpr int run_length(int bits) { return bits == 4 ? 4 : 8; }
 
 __m256i quad_at(const std::int8_t* codes) {
   std::int32_t quad;
@@ -23,129 +28,239 @@ __m256i quad_at(const std::int8_t* codes) {
   return _mm256_set1_epi32(quad);
 }
 
-// Adds the products of `count` blocks to dots, for kRows rows and half a panel.
-template <int kRows>
-void add_blocks_4(__m256i (&dots)[kRows], const std::uint8_t* codes, const std::int8_t* q,
-                  int64_t stride, int64_t count) {
-  const __m256i low_bits = _mm256_set1_epi8(15);
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int64_t b = 0; b < count; b += 4) {
-    __m256i partial[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) partial[r] = _mm256_setzero_si256();
-    const int64_t end = b + 4 < count ? b + 4 : count;
-    for (int64_t i = b; i < end; ++i) {
-      const __m256i packed =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i * kBlockBytes));
-      const __m256i low = _mm256_and_si256(packed, low_bits);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_bits);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const std::int8_t* at = q + r * stride + i * 8;
-        partial[r] = _mm256_add_epi16(partial[r], _mm256_maddubs_epi16(low, quad_at(at)));
-        partial[r] = _mm256_add_epi16(partial[r], _mm256_maddubs_epi16(high, quad_at(at + 4)));
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(partial[r], ones));
-    }
+// Products of unsigned and signed bytes, added in pairs: the first of a sum, or more for it. In
+// assembly so that a sum is updated in place: GCC adds up products first, and runs out of
+// registers.
+template <bool kFirst>
+inline __attribute__((always_inline)) void add_products(__m256i& sum, __m256i unsigned_bytes,
+                                                        __m256i signed_bytes) {
+  if (kFirst) {
+    __asm__("vpmaddubsw %2, %1, %0" : "=x"(sum) : "x"(unsigned_bytes), "x"(signed_bytes));
+    return;
+  }
+  __m256i products;
+  __asm__(
+      "vpmaddubsw %3, %2, %1\n\t"
+      "vpaddw %1, %0, %0"
+      : "+x"(sum), "=&x"(products)
+      : "x"(unsigned_bytes), "x"(signed_bytes));
+}
+
+// 16-bit sums of products: of low and high nibbles together, or apart where they weigh differently.
+template <int kRows, int kHalves>
+struct Partial {
+  __m256i low[kRows][kHalves];
+  __m256i high[kRows][kHalves];
+};
+
+template <int kHalves>
+inline __attribute__((always_inline)) void unpack_high(__m256i (&high)[kHalves],
+                                                       const std::uint8_t* codes) {
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves; ++h) {
+    const auto* at = reinterpret_cast<const __m256i*>(codes + h * kHalfBytes);
+    high[h] = _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(at), 4), _mm256_set1_epi8(15));
   }
 }
 
-template <int kRows>
-void add_blocks_8(__m256i (&dots)[kRows], const std::uint8_t* codes, const std::int8_t* q,
-                  int64_t stride, int64_t count) {
-  const __m256i even_bytes = _mm256_set1_epi16(255);
-  for (int64_t i = 0; i < count; ++i) {
-    const __m256i packed =
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i * kBlockBytes));
-    const __m256i even = _mm256_and_si256(packed, even_bytes);
-    const __m256i odd = _mm256_srli_epi16(packed, 8);
+// The products of one block, the first of their sums or not.
+template <int kBits, bool kFirst, int kRows, int kHalves>
+inline __attribute__((always_inline)) void add_block(Partial<kRows, kHalves>& sums,
+                                                     const std::uint8_t* codes,
+                                                     const std::int8_t* const (&q)[kRows],
+                                                     int64_t k) {
+  __m256i low[kHalves], high[kHalves];
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves; ++h) {
+    const auto* at = reinterpret_cast<const __m256i*>(codes + h * kHalfBytes);
+    low[h] = _mm256_and_si256(_mm256_loadu_si256(at), _mm256_set1_epi8(15));
+  }
+  if (kBits == 8) unpack_high(high, codes);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const __m256i quad = quad_at(q + r * stride + i * 4);
-      const __m256i q_even = _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8);
-      const __m256i q_odd = _mm256_srai_epi16(quad, 8);
-      dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(even, q_even));
-      dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(odd, q_odd));
+  for (int r = 0; r < kRows; ++r) {
+    const __m256i quad = quad_at(q[r] + k);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      add_products<kFirst>(sums.low[r][h], low[h], quad);
+      if (kBits == 8) add_products<kFirst>(sums.high[r][h], high[h], quad);
     }
+  }
+  if (kBits == 8) return;
+  unpack_high(high, codes);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+    const __m256i quad = quad_at(q[r] + k + 4);
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) add_products<false>(sums.low[r][h], high[h], quad);
   }
 }
 
-// kRows rows x half a panel, over all of K; `half` is 0 or 1.
-template <int kBits, int kRows>
-void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
-          int half) {
+// The products of `count` blocks.
+template <int kBits, int kRows, int kHalves>
+inline __attribute__((always_inline)) void add_blocks(Partial<kRows, kHalves>& sums,
+                                                      const std::uint8_t* codes,
+                                                      const std::int8_t* const (&q)[kRows],
+                                                      int64_t k, int64_t count) {
   constexpr int kDepth = 32 / kBits;
+  constexpr int kRun = run_length(kBits);
+  add_block<kBits, true>(sums, codes, q, k);
+  if (count == kRun) {
+#pragma GCC unroll 8
+    for (int i = 1; i < kRun; ++i) {
+      add_block<kBits, false>(sums, codes + i * kBlockBytes, q, k + i * kDepth);
+    }
+  } else {
+    for (int64_t i = 1; i < count; ++i) {
+      add_block<kBits, false>(sums, codes + i * kBlockBytes, q, k + i * kDepth);
+    }
+  }
+}
+
+// kRows rows x kHalves halves of a panel from the first or second on, over all of K.
+template <int kBits, int kRows, int kHalves>
+void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
+          int first_half) {
+  constexpr int kDepth = 32 / kBits;
+  constexpr int kRun = run_length(kBits);
   const int64_t blocks = (w.k + kDepth - 1) / kDepth;
   const int64_t blocks_per_group = w.group_size / kDepth;
   const int64_t groups = (w.k + w.group_size - 1) / w.group_size;
-  const std::uint8_t* codes = w.codes + panel * blocks * kBlockBytes + half * kHalfBytes;
-  const std::int8_t* q = a.codes + row * a.stride;
-  const std::int32_t* starts = a.starts + row * groups;
-  const int64_t first_group = panel * groups * kPanel + half * kHalf;
-
-  __m256 sums[kRows];
+  const bool row_scales = a.scale_count == 1;
+  const __m256i ones = _mm256_set1_epi16(1);
+  const std::uint8_t* codes = w.codes + panel * blocks * kBlockBytes + first_half * kHalfBytes;
+  const std::int8_t* q[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm256_setzero_ps();
+  for (int r = 0; r < kRows; ++r) {
+    q[r] = a.codes + (row + r) * a.stride;
+    // Hides where the pointer came from: GCC would rather recompute all of them for every block.
+    __asm__("" : "+r"(q[r]));
+  }
+  int64_t k = 0;
+  const std::int32_t* starts = a.starts + row * groups;
+  const int64_t first_group = panel * groups * kPanel + first_half * kHalf;
+
+  __m256 sums[kRows][kHalves];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) sums[r][h] = _mm256_setzero_ps();
+  }
 
   for (int64_t g = 0; g < groups; ++g) {
-    __m256i zero = _mm256_set1_epi32(1);
-    if (w.zero_points != nullptr) {
-      const auto* at = w.zero_points + first_group + g * kPanel;
-      zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-    }
-    __m256i dots[kRows];
+    __m256i dots[kRows][kHalves];
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      // Zero points are below 2^8 and sums of codes below 2^15: one 16-bit multiply, exact.
+      __m256i zero = _mm256_setzero_si256();
+      if (w.zero_points != nullptr) {
+        const auto* at = w.zero_points + first_group + g * kPanel + h * kHalf;
+        zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+      }
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      dots[r] = _mm256_mullo_epi32(zero, _mm256_set1_epi32(starts[r * groups + g]));
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i start = _mm256_set1_epi32(starts[r * groups + g]);
+        dots[r][h] = w.zero_points != nullptr ? _mm256_madd_epi16(zero, start) : start;
+      }
     }
-    const int64_t first = g * blocks_per_group;
-    const int64_t left = blocks - first;
+
+    const int64_t left = blocks - g * blocks_per_group;
     const int64_t count = left < blocks_per_group ? left : blocks_per_group;
-    if (kBits == 4) {
-      add_blocks_4<kRows>(dots, codes + first * kBlockBytes, q + first * kDepth, a.stride, count);
-    } else {
-      add_blocks_8<kRows>(dots, codes + first * kBlockBytes, q + first * kDepth, a.stride, count);
-    }
-    const auto* at = w.scales + first_group + g * kPanel;
-    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    for (int64_t b = 0; b < count; b += kRun) {
+      const int64_t run = count - b < kRun ? count - b : kRun;
+      if (kRows < 4) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kRun; ++i) {
+          const auto* ahead = reinterpret_cast<const char*>(codes + i * kBlockBytes);
+          _mm_prefetch(ahead + kPrefetchBytes, _MM_HINT_T0);
+        }
+      }
+      Partial<kRows, kHalves> partial;
+      add_blocks<kBits>(partial, codes, q, k, run);
+      codes += run * kBlockBytes;
+      k += run * kDepth;
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const float x_scale = a.scale_count == 1 ? 1.0f : a.scales[(row + r) * groups + g];
-      sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r]),
-                                _mm256_mul_ps(scale, _mm256_set1_ps(x_scale)), sums[r]);
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h) {
+          dots[r][h] = _mm256_add_epi32(dots[r][h], _mm256_madd_epi16(partial.low[r][h], ones));
+          if (kBits == 8) {
+            const __m256i high = _mm256_madd_epi16(partial.high[r][h], _mm256_set1_epi16(16));
+            dots[r][h] = _mm256_add_epi32(dots[r][h], high);
+          }
+        }
+      }
+    }
+
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      const auto* at = w.scales + first_group + g * kPanel + h * kHalf;
+      const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 dot = _mm256_cvtepi32_ps(dots[r][h]);
+        const __m256 both =
+            row_scales ? scale
+                       : _mm256_mul_ps(scale, _mm256_set1_ps(a.scales[(row + r) * groups + g]));
+        sums[r][h] = _mm256_fmadd_ps(dot, both, sums[r][h]);
+      }
     }
   }
 
-  const int64_t column = panel * kPanel + half * kHalf;
-  const int64_t columns = t.column_end - column;
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i mask = _mm256_cmpgt_epi32(
-      _mm256_set1_epi32(static_cast<int>(columns < kHalf ? columns : kHalf)), lanes);
-  const __m256 bias =
-      w.bias != nullptr ? _mm256_maskload_ps(w.bias + column, mask) : _mm256_setzero_ps();
-  float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
+#pragma GCC unroll 2
+  for (int h = 0; h < kHalves; ++h) {
+    const int64_t column = panel * kPanel + (first_half + h) * kHalf;
+    const int64_t columns = t.column_end - column;
+    if (columns <= 0) break;
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i mask = _mm256_cmpgt_epi32(
+        _mm256_set1_epi32(static_cast<int>(columns < kHalf ? columns : kHalf)), lanes);
+    const __m256 bias =
+        w.bias != nullptr ? _mm256_maskload_ps(w.bias + column, mask) : _mm256_setzero_ps();
+    float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-    const __m256 row_scale = _mm256_set1_ps(a.scale_count == 1 ? a.scales[row + r] : 1.0f);
-    _mm256_maskstore_ps(out + r * t.out_stride, mask, _mm256_fmadd_ps(sums[r], row_scale, bias));
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 row_scale = _mm256_set1_ps(row_scales ? a.scales[row + r] : 1.0f);
+      _mm256_maskstore_ps(out + r * t.out_stride, mask,
+                          _mm256_fmadd_ps(sums[r][h], row_scale, bias));
+    }
   }
 }
 
+// A whole panel where 16 registers hold its sums.
 template <int kBits, int kRows>
 void panel_rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
-  tile<kBits, kRows>(a, w, t, row, panel, 0);
-  if (t.column_end - panel * kPanel > kHalf) tile<kBits, kRows>(a, w, t, row, panel, 1);
+  if (kBits == 4 || kRows <= 2) {
+    tile<kBits, kRows, 2>(a, w, t, row, panel, 0);
+  } else {
+    tile<kBits, kRows, 1>(a, w, t, row, panel, 0);
+    if (t.column_end - panel * kPanel > kHalf) tile<kBits, kRows, 1>(a, w, t, row, panel, 1);
+  }
 }
 
 template <int kBits>
 void matmul(const Activations& a, const Weights& w, const Tile& t) {
   for (int64_t panel = t.panel_begin; panel < t.panel_end; ++panel) {
     int64_t row = t.row_begin;
-    for (; row + 4 <= t.row_end; row += 4) panel_rows<kBits, 4>(a, w, t, row, panel);
-    for (; row < t.row_end; ++row) panel_rows<kBits, 1>(a, w, t, row, panel);
+    while (row < t.row_end) {
+      const int64_t left = t.row_end - row;
+      // 5 to 7 rows are two tiles of nearly the same height.
+      const int64_t count = left >= 8 ? 4 : left > 4 ? (left + 1) / 2 : left;
+      switch (count) {
+        case 1:
+          panel_rows<kBits, 1>(a, w, t, row, panel);
+          break;
+        case 2:
+          panel_rows<kBits, 2>(a, w, t, row, panel);
+          break;
+        case 3:
+          panel_rows<kBits, 3>(a, w, t, row, panel);
+          break;
+        default:
+          panel_rows<kBits, 4>(a, w, t, row, panel);
+          break;
+      }
+      row += count;
+    }
   }
 }
 
