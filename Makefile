@@ -3,6 +3,7 @@
 #   make test    every check and every test
 #   make bench   measure speed on this machine, into build/bench/; BENCH_DOCS=1 writes docs/ too
 #   make bench-cuda   the same for the kernels of NVIDIA GPUs; needs one, nvcc, and PyTorch for CUDA
+#   make test-cuda    what needs an NVIDIA GPU: its tests, then the kernels under compute-sanitizer
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ OLDEST_ORT := onnxruntime==1.20.1
 
 BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
 
-.PHONY: demo test lint bench bench-cuda clean
+.PHONY: demo test test-cuda lint bench bench-cuda clean
 
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
@@ -32,6 +33,16 @@ test: lint
 	    export QCOMPILER_OLDEST_ORT_PYTHON; \
 	fi; \
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# What is skipped is listed with its reason: ONNX Runtime's provider may lack CUDA's libraries.
+CUDA_TESTS := tests/runtime/test_cuda_kernels.py tests/runtime/test_cuda_op.py tests/e2e/test_cuda_decoder.py
+test-cuda: $(VENV)/.test
+	nvidia-smi -L
+	$(PY) -m pytest $(CUDA_TESTS) -k 'not emulated and not glue' $(PYTEST_ARGS)
+	for tool in memcheck racecheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(PY) -m pytest $(firstword $(CUDA_TESTS)) -k 'qcompiler_cuda_test and agrees' || exit 1; \
+	done
 
 lint: $(VENV)/.test $(OLDEST)/.done
 	$(VENV)/bin/ruff check .
