@@ -66,11 +66,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads; as ONNX Runtime chooses by default.")
 ]
+
+
+def _known_provider(value: str) -> str:
+    return str(_one_of("provider", value, ("cpu", "cuda")))
+
+
 Provider = Annotated[
     str,
     typer.Option(
         help="What it runs on: cpu, or cuda (for models compiled with -t cuda).",
-        callback=lambda value: _one_of("provider", value, ("cpu", "cuda")),
+        callback=_known_provider,
     ),
 ]
 
