@@ -114,6 +114,8 @@ class _Converter:
             return None
         inputs = _chosen(node.inputs, typed.inputs)
         outputs = _chosen(node.outputs, typed.outputs)
+        if all(self._was_half(node.inputs[i]) for i in inputs):
+            return None
         caches = self._caches(node)
         results = [node.outputs[i] for i in outputs if not _among(caches, node.outputs[i])]
         if not all(node.inputs[i].dtype in (FLOAT, HALF) for i in inputs):
@@ -181,6 +183,9 @@ class _Converter:
 
     def _is_half(self, tensor: Any) -> bool:
         return tensor.dtype == HALF or id(tensor) in self._halves
+
+    def _was_half(self, tensor: Any) -> bool:
+        return tensor.dtype == HALF and id(tensor) not in self._halves
 
     def _half(self, tensor: Any) -> Any:
         if tensor.dtype == HALF:
