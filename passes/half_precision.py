@@ -1,6 +1,7 @@
 """half-precision: what was left in float32 is computed in float16, for GPUs.
 
-    X [float32] -> MatMulW4A8 -> Y     ->     Cast(X) [float16] -> MatMulW4A8 -> Y [float16]
+    MatMulW4A8(X [float32])                 ->  MatMulW4A8(Cast(X) [float16])
+    Cast(MatMulW4A8(Cast(X [float16])))     ->  MatMulW4A8(X), in models of float16
 
 So are norms, attention and what is done to their results; its caches are float16, as inputs and
 outputs too. Every other input and output keeps its type: what computes an output stays in float32,
@@ -109,15 +110,19 @@ class _Converter:
 
     def visit(self, node: gs.Node) -> str | None:
         """Turn a node to float16 if it is one of those; why not, if it is and can't be."""
+        if node.op == "Cast":
+            self._skip_cast(node)
+            return None
         typed = self._typed(node)
         if typed is None:
             return None
         inputs = _chosen(node.inputs, typed.inputs)
         outputs = _chosen(node.outputs, typed.outputs)
-        if all(self._was_half(node.inputs[i]) for i in inputs):
-            return None
         caches = self._caches(node)
         results = [node.outputs[i] for i in outputs if not _among(caches, node.outputs[i])]
+        there = all(self._was_half(node.inputs[i]) for i in inputs)
+        if there or any(tensor.dtype == HALF for tensor in results):
+            return None
         if not all(node.inputs[i].dtype in (FLOAT, HALF) for i in inputs):
             return "an input is not known to be float32"
         if any(ir.is_graph_output(self._graph, tensor) for tensor in results):
@@ -139,6 +144,21 @@ class _Converter:
         self._made += results
         self.changed = True
         return None
+
+    def _skip_cast(self, cast: gs.Node) -> None:
+        """Let those who read a Cast to float16 read what is there in float16 already."""
+        tensor, narrow = cast.inputs[0], cast.outputs[0]
+        if narrow.dtype != HALF or id(tensor) not in self._halves:
+            return
+        if ir.is_graph_output(self._graph, narrow):
+            return
+        half = self._halves[id(tensor)]
+        for reader in ir.consumers(narrow):
+            for i, read in enumerate(reader.inputs):
+                if read is narrow:
+                    reader.inputs[i] = half
+                    self._reads.add((id(reader), i))
+        self.changed = True
 
     def widen(self) -> None:
         """Give float32 to the readers of results that need it."""
@@ -192,9 +212,12 @@ class _Converter:
             return tensor
         if id(tensor) not in self._halves:
             self._narrowed.append(tensor)
-            if ir.is_constant(tensor):
+            cast = ir.producer(tensor, "Cast")
+            if cast is not None and self._was_half(cast.inputs[0]):
+                half: Any = cast.inputs[0]
+            elif ir.is_constant(tensor):
                 values = ir.array(tensor).astype(HALF)
-                half: Any = ir.constant(self._namer(f"{tensor.name}_float16"), values)
+                half = ir.constant(self._namer(f"{tensor.name}_float16"), values)
             else:
                 half = self._cast(tensor, HALF)
             self._halves[id(tensor)] = half

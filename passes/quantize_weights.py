@@ -267,16 +267,14 @@ def _use(graph: gs.Graph, linear: Linear, dequantized: Any, namer: ir.Namer) -> 
     if source == onnx.TensorProto.FLOAT:
         return
     x, y = node.inputs[0], node.outputs[0]
-    wide = gs.Variable(namer(f"{x.name}_float"), np.dtype(np.float32), x.shape)
+    # One cast for all that read X, so that layers can be merged.
+    to = {"to": onnx.TensorProto.FLOAT}
+    casts = (r for r in ir.consumers(x) if r.op == "Cast" and r.attrs["to"] == to["to"])
+    wide = next((cast.outputs[0] for cast in casts), None)
+    if wide is None:
+        wide = gs.Variable(namer(f"{x.name}_float"), np.dtype(np.float32), x.shape)
+        ir.add_node(graph, "Cast", namer(f"{node.name}/CastIn"), [x], [wide], attrs=to)
     narrow = gs.Variable(namer(f"{y.name}_float"), np.dtype(np.float32), y.shape)
-    ir.add_node(
-        graph,
-        "Cast",
-        namer(f"{node.name}/CastIn"),
-        [x],
-        [wide],
-        attrs={"to": onnx.TensorProto.FLOAT},
-    )
     node.inputs[0] = wide
     node.outputs = [narrow]
     ir.add_node(graph, "Cast", namer(f"{node.name}/CastOut"), [narrow], [y], attrs={"to": source})
