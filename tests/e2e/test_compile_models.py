@@ -19,7 +19,7 @@ from qcompiler.calibration.observe import observe
 from qcompiler.calibration.sources import load_source
 from qcompiler.compiler import TARGETS, pipeline
 from qcompiler.evaluation import evaluate
-from qcompiler.feeds import Signature
+from qcompiler.feeds import Signature, as_taken
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passmanager import PassContext, PassManager
@@ -65,7 +65,7 @@ def logits(path: Path, source: Path, library: bool | None = None) -> np.ndarray:
     """The first output on English text; random tokens are chaotic in any quantized model."""
     feeds = load_source("pydoc:second", open_package(source), samples=1, length=96).feeds[0]
     session = create_session(path, library=library)
-    return session.run([session.get_outputs()[0].name], dict(feeds))[0]
+    return session.run([session.get_outputs()[0].name], as_taken(session, feeds))[0]
 
 
 # The slowest model takes the second recipe to one target only: targets and recipes don't interact.
