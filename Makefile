@@ -24,15 +24,15 @@ BUILD_INPUTS := pyproject.toml $(shell find runtime -type f 2>/dev/null)
 demo: $(VENV)/.demo
 	$(PY) examples/demo.py
 
-# Where the oldest ONNX Runtime has no wheel for this Python, its tests are skipped. Tests of one
-# file stay with one worker, which keeps the models they share.
+# Where the oldest ONNX Runtime has no wheel for this Python, its tests are skipped. Workers take
+# groups of tests (tests/conftest.py) in the order of their names: the slowest come first.
 TEST_WORKERS ?= auto
 test: lint
 	if $(OLDEST)/bin/python -c 'import onnxruntime' 2>/dev/null; then \
 	    QCOMPILER_OLDEST_ORT_PYTHON='$(CURDIR)/$(OLDEST)/bin/python'; \
 	    export QCOMPILER_OLDEST_ORT_PYTHON; \
 	fi; \
-	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What is skipped is listed with its reason: ONNX Runtime's provider may lack CUDA's libraries.
 CUDA_TESTS := tests/runtime/test_cuda_kernels.py tests/runtime/test_cuda_op.py tests/e2e/test_cuda_decoder.py

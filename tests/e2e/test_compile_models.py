@@ -137,36 +137,36 @@ def test_three_forms_of_one_model(compiled, request, model):
         assert abs(sqnr_db(reference, other) - noise) < 1.5
 
 
-def test_whole_model_runs_on_the_oldest_onnxruntime(compiled, tmp_path):
+@pytest.mark.parametrize("model", MODELS)
+def test_whole_model_runs_on_the_oldest_onnxruntime(compiled, tmp_path, model):
     python = os.environ.get(OLDEST)
     if python is None:
         pytest.skip(f"{OLDEST} is not set")
-    for model in MODELS:
-        output = compiled(model, "w4a8-fast", "ort-custom").output
-        path = open_package(output).onnx_path
-        feeds = Signature.of(open_package(output)).feeds(np.arange(100, 116)[None])
-        np.savez(tmp_path / "feeds.npz", **feeds)
-        for library in ("", str(runtime.library_path())):
-            code = (
-                "import sys, numpy, onnxruntime as ort\n"
-                "options = ort.SessionOptions()\n"
-                "if sys.argv[3]: options.register_custom_ops_library(sys.argv[3])\n"
-                "session = ort.InferenceSession(sys.argv[1], options)\n"
-                "feeds = dict(numpy.load(sys.argv[2]))\n"
-                "y = session.run([session.get_outputs()[0].name], feeds)[0]\n"
-                "numpy.save(sys.argv[4], y)\n"
-            )
-            out = tmp_path / "y.npy"
-            ran = subprocess.run(
-                [python, "-c", code, str(path), str(tmp_path / "feeds.npz"), library, str(out)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert ran.returncode == 0, ran.stderr
-            session = create_session(path)
-            new = session.run([session.get_outputs()[0].name], feeds)[0]
-            assert sqnr_db(new, np.load(out)) > 12.0
+    output = compiled(model, "w4a8-fast", "ort-custom").output
+    path = open_package(output).onnx_path
+    feeds = Signature.of(open_package(output)).feeds(np.arange(100, 116)[None])
+    np.savez(tmp_path / "feeds.npz", **feeds)
+    for library in ("", str(runtime.library_path())):
+        code = (
+            "import sys, numpy, onnxruntime as ort\n"
+            "options = ort.SessionOptions()\n"
+            "if sys.argv[3]: options.register_custom_ops_library(sys.argv[3])\n"
+            "session = ort.InferenceSession(sys.argv[1], options)\n"
+            "feeds = dict(numpy.load(sys.argv[2]))\n"
+            "y = session.run([session.get_outputs()[0].name], feeds)[0]\n"
+            "numpy.save(sys.argv[4], y)\n"
+        )
+        out = tmp_path / "y.npy"
+        ran = subprocess.run(
+            [python, "-c", code, str(path), str(tmp_path / "feeds.npz"), library, str(out)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        session = create_session(path)
+        new = session.run([session.get_outputs()[0].name], feeds)[0]
+        assert sqnr_db(new, np.load(out)) > 12.0
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,7 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
     assert peak < 2.5 * open_package(smollm2_genai).size_bytes()
 
 
+@pytest.mark.usefixtures("smollm2_genai")
 def test_genai_runs_the_compiled_folder(compiled):
     genai = pytest.importorskip("onnxruntime_genai")
     folder = compiled("smollm2_genai", "w4a8-fast", "ort-custom").output
