@@ -3,30 +3,13 @@
 // vpmaddubsw(u4, s8) is at most 2 * 15 * 127 = 3810 in magnitude, so eight of them add up in int16
 // before one vpmaddwd widens them. Codes of 8 bits would saturate: their nibbles are multiplied one
 // by one, and the high sums widened with a factor of 16.
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/half_panel.h"
 
 namespace qc::kernels {
 namespace {
 
-using std::int64_t;
-
-constexpr int kHalf = 8;        // columns in half a panel: one ymm register of int32
-constexpr int kHalfBytes = 32;  // bytes of a block that belong to them
-// Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
-constexpr int kPrefetchBytes = 2048;
-
 // Blocks whose products fit into 16 bits.
 constexpr int run_length(int bits) { return bits == 4 ? 4 : 8; }
-
-__m256i quad_at(const std::int8_t* codes) {
-  std::int32_t quad;
-  __builtin_memcpy(&quad, codes, sizeof quad);
-  return _mm256_set1_epi32(quad);
-}
 
 // Products of unsigned and signed bytes, added in pairs: the first of a sum, or more for it. In
 // assembly so that a sum is updated in place: GCC adds up products first, and runs out of
@@ -58,8 +41,8 @@ inline __attribute__((always_inline)) void unpack_high(__m256i (&high)[kHalves],
                                                        const std::uint8_t* codes) {
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
-    const auto* at = reinterpret_cast<const __m256i*>(codes + h * kHalfBytes);
-    high[h] = _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(at), 4), _mm256_set1_epi8(15));
+    const __m256i packed = load(codes + h * kHalfBytes);
+    high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
   }
 }
 
@@ -72,13 +55,12 @@ inline __attribute__((always_inline)) void add_block(Partial<kRows, kHalves>& su
   __m256i low[kHalves], high[kHalves];
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
-    const auto* at = reinterpret_cast<const __m256i*>(codes + h * kHalfBytes);
-    low[h] = _mm256_and_si256(_mm256_loadu_si256(at), _mm256_set1_epi8(15));
+    low[h] = _mm256_and_si256(load(codes + h * kHalfBytes), _mm256_set1_epi8(15));
   }
   if (kBits == 8) unpack_high(high, codes);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    const __m256i quad = quad_at(q[r] + k);
+    const __m256i quad = broadcast(q[r] + k);
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
       add_products<kFirst>(sums.low[r][h], low[h], quad);
@@ -89,7 +71,7 @@ inline __attribute__((always_inline)) void add_block(Partial<kRows, kHalves>& su
   unpack_high(high, codes);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    const __m256i quad = quad_at(q[r] + k + 4);
+    const __m256i quad = broadcast(q[r] + k + 4);
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) add_products<false>(sums.low[r][h], high[h], quad);
   }
@@ -150,17 +132,9 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
     __m256i dots[kRows][kHalves];
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
-      // Zero points are below 2^8 and sums of codes below 2^15: one 16-bit multiply, exact.
-      __m256i zero = _mm256_setzero_si256();
-      if (w.zero_points != nullptr) {
-        const auto* at = w.zero_points + first_group + g * kPanel + h * kHalf;
-        zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i start = _mm256_set1_epi32(starts[r * groups + g]);
-        dots[r][h] = w.zero_points != nullptr ? _mm256_madd_epi16(zero, start) : start;
-      }
+      const int64_t at = first_group + g * kPanel + h * kHalf;
+      start_dots(dots, h, w.zero_points != nullptr ? w.zero_points + at : nullptr, starts, groups,
+                 g);
     }
 
     const int64_t left = blocks - g * blocks_per_group;
@@ -209,20 +183,7 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
 #pragma GCC unroll 2
   for (int h = 0; h < kHalves; ++h) {
     const int64_t column = panel * kPanel + (first_half + h) * kHalf;
-    const int64_t columns = t.column_end - column;
-    if (columns <= 0) break;
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(
-        _mm256_set1_epi32(static_cast<int>(columns < kHalf ? columns : kHalf)), lanes);
-    const __m256 bias =
-        w.bias != nullptr ? _mm256_maskload_ps(w.bias + column, mask) : _mm256_setzero_ps();
-    float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 row_scale = _mm256_set1_ps(row_scales ? a.scales[row + r] : 1.0f);
-      _mm256_maskstore_ps(out + r * t.out_stride, mask,
-                          _mm256_fmadd_ps(sums[r][h], row_scale, bias));
-    }
+    if (column < t.column_end) write_half(sums, h, a, w, t, row, column);
   }
 }
 

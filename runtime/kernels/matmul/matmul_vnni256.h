@@ -3,33 +3,10 @@
 #ifndef QC_KERNELS_MATMUL_MATMUL_VNNI256_H_
 #define QC_KERNELS_MATMUL_MATMUL_VNNI256_H_
 
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/half_panel.h"
 
 namespace qc::kernels {
 namespace {
-
-using std::int64_t;
-
-constexpr int kHalf = 8;        // columns in half a panel: one ymm register of int32
-constexpr int kHalfBytes = 32;  // bytes of a block that belong to them
-// Weights arrive from L2 or beyond when few rows share them; this far ahead hides the latency.
-constexpr int kPrefetchBytes = 2048;
-
-// Four codes of activations, for all columns alike.
-__m256i broadcast(const std::int8_t* quad) {
-  std::int32_t bits;
-  __builtin_memcpy(&bits, quad, sizeof bits);
-  return _mm256_set1_epi32(bits);
-}
-
-// Half a block of packed weights.
-__m256i load(const std::uint8_t* codes) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-}
 
 // sum += dot products of 8 unsigned quads with 8 signed ones. In assembly so that the sum is
 // updated in place: from intrinsics GCC copies sums about until it has to spill them.
@@ -78,18 +55,9 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
     __m256i dots[kRows][kHalves];
 #pragma GCC unroll 8
     for (int h = 0; h < kHalves; ++h) {
-      // Zero points are below 2^8 and sums of codes below 2^15: one 16-bit multiply, exact.
-      __m256i zero = _mm256_setzero_si256();
-      if (w.zero_points != nullptr) {
-        const auto* at =
-            w.zero_points + first_group + (h / 2 * groups + g) * kPanel + h % 2 * kHalf;
-        zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i start = _mm256_set1_epi32(starts[r * groups + g]);
-        dots[r][h] = w.zero_points != nullptr ? _mm256_madd_epi16(zero, start) : start;
-      }
+      const int64_t at = first_group + (h / 2 * groups + g) * kPanel + h % 2 * kHalf;
+      start_dots(dots, h, w.zero_points != nullptr ? w.zero_points + at : nullptr, starts, groups,
+                 g);
     }
 
     const int64_t left = blocks - g * blocks_per_group;
@@ -154,22 +122,7 @@ void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, in
   }
 
 #pragma GCC unroll 8
-  for (int h = 0; h < kHalves; ++h) {
-    const int64_t column = panel * kPanel + h * kHalf;
-    const int64_t columns = t.column_end - column;
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i mask = _mm256_cmpgt_epi32(
-        _mm256_set1_epi32(static_cast<int>(columns < kHalf ? columns : kHalf)), lanes);
-    const __m256 bias =
-        w.bias != nullptr ? _mm256_maskload_ps(w.bias + column, mask) : _mm256_setzero_ps();
-    float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 row_scale = _mm256_set1_ps(a.scale_count == 1 ? a.scales[row + r] : 1.0f);
-      _mm256_maskstore_ps(out + r * t.out_stride, mask,
-                          _mm256_fmadd_ps(sums[r][h], row_scale, bias));
-    }
-  }
+  for (int h = 0; h < kHalves; ++h) write_half(sums, h, a, w, t, row, panel * kPanel + h * kHalf);
 }
 
 template <int kBits, int kRows, int kPanels>
