@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import ir
+from qcompiler import ir, ops
 from qcompiler.numerics.rotary import frequencies
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
@@ -38,7 +38,11 @@ class ComputeRotary(Pass):
         made: dict[tuple[int, int], tuple[gs.Variable, gs.Variable] | None] = {}
         for node in list(graph.nodes):
             places = _TABLES.get(node.op)
-            if places is None or node.domain != "com.microsoft" or len(node.inputs) <= max(places):
+            if (
+                places is None
+                or node.domain != ops.CONTRIB_DOMAIN
+                or len(node.inputs) <= max(places)
+            ):
                 continue
             tables = [node.inputs[place] for place in places]
             if not all(map(self._large, tables)):

@@ -23,7 +23,6 @@ from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult,
 
 HALF = np.dtype(np.float16)
 FLOAT = np.dtype(np.float32)
-CONTRIB = "com.microsoft"
 
 ATTENTION = "GroupQueryAttention"
 _CACHES_IN, _CACHES_OUT = (3, 4), (1, 2)
@@ -46,10 +45,10 @@ _ALWAYS: dict[tuple[str, str], _Typed] = {
         for bits in (4, 8)
         for form in ("", "Static")
     },
-    (CONTRIB, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),
-    (CONTRIB, ATTENTION): _Typed(inputs=(0, 1, 2, 3, 4, 7, 8)),
-    (CONTRIB, "SkipSimplifiedLayerNormalization"): _Typed(outputs=(0, 3)),
-    (CONTRIB, "SkipLayerNormalization"): _Typed(outputs=(0, 3)),
+    (ops.CONTRIB_DOMAIN, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),
+    (ops.CONTRIB_DOMAIN, ATTENTION): _Typed(inputs=(0, 1, 2, 3, 4, 7, 8)),
+    (ops.CONTRIB_DOMAIN, "SkipSimplifiedLayerNormalization"): _Typed(outputs=(0, 3)),
+    (ops.CONTRIB_DOMAIN, "SkipLayerNormalization"): _Typed(outputs=(0, 3)),
     ("", "SimplifiedLayerNormalization"): _NORM,
     ("", "LayerNormalization"): _NORM,
 }
@@ -62,7 +61,10 @@ _FOLLOWING = frozenset(
         *("Transpose", "Reshape", "Split", "Concat", "Slice", "Squeeze", "Unsqueeze", "Expand"),
         "Identity",
     )
-) | {(CONTRIB, name) for name in ("RotaryEmbedding", "QuickGelu", "BiasGelu", "FastGelu", "Gelu")}
+) | {
+    (ops.CONTRIB_DOMAIN, name)
+    for name in ("RotaryEmbedding", "QuickGelu", "BiasGelu", "FastGelu", "Gelu")
+}
 """Computed in float16 where all that they read is there in float16."""
 
 _PRODUCT = ("", "MatMul")

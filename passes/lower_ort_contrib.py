@@ -17,14 +17,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from qcompiler import ir
+from qcompiler import ir, ops
 from qcompiler.analysis.qdq import TableDq, WeightDq, activation_qdq, table_dq, weight_dq
 from qcompiler.ir.matcher import Match, match
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passes.lower_ort_custom import TABLE_ROWS
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
-
-DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,7 @@ class LowerOrtContrib(Pass):
             [x, *packed[id(weight.codes)][0]],
             [output],
             attrs=attrs,
-            domain=DOMAIN,
+            domain=ops.CONTRIB_DOMAIN,
         )
         return Remark(
             layer=name,

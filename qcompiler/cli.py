@@ -69,7 +69,9 @@ Threads = Annotated[
 
 
 def _known_provider(value: str) -> str:
-    return str(_one_of("provider", value, ("cpu", "cuda")))
+    from qcompiler.session import PROVIDERS
+
+    return str(_one_of("provider", value, tuple(PROVIDERS)))
 
 
 Provider = Annotated[

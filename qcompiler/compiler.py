@@ -329,7 +329,12 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: str) ->
     if target not in ("ort-custom", "cuda"):
         return copied
     library = runtime.cuda_library_path() if target == "cuda" else runtime.library_path()
-    if library is not None:
+    if library is None:
+        _log.warning(
+            "%s was not built with this qcompiler, for want of nvcc: put it beside the model",
+            runtime.CUDA_LIBRARY,
+        )
+    else:
         shutil.copyfile(library, scratch / library.name)
         copied.append(scratch / library.name)
     config = scratch / GENAI_CONFIG
@@ -342,11 +347,6 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: str) ->
         if target == "cuda":
             options["provider_options"] = [{"cuda": {}}]
         config.write_text(json.dumps(data, indent=4), encoding="utf-8")
-    if library is None:
-        _log.warning(
-            "%s was not built with this qcompiler, for want of nvcc: put it beside the model",
-            runtime.CUDA_LIBRARY,
-        )
     return copied
 
 

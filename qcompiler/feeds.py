@@ -201,11 +201,11 @@ class Signature:
 
 def as_taken(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, Any]:
     """`feed` with its floats in the types that a session takes: float16 caches, for example."""
-    narrow = (np.float16, np.float32)
+    floats = (np.float16, np.float32)
     taken = dict(feed)
     for spec in session.get_inputs():
         wanted = _ORT_TYPES.get(spec.type)
-        if wanted in narrow and spec.name in feed and feed[spec.name].dtype in narrow:
+        if wanted in floats and spec.name in feed and feed[spec.name].dtype in floats:
             taken[spec.name] = feed[spec.name].astype(wanted, copy=False)
     return taken
 

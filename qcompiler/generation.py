@@ -14,7 +14,7 @@ from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
 from qcompiler.models import ModelPackage
-from qcompiler.session import PROVIDERS, create_session
+from qcompiler.session import create_session, providers_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def generate(
     if signature.kind != "decoder":
         raise ModelError(f"{package.onnx_path} is no decoder: it can't generate text")
     ids = prompt_ids(package, tokenizer, prompt, chat=chat)
-    session = create_session(package.onnx_path, threads=threads, providers=PROVIDERS[provider])
+    session = create_session(package.onnx_path, threads=threads, providers=providers_of(provider))
     decoder = Decoder(session, signature, capacity=len(ids) + max_new_tokens)
     rng = np.random.default_rng(seed)
     ends = set(package.eos_ids())

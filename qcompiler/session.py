@@ -18,7 +18,7 @@ OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
-"""What a session runs on, by the name that commands give it."""
+"""Execution providers of a session, by the name that commands give them."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +26,13 @@ _log = logging.getLogger(__name__)
 def uses_op_library(path: str | Path) -> bool:
     """Whether the model has nodes of the domain ai.qcompiler."""
     return _uses_op_library(open_package(path).onnx_path)
+
+
+def providers_of(name: str) -> tuple[str, ...]:
+    """The execution providers of that name, one of PROVIDERS; ModelError for any other."""
+    if name not in PROVIDERS:
+        raise ModelError(f"no provider '{name}'; there are {', '.join(PROVIDERS)}")
+    return PROVIDERS[name]
 
 
 def create_session(

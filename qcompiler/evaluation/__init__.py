@@ -20,7 +20,7 @@ from qcompiler.evaluation.perplexity import PerplexityResult
 from qcompiler.evaluation.texts import read_text, sentences
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage, open_package
-from qcompiler.session import PROVIDERS, create_session
+from qcompiler.session import create_session, providers_of
 
 __all__ = [
     "DivergenceResult",
@@ -91,7 +91,7 @@ def evaluate(
         raise ModelError(f"{packages[0].onnx_path} does not read token ids: nothing to evaluate")
     source = next((p for p in every if p.tokenizer_file is not None), packages[0])
     tokenizer = source.tokenizer()
-    open_ = functools.partial(create_session, threads=threads, providers=PROVIDERS[provider])
+    open_ = functools.partial(create_session, threads=threads, providers=providers_of(provider))
     job = _Job(packages, base, content, tokenizer, max_tokens, open_, progress)
     if kind == "decoder":
         return _evaluate_decoders(job, lead=source.frame()[0], window=window)

@@ -22,7 +22,7 @@ from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage, open_package
-from qcompiler.session import PROVIDERS, create_session
+from qcompiler.session import create_session, providers_of
 
 Progress = Callable[[int, int], None]
 
@@ -138,7 +138,7 @@ def load(
         package.onnx_path,
         threads=threads,
         options={"session.force_spinning_stop": "1"},
-        providers=PROVIDERS[provider],
+        providers=providers_of(provider),
     )
     load_seconds = time.perf_counter() - start
     actions = _actions(package, signature, session, setting)

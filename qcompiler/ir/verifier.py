@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import checker, shape_inference
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from qcompiler import ops
 from qcompiler.errors import PassError
 from qcompiler.ir.graph import elem_type
 from qcompiler.ir.io import to_model
@@ -142,10 +143,10 @@ def _hide_contrib(model: onnx.ModelProto) -> None:
     moved = False
     for node in _nodes(model.graph):
         if node.domain in ("", "ai.onnx") and node.op_type in _CONTRIB:
-            node.domain = "com.microsoft"
+            node.domain = ops.CONTRIB_DOMAIN
             moved = True
-    if moved and not any(entry.domain == "com.microsoft" for entry in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    if moved and not any(entry.domain == ops.CONTRIB_DOMAIN for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(ops.CONTRIB_DOMAIN, 1))
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -11,7 +11,7 @@ from functools import partial
 
 import onnx
 
-from qcompiler.ops._text import DOMAIN, ONNX_OPSET
+from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
 from qcompiler.ops.attention import attention_function, multi_head_attention_function
 from qcompiler.ops.gather import gather_function
@@ -53,4 +53,12 @@ def function(op_type: str) -> onnx.FunctionProto:
     return _FUNCTIONS[op_type](op_type)
 
 
-__all__ = ["DOMAIN", "LAYOUT", "ONNX_OPSET", "OPSET_VERSION", "OP_TYPES", "function"]
+__all__ = [
+    "CONTRIB_DOMAIN",
+    "DOMAIN",
+    "LAYOUT",
+    "ONNX_OPSET",
+    "OPSET_VERSION",
+    "OP_TYPES",
+    "function",
+]

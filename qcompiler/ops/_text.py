@@ -9,6 +9,8 @@ import onnx
 import onnx.parser
 
 DOMAIN = "ai.qcompiler"
+CONTRIB_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
 ONNX_OPSET = 21
 
 Bits = Literal[4, 8]

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import onnx
 
-from qcompiler.ops._text import parse
-
-MICROSOFT = "com.microsoft"
+from qcompiler.ops._text import CONTRIB_DOMAIN, parse
 
 _BODY = """
     Y, present_key, present_value = com.microsoft.GroupQueryAttention <
@@ -64,7 +62,7 @@ def attention_function(op_type: str) -> onnx.FunctionProto:
         ],
         outputs=["Y", "present_key", "present_value"],
         body=_BODY,
-        domains={MICROSOFT: 1},
+        domains={CONTRIB_DOMAIN: 1},
     )
 
 

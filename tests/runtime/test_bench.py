@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from qcompiler import runtime
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "runtime" / "bench"
 PROGRAM = ROOT / "build" / "bench" / "cmake" / "bench" / "qcompiler_kernels_bench"
@@ -178,8 +180,9 @@ def test_contenders_compute_the_same_layer(bench_path, group) -> None:
         assert sqnr_db(results[name], exact) > 30, name
     first = X @ nodes.Layer.random(256, 96, nodes.GROUPS[0]).weights
     assert sqnr_db(results["MatMul fp32"], first) > 100
-    # Without VNNI, ONNX Runtime's products of 8 by 8 bits saturate in 16.
-    assert sqnr_db(results["DynamicQuantizeMatMul"], first) > 20
+    # With AVX2 alone, ONNX Runtime's products of 8 by 8 bits saturate in 16.
+    least = 20 if runtime.info()["isa"] == "avx2" else 30
+    assert sqnr_db(results["DynamicQuantizeMatMul"], first) > least
 
 
 def sqnr_db(result: np.ndarray, exact: np.ndarray) -> float:
