@@ -23,6 +23,9 @@ constexpr NamedLoop kLoops[] = {
     {"avx2", peak_loop_avx2},
     {"avx512vnni-256", peak_loop_avx512vnni_256},
     {"avx512vnni", peak_loop_avx512vnni},
+#ifdef QC_AMX
+    {"amxint8", peak_loop_amxint8},
+#endif
 #ifdef QC_AVXVNNI
     {"avxvnni", peak_loop_avxvnni},
 #endif

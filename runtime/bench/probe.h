@@ -16,6 +16,7 @@ double peak_loop_avx2(std::int64_t repeats);
 double peak_loop_avxvnni(std::int64_t repeats);
 double peak_loop_avx512vnni_256(std::int64_t repeats);
 double peak_loop_avx512vnni(std::int64_t repeats);
+double peak_loop_amxint8(std::int64_t repeats);
 double peak_loop_neondotprod(std::int64_t repeats);
 double peak_loop_neoni8mm(std::int64_t repeats);
 

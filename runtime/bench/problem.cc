@@ -54,7 +54,7 @@ Problem::Problem(const kernels::KernelTable& table, const Shape& shape, std::siz
 
 void Problem::quantize(const kernels::KernelTable& table) {
   const std::int64_t per_row = shape_.scale_per_group ? groups_ : 1;
-  rows_.resize(static_cast<std::size_t>(shape_.rows * stride_));
+  rows_.resize(static_cast<std::size_t>(shape_.rows * stride_) / sizeof(Line));
   row_scales_.resize(static_cast<std::size_t>(shape_.rows * per_row));
   starts_.resize(static_cast<std::size_t>(shape_.rows * groups_));
   std::vector<float> x(static_cast<std::size_t>(shape_.k));
@@ -65,7 +65,7 @@ void Problem::quantize(const kernels::KernelTable& table) {
   for (std::int64_t r = 0; r < shape_.rows; ++r) {
     for (float& value : x) value = normal(random);
     table.quantize({x.data(), shape_.k, block, shape_.group_size, 0.0f, -zero_point,
-                    &rows_[static_cast<std::size_t>(r * stride_)], stride_,
+                    rows_[0].codes + r * stride_, stride_,
                     &row_scales_[static_cast<std::size_t>(r * per_row)],
                     &starts_[static_cast<std::size_t>(r * groups_)]});
   }
@@ -74,10 +74,12 @@ void Problem::quantize(const kernels::KernelTable& table) {
 void Problem::run(std::size_t index) {
   const std::size_t copy = index % copies_;
   const std::int64_t per_row = shape_.scale_per_group ? groups_ : 1;
-  const kernels::Activations a{rows_.data(), stride_, row_scales_.data(), per_row, starts_.data()};
+  const kernels::Activations a{rows_[0].codes, stride_, row_scales_.data(), per_row,
+                               starts_.data()};
   const kernels::Weights w{&codes_[copy * code_bytes(shape_)],
                            &scales_[copy * scale_count(shape_)],
                            nullptr,
+                           static_cast<std::uint8_t>(1 << (shape_.bits - 1)),
                            nullptr,
                            shape_.k,
                            shape_.n,

@@ -37,7 +37,10 @@ class Problem {
   std::vector<std::uint8_t> codes_;    // of all copies
   std::vector<std::uint16_t> scales_;  // of all copies
   std::size_t copies_;
-  std::vector<std::int8_t> rows_;
+  struct alignas(64) Line {  // where the op lays rows out, too
+    std::int8_t codes[64];
+  };
+  std::vector<Line> rows_;
   std::vector<float> row_scales_;
   std::vector<std::int32_t> starts_;
   std::vector<float> out_;

@@ -12,6 +12,9 @@ using kernels::kPanel;
 
 // Rows quantized at a time: few enough that they stay in L2 while panel after panel passes.
 constexpr std::int64_t kChunkBytes = 1 << 20;
+// Kernels take 6 rows at a time, or 16 where there are many.
+constexpr std::int64_t kFewRows = 6;
+constexpr std::int64_t kManyRows = 48;
 // Multiply-adds below which a task is not worth its dispatch (about 3 us of work).
 constexpr std::int64_t kWorkPerTask = 1 << 18;
 constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;
@@ -20,6 +23,9 @@ constexpr std::int64_t kTileRows = 48;
 constexpr std::int64_t kTilePanels = 8;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// What rows are cut into multiples of.
+std::int64_t row_step(std::int64_t rows) { return rows < 2 * kManyRows ? kFewRows : kManyRows; }
 
 // Into how many tasks to cut `work` multiply-adds. The session's number of threads can't be asked
 // for; the machine's stands for it. Beyond one a thread, tasks come in whole rounds, up to four, so
@@ -66,7 +72,8 @@ class Runner {
 
   void run() {
     const std::int64_t row_bytes = stride_ + (narrow() ? 4 * w_.k : 0);
-    const std::int64_t chunk = std::max<std::int64_t>(6, kChunkBytes / row_bytes / 6 * 6);
+    const std::int64_t fit = kChunkBytes / row_bytes;
+    const std::int64_t chunk = std::max(kFewRows, fit / row_step(fit) * row_step(fit));
     for (std::int64_t row = 0; row < job_.rows; row += chunk) {
       const std::int64_t rows = std::min(chunk, job_.rows - row);
       quantize(row, rows);
@@ -108,9 +115,8 @@ class Runner {
       x = wide;
     }
     job_.kernels->quantize({x, w_.k, job_.activation_block, w_.group_size, job_.static_scale,
-                            w_.zero_points != nullptr ? -1 : -job_.zero_point,
-                            codes_ + to * stride_, stride_, scales_ + to * scale_count_,
-                            starts_ + to * groups_});
+                            w_.zero_points != nullptr ? -1 : -w_.zero_point, codes_ + to * stride_,
+                            stride_, scales_ + to * scale_count_, starts_ + to * groups_});
   }
 
   // Cuts the result into tasks: panels first, in fours as the kernels take them, then rows.
@@ -118,8 +124,9 @@ class Runner {
     const std::int64_t wanted = task_count(rows * w_.k * w_.n);
     const std::int64_t quads = ceil_div(w_.panels(), 4);
     const std::int64_t across = std::min(wanted, quads);
-    const std::int64_t down = std::min(ceil_div(wanted, across), ceil_div(rows, 6));
-    const std::int64_t rows_per_task = ceil_div(ceil_div(rows, 6), down) * 6;
+    const std::int64_t step = row_step(rows);
+    const std::int64_t down = std::min(ceil_div(wanted, across), ceil_div(rows, step));
+    const std::int64_t rows_per_task = ceil_div(ceil_div(rows, step), down) * step;
     auto task = [&](std::size_t index) {
       const std::int64_t i = static_cast<std::int64_t>(index);
       const std::int64_t column = i / down;

@@ -19,7 +19,6 @@ struct MatMulJob {
   std::int64_t rows;
   std::int64_t activation_block;  // k or group_size
   float static_scale;             // 0: dynamic
-  int zero_point;                 // of all weights, where weights.zero_points is null
   kernels::Weights weights;
   std::array<OutputRange, 3> outputs;
 };

@@ -41,10 +41,10 @@ class MatMulKernel {
     job.rows = call.rows;
     job.activation_block = node_.activation_block();
     job.static_scale = call.static_scale;
-    job.zero_point = call.packed.zero_points[0];
     job.weights = {call.packed.codes,
                    call.packed.scales,
                    call.packed.one_zero_point ? nullptr : call.packed.zero_points,
+                   call.packed.zero_points[0],
                    bias,
                    matrix.k,
                    matrix.n,

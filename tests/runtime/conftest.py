@@ -16,7 +16,7 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 ARM64 = platform.machine() in ("aarch64", "arm64")
 ISAS = (
     "reference",
-    *(("avx2", "avxvnni", "avx512vnni-256", "avx512vnni") if X86 else ()),
+    *(("avx2", "avxvnni", "avx512vnni-256", "avx512vnni", "amxint8") if X86 else ()),
     *(("neondotprod", "neoni8mm") if ARM64 else ()),
 )
 

@@ -25,7 +25,7 @@ FLAGS = {
     for i, name in enumerate(
         (
             *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
-            *("avxvnni", "dotprod", "i8mm"),
+            *("avxvnni", "dotprod", "i8mm", "amxint8"),
         )
     )
 }
@@ -46,6 +46,7 @@ class Weights(Structure):
         ("codes", c_void_p),
         ("scales", c_void_p),
         ("zero_points", c_void_p),
+        ("zero_point", ctypes.c_uint8),
         ("bias", c_void_p),
         ("k", c_int64),
         ("n", c_int64),
@@ -211,7 +212,9 @@ class KernelLibrary:
         m, k = codes.shape
         row_begin, row_end = rows or (0, m)
         panel_begin, panel_end = panels or (0, w.W.shape[0])
-        padded = np.zeros((m, ceil_div(k, 8) * 8), np.int8)
+        # What lies past the last block may be anything.
+        padded = np.full((m, ceil_div(k, 64) * 64), 99, np.int8)
+        padded[:, : ceil_div(k, 32 // w.bits) * (32 // w.bits)] = 0
         padded[:, :k] = codes
         one_zero = w.zero_points.size == 1
         sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.group_size), axis=1)
@@ -232,7 +235,8 @@ class KernelLibrary:
             ),
             ctypes.byref(
                 Weights(
-                    *(address(keep[3]), address(keep[4]), address(zero_points), address(bias)),
+                    *(address(keep[3]), address(keep[4]), address(zero_points)),
+                    *(int(w.zero_points.flat[0]), address(bias)),
                     *(k, w.N, w.group_size),
                 )
             ),

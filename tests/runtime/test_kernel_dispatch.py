@@ -24,13 +24,14 @@ def test_tables_end_with_one_that_runs_anywhere(kernels):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (ALL, "avx512vnni"),
+        (ALL, "amxint8"),
+        (ALL & ~FLAGS["amxint8"], "avx512vnni"),
         (AVX2, "avx2"),
         (ALL & ~FLAGS["avx512vnni"], "avxvnni"),
         (ALL & ~FLAGS["avx512bw"], "avxvnni"),
         (ALL & ~FLAGS["avx512vl"], "avxvnni"),
         (AVX2 | FLAGS["avxvnni"], "avxvnni"),
-        (ALL & ~FLAGS["avxvnni"], "avx512vnni"),
+        (ALL & ~FLAGS["amxint8"] & ~FLAGS["avxvnni"], "avx512vnni"),
         (ALL & ~FLAGS["avxvnni"] & ~FLAGS["avx512bw"], "avx2"),
         (FLAGS["avxvnni"], "reference"),
         (ALL & ~FLAGS["fma"], "reference"),
@@ -39,8 +40,8 @@ def test_tables_end_with_one_that_runs_anywhere(kernels):
     ],
 )
 def test_best_table_whose_every_flag_is_there(kernels, flags, expected):
-    if expected == "avxvnni" and "avxvnni" not in kernels.tables():
-        pytest.skip("the compiler of this build has no AVX-VNNI")
+    if expected not in kernels.tables():
+        pytest.skip(f"the compiler of this build has no {expected}")
     assert kernels.choose(flags) == expected
 
 
@@ -48,7 +49,8 @@ def test_best_table_whose_every_flag_is_there(kernels, flags, expected):
 def test_forced(kernels):
     assert kernels.choose(ALL, "avx2") == "avx2"
     assert kernels.choose(ALL, "reference") == "reference"
-    assert kernels.choose(ALL, "") == "avx512vnni"
+    assert kernels.choose(ALL, "") == kernels.choose(ALL)
+    assert kernels.choose(ALL, "avx512vnni") == "avx512vnni"
     assert kernels.choose(ALL, "avx512vnni-256") == "avx512vnni-256"
     assert kernels.choose(AVX2, "avx512vnni") is None
     assert kernels.choose(AVX2 | FLAGS["avxvnni"], "avx512vnni-256") is None
@@ -63,6 +65,6 @@ def test_flags_agree_with_the_kernel(kernels):
     if not cpuinfo.is_file():
         pytest.skip("no /proc/cpuinfo here")
     words = cpuinfo.read_text().partition("\nflags")[2].partition("\n")[0].split()
-    names = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni"}
+    names = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "amxint8": "amx_int8"}
     expected = sum(bit for flag, bit in FLAGS.items() if names.get(flag, flag) in words)
     assert kernels.cpu_flags() == expected

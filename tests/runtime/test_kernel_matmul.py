@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from op_models import ACTIVATIONS, assert_close, extreme_problem, make_layer
@@ -24,6 +26,8 @@ SHAPES = [
 # Bits, symmetric.
 FORMS = [(4, True), (4, False), (8, True), (8, False)]
 ROWS = (*range(1, 10), 11, 13)
+# Whole tiles of 16, tiles that share rows, and more than a kernel takes at a time.
+MANY_ROWS = (16, 17, 18, 22, 40, 150)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -34,7 +38,7 @@ def test_agrees_with_reference(kernels, isa, shape, activation, form):
     layer = make_layer(*shape, bits=bits, symmetric=symmetric, bias=symmetric)
     bias = layer.bias if layer.bias.size == layer.w.N else None
     rng = np.random.default_rng(5)
-    for m in ROWS:
+    for m in (*ROWS, *(MANY_ROWS if layer.w.K <= 520 else ())):
         x = rng.normal(size=(m, layer.w.K)).astype(np.float32)
         x[0, 0] = np.nan
         a = layer.quantize(x, activation)
@@ -53,14 +57,30 @@ def test_integer_part_is_exact_at_the_extremes(kernels, isa, zero_point, bits):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_of_any_value(kernels, isa, bits, rows):
+    """In 4 bits nothing is beyond 15, but nobody checks: the sums are those of the values."""
+    w, q = extreme_problem(bits, "mixed")
+    rng = np.random.default_rng(1)
+    for zero_points in (
+        rng.integers(0, 256, w.zero_points.shape, dtype=np.uint8),
+        np.full((1, 1, 1), 255, np.uint8),
+    ):
+        hostile = replace(w, zero_points=zero_points)
+        codes = np.resize(q, (rows, q.shape[1]))
+        y = kernels.matmul(isa, codes, np.ones((rows, 1), np.float32), hostile)
+        np.testing.assert_array_equal(y, reference.integer_dots(codes, hostile).sum(axis=1))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("activation", ["row", "group"])
 def test_bits_do_not_depend_on_the_tile(kernels, isa, activation, bits):
-    layer = make_layer(200, 100, 64, bits=bits, symmetric=False)
-    x = np.random.default_rng(2).normal(size=(13, 200)).astype(np.float32)
+    layer = make_layer(1100, 100, 64, bits=bits, symmetric=False)
+    x = np.random.default_rng(2).normal(size=(45, 1100)).astype(np.float32)
     a = layer.quantize(x, activation)
     whole = kernels.matmul(isa, a.codes, a.scales, layer.w, layer.bias)
-    for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 13)):
+    for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 13), (8, 24), (0, 17), (5, 44)):
         for panels in ((0, 1), (1, 3), (3, 7), (6, 7)):
             part = kernels.matmul(
                 isa, a.codes, a.scales, layer.w, layer.bias, rows=rows, panels=panels

@@ -26,6 +26,7 @@ enum CpuFlag : std::uint32_t {
   kAvxVnni = 1u << 8,
   kDotprod = 1u << 9,
   kI8mm = 1u << 10,
+  kAmxInt8 = 1u << 11,
 };
 
 struct KernelTable {

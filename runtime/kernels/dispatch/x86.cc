@@ -3,6 +3,11 @@
 
 #include <cstdint>
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels/dispatch/dispatch.h"
 
 namespace qc::kernels {
@@ -11,6 +16,22 @@ namespace {
 constexpr std::uint32_t kNeedsAvx2 = kAvx2 | kFma | kF16c;
 constexpr std::uint32_t kNeedsAvx512Vnni =
     kNeedsAvx2 | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
+
+#ifdef QC_AMX
+constexpr KernelTable kAmxInt8Table = {
+    "amxint8",
+    kNeedsAvx512Vnni | kAmxInt8,
+    quantize_f32_s8_avx512,
+    matmul_s8_u4_f32_amxint8,
+    matmul_s8_u8_f32_amxint8,
+    widen_f16_avx2,
+    narrow_f16_avx2,
+    attend_f32_avx512,
+    add_norm_f32_avx512,
+    swiglu_f32_avx512,
+    gelu_f32_avx512,
+};
+#endif
 
 constexpr KernelTable kAvx512VnniTable = {
     "avx512vnni",
@@ -73,6 +94,9 @@ constexpr KernelTable kAvx2Table = {
 };
 
 constexpr const KernelTable* kTables[] = {
+#ifdef QC_AMX
+    &kAmxInt8Table,
+#endif
     &kAvx512VnniTable,
 #ifdef QC_AVXVNNI
     &kAvxVnniTable,
@@ -86,6 +110,18 @@ std::uint64_t saved_register_state() {
   return static_cast<std::uint64_t>(high) << 32 | low;
 }
 
+// Linux lends a process the registers of AMX when it asks, and only then: threads' signal frames
+// grow by 8 KiB. Refused where some thread's signal stack is too small for that.
+bool may_use_tiles() {
+#ifdef __linux__
+  constexpr long kArchReqXcompPerm = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool bit(unsigned word, int index) { return (word >> index & 1) != 0; }
 
 }  // namespace
@@ -95,6 +131,7 @@ const KernelTable* const* kernel_tables() { return kTables; }
 std::uint32_t cpu_flags() {
   constexpr std::uint64_t kYmm = 0x06;  // xmm and ymm
   constexpr std::uint64_t kZmm = 0xe6;  // and opmask, zmm
+  constexpr std::uint64_t kTiles = 0x60000;
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return 0;
   const bool osxsave = bit(ecx, 27);
@@ -109,6 +146,7 @@ std::uint32_t cpu_flags() {
   const unsigned last_subleaf = eax;
   const unsigned features = ebx;
   const unsigned more_features = ecx;
+  const bool amx = bit(edx, 24) && bit(edx, 25);  // tiles, and int8 products of them
   if (bit(features, 5)) flags |= kAvx2;
   if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && bit(eax, 4)) {
     flags |= kAvxVnni;
@@ -119,6 +157,7 @@ std::uint32_t cpu_flags() {
   if (bit(features, 30)) flags |= kAvx512bw;
   if (bit(features, 31)) flags |= kAvx512vl;
   if (bit(more_features, 11)) flags |= kAvx512vnni;
+  if (amx && (saved & kTiles) == kTiles && may_use_tiles()) flags |= kAmxInt8;
   return flags;
 }
 

@@ -19,7 +19,7 @@ inline constexpr int kBlockBytes = 64;  // bytes in a block of packed weights
 // Rows of quantized activations.
 struct Activations {
   const std::int8_t* codes;  // [M, stride], zero from K to the end of the last block
-  std::int64_t stride;
+  std::int64_t stride;       // at least K rounded up to 64: so much of a row can be read
   const float* scales;         // [M, scale_count]
   std::int64_t scale_count;    // 1 (a scale a row) or the number of groups
   const std::int32_t* starts;  // [M, groups]: group sums of codes, times -1 or -(the zero point)
@@ -30,6 +30,7 @@ struct Weights {
   const std::uint8_t* codes;        // [ceil(N/16), ceil(K/depth), 64]
   const std::uint16_t* scales;      // float16 [ceil(N/16), groups, 16]
   const std::uint8_t* zero_points;  // same shape, or null: in that case `starts` includes them
+  std::uint8_t zero_point;          // of all weights, where `zero_points` is null
   const float* bias;                // [N], or null
   std::int64_t k, n, group_size;
 
@@ -59,6 +60,8 @@ void matmul_s8_u4_f32_avx512vnni_256(const Activations&, const Weights&, const T
 void matmul_s8_u8_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u8_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u4_f32_amxint8(const Activations&, const Weights&, const Tile&);
+void matmul_s8_u8_f32_amxint8(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_neondotprod(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u8_f32_neondotprod(const Activations&, const Weights&, const Tile&);
 void matmul_s8_u4_f32_neoni8mm(const Activations&, const Weights&, const Tile&);

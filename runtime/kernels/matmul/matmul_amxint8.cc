@@ -1,0 +1,375 @@
+// AMX kernels: the integer part on tiles of 16 x 16 sums, the float part on AVX-512. A tile of
+// weights is what layout 1 holds with its nibbles taken apart: rows of 16 columns by 4 values of k.
+// Few rows are better off on vpdpbusd, and get the same bits there. Internal linkage throughout:
+// see matmul_avx512vnni.cc.
+//
+// The float part costs as much as the integer part: 32 instructions a group and tile, on the ports
+// that tile products take too. Loads of tiles come next; rows of activations that cross cache lines
+// would make them three times as slow.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/matmul/matmul.h"
+
+namespace qc::kernels {
+namespace {
+
+using std::int64_t;
+
+constexpr int kTileRows = 16;             // rows of activations in a tile
+constexpr int64_t kTileDepth = 64;        // values of k in a tile; 32 in groups of 32
+constexpr int64_t kChunk = 512;           // values of k whose weights are unpacked at a time
+constexpr int64_t kGroups = kChunk / 32;  // groups in a chunk, at most
+constexpr int64_t kPanels = 2;            // panels unpacked at a time
+constexpr int64_t kRowTiles = 8;          // tiles of rows that use them
+
+// Is another tile worth its time for so many rows? It is sooner where others share the weights.
+bool are_few(int64_t rows, bool alone, int64_t group_size) {
+  if (group_size == 32) return rows < (alone ? 10 : 6);
+  return rows < (alone ? 7 : 2);
+}
+
+// What stays in the caches between the steps of a product.
+struct alignas(64) Scratch {
+  std::uint8_t codes[kPanels][kChunk * kPanel];  // tiles of unpacked weights
+  float scales[kPanels][kGroups][kPanel];
+  float zero_points[kPanels][kGroups][kPanel];
+  float starts[kRowTiles][kGroups][kTileRows];
+  float row_scales[kRowTiles][kGroups][kTileRows];
+  float sums[kRowTiles][kPanels][kTileRows][kPanel];
+  std::int32_t dots[2][kTileRows][kPanel];
+};
+
+// What ldtilecfg reads.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {};
+  std::uint8_t rows[16] = {};
+};
+
+// Registers 0 and 1 hold sums, 2 and 3 activations, 4 and 5 weights.
+void configure(int rows, int depth) {
+  TileConfig config;
+  for (int i = 0; i < 6; ++i) {
+    config.rows[i] = static_cast<std::uint8_t>(i < 4 ? rows : depth / 4);
+    config.row_bytes[i] = static_cast<std::uint16_t>(i == 2 || i == 3 ? depth : 64);
+  }
+  __asm__ volatile("" : : "r"(&config) : "memory");  // GCC takes it for a read of 8 bytes
+  _tile_loadconfig(&config);
+}
+
+// A part of the K x N matrix: groups [first_group, last_group) of a few panels.
+struct Chunk {
+  int64_t panel, panels;
+  int64_t first_group, last_group;
+  int64_t depth;  // of a tile
+  int64_t tiles;  // in the last group
+
+  int64_t groups() const { return last_group - first_group; }
+  // Groups come in twos. An odd number is made up by an empty one, with scales of 0.
+  int64_t even_groups() const { return groups() + (groups() & 1); }
+};
+
+// A column's zero point in each byte of its dword.
+inline __attribute__((always_inline)) __m512i spread(__m128i zero_points) {
+  return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zero_points), _mm512_set1_epi32(0x01010101));
+}
+
+inline __attribute__((always_inline)) __m128i zero_points_of(const Weights& w, int64_t at) {
+  return w.zero_points == nullptr
+             ? _mm_set1_epi8(static_cast<char>(w.zero_point))
+             : _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_points + at));
+}
+
+// Takes the codes of a chunk apart, less their zero points where kSigned: such weights are int8,
+// and a group needs no start.
+template <int kBits, bool kSigned>
+void unpack(const Weights& w, const Chunk& c, Scratch& s) {
+  constexpr int64_t kDepth = 32 / kBits;
+  const __m512i low_bits = _mm512_set1_epi8(15);
+  const int64_t blocks = (w.k + kDepth - 1) / kDepth;
+  const int64_t blocks_per_group = w.group_size / kDepth;
+  for (int64_t p = 0; p < c.panels; ++p) {
+    const int64_t first_block = c.first_group * blocks_per_group;
+    const std::uint8_t* from = w.codes + ((c.panel + p) * blocks + first_block) * kBlockBytes;
+    std::uint8_t* to = s.codes[p];
+    for (int64_t g = 0; g < c.groups(); ++g) {
+      const int64_t at = ((c.panel + p) * w.groups() + c.first_group + g) * kPanel;
+      const __m128i zero_points = zero_points_of(w, at);
+      const __m512i zero = spread(zero_points);
+      const int64_t left = blocks - first_block - g * blocks_per_group;
+      const int64_t count = left < blocks_per_group ? left : blocks_per_group;
+      for (int64_t b = 0; b < count; ++b, from += kBlockBytes, to += 32 / kBits * kPanel) {
+        // The same of the next chunk.
+        _mm_prefetch(reinterpret_cast<const char*>(from + kChunk * kBits * 2), _MM_HINT_T1);
+        const __m512i packed = _mm512_loadu_si512(from);
+        __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
+        __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+        if (kSigned) {
+          low = _mm512_sub_epi8(low, zero);
+          high = _mm512_sub_epi8(high, zero);
+        }
+        _mm512_store_si512(to, low);
+        if (kBits == 4) _mm512_store_si512(to + 64, high);
+      }
+      _mm512_store_ps(
+          s.scales[p][g],
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.scales + at))));
+      if (kSigned) continue;
+      _mm512_store_ps(s.zero_points[p][g],
+                      w.zero_points == nullptr
+                          ? _mm512_set1_ps(1.0f)
+                          : _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(zero_points)));
+    }
+    if (c.groups() < c.even_groups()) {
+      _mm512_store_ps(s.scales[p][c.groups()], _mm512_setzero_ps());
+      _mm512_store_ps(s.zero_points[p][c.groups()], _mm512_setzero_ps());
+    }
+    // Nothing is added past K, whatever the activations hold there.
+    const int64_t values = (c.groups() - 1) * w.group_size + c.tiles * c.depth;
+    const std::uint8_t* end = s.codes[p] + values * kPanel;
+    for (; to < end; to += 64) _mm512_store_si512(to, _mm512_setzero_si512());
+  }
+}
+
+// Rows [begin, end). The last tile ends with them, and may share rows with the one before.
+struct Rows {
+  int64_t begin, end;
+
+  int64_t of_tile() const { return end - begin < kTileRows ? end - begin : kTileRows; }
+  int64_t tiles() const { return (end - begin + kTileRows - 1) / kTileRows; }
+  int64_t first_of(int64_t tile) const {
+    return tile + 1 < tiles() ? begin + tile * kTileRows : end - of_tile();
+  }
+};
+
+// The factors of a tile's rows, group by group; 0 for rows and groups that are not there.
+void widen_rows(const Activations& a, int64_t groups, const Chunk& c, const Rows& rows,
+                int64_t tile, Scratch& s) {
+  const int64_t first_row = rows.first_of(tile);
+  for (int64_t g = 0; g < c.even_groups(); ++g) {
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const bool there = g < c.groups() && r < rows.of_tile();
+      const int64_t at = there ? (first_row + r) * groups + c.first_group + g : 0;
+      s.starts[tile][g][r] = there ? static_cast<float>(a.starts[at]) : 0.0f;
+      s.row_scales[tile][g][r] = there && a.scale_count != 1 ? a.scales[at] : 0.0f;
+    }
+  }
+}
+
+// One step: the integer sums of a group into one register, and those of the group before from the
+// other to memory. A macro, because registers of tiles have to be literals.
+#define QC_STEP(sum, other, tiles)          \
+  do {                                      \
+    _tile_zero(sum);                        \
+    for (int64_t i = 0; i < (tiles); ++i) { \
+      _tile_loadd(2, q, stride);            \
+      _tile_loadd(4, codes, 64);            \
+      if (kSigned) {                        \
+        _tile_dpbssd(sum, 2, 4);            \
+      } else {                              \
+        _tile_dpbsud(sum, 2, 4);            \
+      }                                     \
+      q += depth;                           \
+      codes += depth * kPanel;              \
+    }                                       \
+    _tile_stored(other, s.dots[other], 64); \
+  } while (false)
+
+// Scales and adds the sums of a group to those of the groups before.
+template <bool kSigned, bool kBlockScales>
+inline __attribute__((always_inline)) void add_group(const Scratch& s, int64_t tile, int64_t p,
+                                                     int64_t g, __m512 (&sums)[kTileRows]) {
+  const __m512 scale = _mm512_load_ps(s.scales[p][g]);
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(s.dots[g & 1][r]));
+    if (!kSigned) {
+      // Exact: all of these are whole numbers below 2^24.
+      dot = _mm512_fmadd_ps(_mm512_load_ps(s.zero_points[p][g]),
+                            _mm512_set1_ps(s.starts[tile][g][r]), dot);
+    }
+    const __m512 factor =
+        kBlockScales ? _mm512_mul_ps(scale, _mm512_set1_ps(s.row_scales[tile][g][r])) : scale;
+    sums[r] = _mm512_fmadd_ps(dot, factor, sums[r]);
+  }
+}
+
+// Writes one tile of the result.
+inline __attribute__((always_inline)) void finish(const Activations& a, const Weights& w,
+                                                  const Tile& t, int64_t panel, int64_t row,
+                                                  int64_t rows, const __m512 (&sums)[kTileRows]) {
+  const int64_t column = panel * kPanel;
+  const int64_t columns = t.column_end - column;
+  const __mmask16 mask =
+      columns >= kPanel ? 0xffff : static_cast<__mmask16>((1u << (columns > 0 ? columns : 0)) - 1);
+  const __m512 bias =
+      w.bias != nullptr ? _mm512_maskz_loadu_ps(mask, w.bias + column) : _mm512_setzero_ps();
+  float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    if (r >= rows) break;
+    const __m512 row_scale = _mm512_set1_ps(a.scale_count == 1 ? a.scales[row + r] : 1.0f);
+    _mm512_mask_storeu_ps(out + r * t.out_stride, mask, _mm512_fmadd_ps(sums[r], row_scale, bias));
+  }
+}
+
+// Keeps the sums of one tile for the next chunk, or writes them after the last.
+inline __attribute__((always_inline)) void save(const Activations& a, const Weights& w,
+                                                const Tile& t, const Chunk& c, const Rows& rows,
+                                                int64_t tile, int64_t p,
+                                                const __m512 (&sums)[kTileRows], Scratch& s) {
+  if (c.last_group == w.groups()) {
+    finish(a, w, t, c.panel + p, rows.first_of(tile), rows.of_tile(), sums);
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) _mm512_store_ps(s.sums[tile][p][r], sums[r]);
+}
+
+// All rows times a chunk. Three groups are under way at a time: while one is multiplied, the sums
+// of the one before are stored, and those of the one before that are scaled and added.
+template <bool kSigned, bool kBlockScales>
+void multiply(const Activations& a, const Weights& w, const Tile& t, const Chunk& c,
+              const Rows& rows, Scratch& s) {
+  const int64_t depth = c.depth, stride = a.stride;
+  const int64_t groups = c.even_groups();
+  // Of the last two groups.
+  const int64_t full = w.group_size / depth;
+  const int64_t even_tiles = c.groups() < groups ? c.tiles : full;
+  const int64_t odd_tiles = c.groups() < groups ? 0 : c.tiles;
+  __m512 sums[kTileRows];
+  int64_t last_tile = -1, last_p = 0;  // whose sums wait for their last two groups
+
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    const std::int8_t* row = a.codes + rows.first_of(tile) * stride + c.first_group * w.group_size;
+    for (int64_t p = 0; p < c.panels; ++p) {
+      const std::int8_t* q = row;
+      const std::uint8_t* codes = s.codes[p];
+      QC_STEP(0, 1, groups > 2 ? full : even_tiles);
+      if (last_tile >= 0) {
+        add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 2, sums);
+      }
+      QC_STEP(1, 0, groups > 2 ? full : odd_tiles);
+      if (last_tile >= 0) {
+        add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
+        save(a, w, t, c, rows, last_tile, last_p, sums, s);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kTileRows; ++r) {
+        sums[r] = c.first_group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(s.sums[tile][p][r]);
+      }
+      for (int64_t g = 2; g < groups; g += 2) {
+        QC_STEP(0, 1, g + 2 < groups ? full : even_tiles);
+        add_group<kSigned, kBlockScales>(s, tile, p, g - 2, sums);
+        QC_STEP(1, 0, g + 2 < groups ? full : odd_tiles);
+        add_group<kSigned, kBlockScales>(s, tile, p, g - 1, sums);
+      }
+      last_tile = tile;
+      last_p = p;
+    }
+  }
+  _tile_stored(1, s.dots[1], 64);
+  add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 2, sums);
+  add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
+  save(a, w, t, c, rows, last_tile, last_p, sums, s);
+}
+
+// Are weights less their zero points int8, in these panels? In 4 bits they are, unless zero points
+// are none of 0..15.
+template <int kBits>
+bool are_int8(const Weights& w, const Tile& t) {
+  if (w.zero_points == nullptr) return kBits == 8 ? w.zero_point == 128 : w.zero_point <= 128;
+  if (kBits == 8) return false;
+  const std::uint8_t* from = w.zero_points + t.panel_begin * w.groups() * kPanel;
+  const int64_t count = (t.panel_end - t.panel_begin) * w.groups();
+  __m128i all = _mm_setzero_si128();
+  for (int64_t i = 0; i < count; ++i) {
+    all = _mm_or_si128(all, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * kPanel)));
+  }
+  return _mm_movemask_epi8(all) == 0;
+}
+
+template <int kBits, bool kSigned, bool kBlockScales>
+void block_of_rows(const Activations& a, const Weights& w, const Tile& t, const Rows& rows,
+                   Scratch& s) {
+  const int64_t depth = w.group_size < kTileDepth ? w.group_size : kTileDepth;
+  const int64_t groups = w.groups();
+  const int64_t groups_per_chunk = kChunk / w.group_size;
+  configure(static_cast<int>(rows.of_tile()), static_cast<int>(depth));
+  for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kPanels) {
+    const int64_t panels = panel + kPanels < t.panel_end ? kPanels : t.panel_end - panel;
+    for (int64_t group = 0; group < groups; group += groups_per_chunk) {
+      const int64_t last_group =
+          group + groups_per_chunk < groups ? group + groups_per_chunk : groups;
+      const int64_t left = w.k - (last_group - 1) * w.group_size;
+      const int64_t values = left < w.group_size ? left : w.group_size;
+      const Chunk c{panel, panels, group, last_group, depth, (values + depth - 1) / depth};
+      unpack<kBits, kSigned>(w, c, s);
+      if (!kSigned || kBlockScales) {
+        for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+          widen_rows(a, groups, c, rows, tile, s);
+        }
+      }
+      __asm__ volatile("" ::: "memory");  // GCC does not know what tileloadd reads
+      multiply<kSigned, kBlockScales>(a, w, t, c, rows, s);
+    }
+  }
+  _tile_release();  // the next to multiply on this thread must not find tiles of ours
+}
+
+template <int kBits>
+void block_of_rows(const Activations& a, const Weights& w, const Tile& t, const Rows& rows,
+                   bool is_signed, Scratch& s) {
+  if (is_signed) {
+    if (a.scale_count == 1) {
+      block_of_rows<kBits, true, false>(a, w, t, rows, s);
+    } else {
+      block_of_rows<kBits, true, true>(a, w, t, rows, s);
+    }
+  } else if (a.scale_count == 1) {
+    block_of_rows<kBits, false, false>(a, w, t, rows, s);
+  } else {
+    block_of_rows<kBits, false, true>(a, w, t, rows, s);
+  }
+}
+
+template <int kBits>
+void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_rows) {
+  const int64_t count = t.row_end - t.row_begin;
+  const int64_t rest = count % kTileRows;
+  const int64_t on_tiles = are_few(rest, rest == count, w.group_size) ? count - rest : count;
+  if (on_tiles > 0) {
+    Scratch s;
+    // A short tile leaves rows of these as they are.
+    for (auto& rows : s.dots) {
+      for (auto& row : rows) _mm512_store_si512(row, _mm512_setzero_si512());
+    }
+    const bool is_signed = are_int8<kBits>(w, t);
+    const int64_t end = t.row_begin + on_tiles;
+    for (int64_t row = t.row_begin; row < end; row += kRowTiles * kTileRows) {
+      const int64_t stop = row + kRowTiles * kTileRows;
+      block_of_rows<kBits>(a, w, t, {row, stop < end ? stop : end}, is_signed, s);
+    }
+  }
+  if (on_tiles < count) {
+    Tile last = t;
+    last.row_begin = t.row_begin + on_tiles;
+    last.out = t.out + on_tiles * t.out_stride;
+    few_rows(a, w, last);
+  }
+}
+
+}  // namespace
+
+void matmul_s8_u4_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
+  matmul<4>(a, w, t, matmul_s8_u4_f32_avx512vnni);
+}
+
+void matmul_s8_u8_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
+  matmul<8>(a, w, t, matmul_s8_u8_f32_avx512vnni);
+}
+
+}  // namespace qc::kernels
