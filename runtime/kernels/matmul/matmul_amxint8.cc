@@ -17,12 +17,13 @@ namespace {
 
 using std::int64_t;
 
-constexpr int kTileRows = 16;             // rows of activations in a tile
-constexpr int64_t kTileDepth = 64;        // values of k in a tile; 32 in groups of 32
-constexpr int64_t kChunk = 512;           // values of k whose weights are unpacked at a time
-constexpr int64_t kGroups = kChunk / 32;  // groups in a chunk, at most
-constexpr int64_t kPanels = 2;            // panels unpacked at a time
-constexpr int64_t kRowTiles = 8;          // tiles of rows that use them
+constexpr int kTileRows = 16;              // rows of activations in a tile
+constexpr int64_t kChunk = 512;            // values of k whose weights are unpacked at a time,
+constexpr int64_t kWholeK = 768;           // unless K is no more than this
+constexpr int64_t kGroups = kWholeK / 32;  // groups in a chunk, at most
+constexpr int64_t kPanels = 2;             // panels unpacked at a time
+constexpr int64_t kWidePanels = 16;        // panels summed before they are written
+constexpr int64_t kRowTiles = 8;           // tiles of rows that use unpacked weights
 
 // Is another tile worth its time for so many rows? It is sooner where others share the weights.
 bool are_few(int64_t rows, bool alone, int64_t group_size) {
@@ -30,15 +31,15 @@ bool are_few(int64_t rows, bool alone, int64_t group_size) {
   return rows < (alone ? 7 : 2);
 }
 
-// What stays in the caches between the steps of a product.
+// What a thread keeps in its caches during a product: too much for small stacks.
 struct alignas(64) Scratch {
-  std::uint8_t codes[kPanels][kChunk * kPanel];  // tiles of unpacked weights
+  std::uint8_t codes[kPanels][kWholeK * kPanel];  // tiles of unpacked weights
   float scales[kPanels][kGroups][kPanel];
   float zero_points[kPanels][kGroups][kPanel];
   float starts[kRowTiles][kGroups][kTileRows];
   float row_scales[kRowTiles][kGroups][kTileRows];
-  float sums[kRowTiles][kPanels][kTileRows][kPanel];
-  std::int32_t dots[2][kTileRows][kPanel];
+  float sums[kRowTiles * kTileRows][kWidePanels][kPanel];
+  std::int32_t dots[2][kTileRows][kPanel];  // of which a short tile leaves some as they are
 };
 
 // What ldtilecfg reads.
@@ -49,13 +50,18 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {};
 };
 
-// Registers 0 and 1 hold sums, 2 and 3 activations, 4 and 5 weights.
-void configure(int rows, int depth) {
+int64_t depth_of_tile(int64_t group_size) { return group_size < 64 ? group_size : 64; }
+
+// Registers 0 and 1 hold sums, 2 activations, 3 weights.
+void configure(int64_t rows, int64_t group_size) {
+  const int64_t depth = depth_of_tile(group_size);
   TileConfig config;
-  for (int i = 0; i < 6; ++i) {
-    config.rows[i] = static_cast<std::uint8_t>(i < 4 ? rows : depth / 4);
-    config.row_bytes[i] = static_cast<std::uint16_t>(i == 2 || i == 3 ? depth : 64);
+  for (int i = 0; i < 4; ++i) {
+    config.rows[i] = static_cast<std::uint8_t>(rows);
+    config.row_bytes[i] = 64;
   }
+  config.row_bytes[2] = static_cast<std::uint16_t>(depth);
+  config.rows[3] = static_cast<std::uint8_t>(depth / 4);
   __asm__ volatile("" : : "r"(&config) : "memory");  // GCC takes it for a read of 8 bytes
   _tile_loadconfig(&config);
 }
@@ -63,6 +69,7 @@ void configure(int rows, int depth) {
 // A part of the K x N matrix: groups [first_group, last_group) of a few panels.
 struct Chunk {
   int64_t panel, panels;
+  int64_t slot;  // where its sums begin
   int64_t first_group, last_group;
   int64_t depth;  // of a tile
   int64_t tiles;  // in the last group
@@ -102,7 +109,7 @@ void unpack(const Weights& w, const Chunk& c, Scratch& s) {
       const int64_t left = blocks - first_block - g * blocks_per_group;
       const int64_t count = left < blocks_per_group ? left : blocks_per_group;
       for (int64_t b = 0; b < count; ++b, from += kBlockBytes, to += 32 / kBits * kPanel) {
-        // The same of the next chunk.
+        // The next chunk.
         _mm_prefetch(reinterpret_cast<const char*>(from + kChunk * kBits * 2), _MM_HINT_T1);
         const __m512i packed = _mm512_loadu_si512(from);
         __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
@@ -166,11 +173,11 @@ void widen_rows(const Activations& a, int64_t groups, const Chunk& c, const Rows
     _tile_zero(sum);                        \
     for (int64_t i = 0; i < (tiles); ++i) { \
       _tile_loadd(2, q, stride);            \
-      _tile_loadd(4, codes, 64);            \
+      _tile_loadd(3, codes, 64);            \
       if (kSigned) {                        \
-        _tile_dpbssd(sum, 2, 4);            \
+        _tile_dpbssd(sum, 2, 3);            \
       } else {                              \
-        _tile_dpbsud(sum, 2, 4);            \
+        _tile_dpbsud(sum, 2, 3);            \
       }                                     \
       q += depth;                           \
       codes += depth * kPanel;              \
@@ -197,43 +204,20 @@ inline __attribute__((always_inline)) void add_group(const Scratch& s, int64_t t
   }
 }
 
-// Writes one tile of the result.
-inline __attribute__((always_inline)) void finish(const Activations& a, const Weights& w,
-                                                  const Tile& t, int64_t panel, int64_t row,
-                                                  int64_t rows, const __m512 (&sums)[kTileRows]) {
-  const int64_t column = panel * kPanel;
-  const int64_t columns = t.column_end - column;
-  const __mmask16 mask =
-      columns >= kPanel ? 0xffff : static_cast<__mmask16>((1u << (columns > 0 ? columns : 0)) - 1);
-  const __m512 bias =
-      w.bias != nullptr ? _mm512_maskz_loadu_ps(mask, w.bias + column) : _mm512_setzero_ps();
-  float* out = t.out + (row - t.row_begin) * t.out_stride + column - t.panel_begin * kPanel;
+// Keeps the sums of one tile.
+inline __attribute__((always_inline)) void save(const Chunk& c, int64_t tile, int64_t p,
+                                                const __m512 (&sums)[kTileRows], Scratch& s) {
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
-    if (r >= rows) break;
-    const __m512 row_scale = _mm512_set1_ps(a.scale_count == 1 ? a.scales[row + r] : 1.0f);
-    _mm512_mask_storeu_ps(out + r * t.out_stride, mask, _mm512_fmadd_ps(sums[r], row_scale, bias));
+    _mm512_store_ps(s.sums[tile * kTileRows + r][c.slot + p], sums[r]);
   }
-}
-
-// Keeps the sums of one tile for the next chunk, or writes them after the last.
-inline __attribute__((always_inline)) void save(const Activations& a, const Weights& w,
-                                                const Tile& t, const Chunk& c, const Rows& rows,
-                                                int64_t tile, int64_t p,
-                                                const __m512 (&sums)[kTileRows], Scratch& s) {
-  if (c.last_group == w.groups()) {
-    finish(a, w, t, c.panel + p, rows.first_of(tile), rows.of_tile(), sums);
-    return;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r) _mm512_store_ps(s.sums[tile][p][r], sums[r]);
 }
 
 // All rows times a chunk. Three groups are under way at a time: while one is multiplied, the sums
 // of the one before are stored, and those of the one before that are scaled and added.
 template <bool kSigned, bool kBlockScales>
-void multiply(const Activations& a, const Weights& w, const Tile& t, const Chunk& c,
-              const Rows& rows, Scratch& s) {
+void multiply(const Activations& a, const Weights& w, const Chunk& c, const Rows& rows,
+              Scratch& s) {
   const int64_t depth = c.depth, stride = a.stride;
   const int64_t groups = c.even_groups();
   // Of the last two groups.
@@ -255,11 +239,12 @@ void multiply(const Activations& a, const Weights& w, const Tile& t, const Chunk
       QC_STEP(1, 0, groups > 2 ? full : odd_tiles);
       if (last_tile >= 0) {
         add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
-        save(a, w, t, c, rows, last_tile, last_p, sums, s);
+        save(c, last_tile, last_p, sums, s);
       }
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
-        sums[r] = c.first_group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(s.sums[tile][p][r]);
+        sums[r] = c.first_group == 0 ? _mm512_setzero_ps()
+                                     : _mm512_load_ps(s.sums[tile * kTileRows + r][c.slot + p]);
       }
       for (int64_t g = 2; g < groups; g += 2) {
         QC_STEP(0, 1, g + 2 < groups ? full : even_tiles);
@@ -274,7 +259,30 @@ void multiply(const Activations& a, const Weights& w, const Tile& t, const Chunk
   _tile_stored(1, s.dots[1], 64);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 2, sums);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
-  save(a, w, t, c, rows, last_tile, last_p, sums, s);
+  save(c, last_tile, last_p, sums, s);
+}
+
+// Writes panels [first, last), row by row: memory takes long runs better than many short ones.
+void write(const Activations& a, const Weights& w, const Tile& t, const Rows& rows, int64_t first,
+           int64_t last, const Scratch& s) {
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    for (int64_t r = 0; r < rows.of_tile(); ++r) {
+      const int64_t row = rows.first_of(tile) + r;
+      const __m512 row_scale = _mm512_set1_ps(a.scale_count == 1 ? a.scales[row] : 1.0f);
+      float* out = t.out + (row - t.row_begin) * t.out_stride - t.panel_begin * kPanel;
+      for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t column = panel * kPanel;
+        const int64_t columns = t.column_end - column;
+        const __mmask16 mask =
+            columns >= kPanel ? 0xffff
+                              : static_cast<__mmask16>((1u << (columns > 0 ? columns : 0)) - 1);
+        const __m512 bias =
+            w.bias != nullptr ? _mm512_maskz_loadu_ps(mask, w.bias + column) : _mm512_setzero_ps();
+        const __m512 sums = _mm512_load_ps(s.sums[tile * kTileRows + r][panel - first]);
+        _mm512_mask_storeu_ps(out + column, mask, _mm512_fmadd_ps(sums, row_scale, bias));
+      }
+    }
+  }
 }
 
 // Are weights less their zero points int8, in these panels? In 4 bits they are, unless zero points
@@ -292,30 +300,38 @@ bool are_int8(const Weights& w, const Tile& t) {
   return _mm_movemask_epi8(all) == 0;
 }
 
+// Sums of panels [panel, panel + panels) over all of K, into slots from `slot` on.
+template <int kBits, bool kSigned, bool kBlockScales>
+void sum_panels(const Activations& a, const Weights& w, const Rows& rows, int64_t panel,
+                int64_t panels, int64_t slot, Scratch& s) {
+  const int64_t depth = depth_of_tile(w.group_size);
+  const int64_t groups = w.groups();
+  const int64_t step = (w.k <= kWholeK ? kWholeK : kChunk) / w.group_size;
+  for (int64_t group = 0; group < groups; group += step) {
+    const int64_t last_group = group + step < groups ? group + step : groups;
+    const int64_t left = w.k - (last_group - 1) * w.group_size;
+    const int64_t values = left < w.group_size ? left : w.group_size;
+    const Chunk c{panel, panels, slot, group, last_group, depth, (values + depth - 1) / depth};
+    unpack<kBits, kSigned>(w, c, s);
+    if (!kSigned || kBlockScales) {
+      for (int64_t tile = 0; tile < rows.tiles(); ++tile) widen_rows(a, groups, c, rows, tile, s);
+    }
+    __asm__ volatile("" ::: "memory");  // GCC does not know what tileloadd reads
+    multiply<kSigned, kBlockScales>(a, w, c, rows, s);
+  }
+}
+
 template <int kBits, bool kSigned, bool kBlockScales>
 void block_of_rows(const Activations& a, const Weights& w, const Tile& t, const Rows& rows,
                    Scratch& s) {
-  const int64_t depth = w.group_size < kTileDepth ? w.group_size : kTileDepth;
-  const int64_t groups = w.groups();
-  const int64_t groups_per_chunk = kChunk / w.group_size;
-  configure(static_cast<int>(rows.of_tile()), static_cast<int>(depth));
-  for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kPanels) {
-    const int64_t panels = panel + kPanels < t.panel_end ? kPanels : t.panel_end - panel;
-    for (int64_t group = 0; group < groups; group += groups_per_chunk) {
-      const int64_t last_group =
-          group + groups_per_chunk < groups ? group + groups_per_chunk : groups;
-      const int64_t left = w.k - (last_group - 1) * w.group_size;
-      const int64_t values = left < w.group_size ? left : w.group_size;
-      const Chunk c{panel, panels, group, last_group, depth, (values + depth - 1) / depth};
-      unpack<kBits, kSigned>(w, c, s);
-      if (!kSigned || kBlockScales) {
-        for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
-          widen_rows(a, groups, c, rows, tile, s);
-        }
-      }
-      __asm__ volatile("" ::: "memory");  // GCC does not know what tileloadd reads
-      multiply<kSigned, kBlockScales>(a, w, t, c, rows, s);
+  configure(rows.of_tile(), w.group_size);
+  for (int64_t first = t.panel_begin; first < t.panel_end; first += kWidePanels) {
+    const int64_t last = first + kWidePanels < t.panel_end ? first + kWidePanels : t.panel_end;
+    for (int64_t panel = first; panel < last; panel += kPanels) {
+      const int64_t panels = panel + kPanels < last ? kPanels : last - panel;
+      sum_panels<kBits, kSigned, kBlockScales>(a, w, rows, panel, panels, panel - first, s);
     }
+    write(a, w, t, rows, first, last, s);
   }
   _tile_release();  // the next to multiply on this thread must not find tiles of ours
 }
@@ -342,11 +358,7 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
   const int64_t rest = count % kTileRows;
   const int64_t on_tiles = are_few(rest, rest == count, w.group_size) ? count - rest : count;
   if (on_tiles > 0) {
-    Scratch s;
-    // A short tile leaves rows of these as they are.
-    for (auto& rows : s.dots) {
-      for (auto& row : rows) _mm512_store_si512(row, _mm512_setzero_si512());
-    }
+    static thread_local Scratch s;
     const bool is_signed = are_int8<kBits>(w, t);
     const int64_t end = t.row_begin + on_tiles;
     for (int64_t row = t.row_begin; row < end; row += kRowTiles * kTileRows) {
