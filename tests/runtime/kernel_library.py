@@ -157,6 +157,8 @@ class KernelLibrary:
             *(c_char_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_int32),
             *(c_void_p, c_int64, c_void_p, c_void_p),
         )
+        for function in (self._c.qc_load_tiles, self._c.qc_store_tiles):
+            function.argtypes = (c_void_p,)
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
         self._c.qc_swiglu.argtypes = (c_char_p, c_void_p, c_void_p, c_int64, c_void_p)
         self._c.qc_gelu.argtypes = (c_char_p, c_void_p, c_int64, c_int, c_void_p)
@@ -249,6 +251,13 @@ class KernelLibrary:
         )
         assert done
         return out
+
+    def tiles(self, config: np.ndarray | None = None) -> np.ndarray | None:
+        """The AMX tile configuration of this thread, set to `config` before; None: no AMX."""
+        if config is not None and not self._c.qc_load_tiles(config.ctypes.data):
+            return None
+        now = np.zeros(64, np.uint8)
+        return now if self._c.qc_store_tiles(now.ctypes.data) else None
 
     def convert(self, isa, values, *, bfloat=False) -> np.ndarray:
         """uint16 values to float32, float32 values to uint16."""

@@ -90,6 +90,23 @@ def test_bits_do_not_depend_on_the_tile(kernels, isa, activation, bits):
             )
 
 
+def test_tiles_of_others_stay_configured(kernels):
+    """Libraries that configure AMX once a thread must find it so after a product of ours."""
+    theirs = np.zeros(64, np.uint8)
+    theirs[0], theirs[16], theirs[48] = 1, 28, 7  # palette, and one tile of 7 rows of 28 bytes
+    if kernels.tiles(theirs) is None:
+        pytest.skip("this machine has no AMX")
+    layer = make_layer(200, 40, 64)
+    a = layer.quantize(np.ones((32, 200), np.float32), "row")
+    try:
+        kernels.matmul("amxint8", a.codes, a.scales, layer.w, layer.bias)
+        np.testing.assert_array_equal(kernels.tiles(), theirs)
+    finally:
+        kernels.tiles(np.zeros(64, np.uint8))
+    kernels.matmul("amxint8", a.codes, a.scales, layer.w, layer.bias)
+    assert not kernels.tiles().any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 32), (33, 17, 32), (100, 35, 64)], ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])

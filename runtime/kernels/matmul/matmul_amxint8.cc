@@ -44,11 +44,17 @@ struct alignas(64) Scratch {
 
 // What ldtilecfg reads.
 struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start_row = 0;
+  std::uint8_t palette = 0, start_row = 0;
   std::uint8_t reserved[14] = {};
   std::uint16_t row_bytes[16] = {};
   std::uint8_t rows[16] = {};
 };
+
+// GCC takes ldtilecfg and sttilecfg for accesses of 8 bytes, hence the barriers.
+void load(const TileConfig& config) {
+  __asm__ volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
 
 int64_t depth_of_tile(int64_t group_size) { return group_size < 64 ? group_size : 64; }
 
@@ -56,15 +62,31 @@ int64_t depth_of_tile(int64_t group_size) { return group_size < 64 ? group_size 
 void configure(int64_t rows, int64_t group_size) {
   const int64_t depth = depth_of_tile(group_size);
   TileConfig config;
+  config.palette = 1;
   for (int i = 0; i < 4; ++i) {
     config.rows[i] = static_cast<std::uint8_t>(rows);
     config.row_bytes[i] = 64;
   }
   config.row_bytes[2] = static_cast<std::uint16_t>(depth);
   config.rows[3] = static_cast<std::uint8_t>(depth / 4);
-  __asm__ volatile("" : : "r"(&config) : "memory");  // GCC takes it for a read of 8 bytes
-  _tile_loadconfig(&config);
+  load(config);
 }
+
+// Leaves the registers to the thread's other users as they had configured them: libraries that do
+// so once a thread would fault, or multiply tiles of another size.
+class TilesOfOthers {
+ public:
+  TilesOfOthers() {
+    _tile_storeconfig(&config_);
+    __asm__ volatile("" : : "r"(&config_) : "memory");
+  }
+  ~TilesOfOthers() { load(config_); }
+  TilesOfOthers(const TilesOfOthers&) = delete;
+  TilesOfOthers& operator=(const TilesOfOthers&) = delete;
+
+ private:
+  TileConfig config_;
+};
 
 // A part of the K x N matrix: groups [first_group, last_group) of a few panels.
 struct Chunk {
@@ -333,7 +355,6 @@ void block_of_rows(const Activations& a, const Weights& w, const Tile& t, const 
     }
     write(a, w, t, rows, first, last, s);
   }
-  _tile_release();  // the next to multiply on this thread must not find tiles of ours
 }
 
 template <int kBits>
@@ -359,6 +380,7 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
   const int64_t on_tiles = are_few(rest, rest == count, w.group_size) ? count - rest : count;
   if (on_tiles > 0) {
     static thread_local Scratch s;
+    const TilesOfOthers tiles;
     const bool is_signed = are_int8<kBits>(w, t);
     const int64_t end = t.row_begin + on_tiles;
     for (int64_t row = t.row_begin; row < end; row += kRowTiles * kTileRows) {

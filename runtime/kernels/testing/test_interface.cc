@@ -55,6 +55,28 @@ int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
   });
 }
 
+int qc_load_tiles(const void* config) {
+#ifdef QC_AMX
+  if ((qc::kernels::cpu_flags() & qc::kernels::kAmxInt8) == 0) return 0;
+  __asm__ volatile("ldtilecfg %0" : : "m"(*static_cast<const char(*)[64]>(config)));
+  return 1;
+#else
+  static_cast<void>(config);
+  return 0;
+#endif
+}
+
+int qc_store_tiles(void* config) {
+#ifdef QC_AMX
+  if ((qc::kernels::cpu_flags() & qc::kernels::kAmxInt8) == 0) return 0;
+  __asm__ volatile("sttilecfg %0" : "=m"(*static_cast<char(*)[64]>(config)));
+  return 1;
+#else
+  static_cast<void>(config);
+  return 0;
+#endif
+}
+
 int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
                std::int64_t count) {
   return with_kernels(isa, [&](const KernelTable& table) {

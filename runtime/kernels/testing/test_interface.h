@@ -26,6 +26,9 @@ QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, 
                                float* scales, std::int32_t* starts);
 QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
                              const qc::kernels::Weights* w, const qc::kernels::Tile* t);
+// The calling thread's AMX tile configuration, 64 bytes; 0 where there is none.
+QC_TEST_EXPORT int qc_load_tiles(const void* config);
+QC_TEST_EXPORT int qc_store_tiles(void* config);
 QC_TEST_EXPORT int qc_convert(const char* isa, int bfloat, int narrow, const void* from, void* to,
                               std::int64_t count);
 
