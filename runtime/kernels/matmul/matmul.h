@@ -18,8 +18,8 @@ inline constexpr int kBlockBytes = 64;  // bytes in a block of packed weights
 
 // Rows of quantized activations.
 struct Activations {
-  const std::int8_t* codes;  // [M, stride], zero from K to the end of the last block
-  std::int64_t stride;       // at least K rounded up to 64: so much of a row can be read
+  const std::int8_t* codes;    // [M, stride], zero from K to the end of the last block
+  std::int64_t stride;         // at least K rounded up to 64: so much of a row can be read
   const float* scales;         // [M, scale_count]
   std::int64_t scale_count;    // 1 (a scale a row) or the number of groups
   const std::int32_t* starts;  // [M, groups]: group sums of codes, times -1 or -(the zero point)
