@@ -38,6 +38,7 @@ from qcompiler.passmanager import (
     PassResult,
     Remark,
     excluding_pattern,
+    require_matches,
 )
 
 Policy = Literal["fptq", "measured", "per-token", "per-group", "per-tensor", "none"]
@@ -67,6 +68,7 @@ class PlanActivations(Pass):
             raise ValueError(f"tolerance must not be negative, as {self.tolerance} is")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        require_matches(ctx, [node.name for node in graph.nodes])
         linears, others = find_linears(graph)
         plan: dict[str, ActivationPlan] = {}
         remarks = [Remark(layer=o.name, applied=False, message=o.reason) for o in others]

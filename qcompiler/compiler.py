@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from qcompiler import __version__, ir, runtime
 from qcompiler import recipe as recipes
@@ -25,7 +25,14 @@ from qcompiler.feeds import as_taken
 from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.numerics.rounding import sqnr_db
-from qcompiler.passmanager import Instrument, Pass, PassContext, PassManager, Record
+from qcompiler.passmanager import (
+    Instrument,
+    Pass,
+    PassContext,
+    PassManager,
+    Record,
+    require_matches,
+)
 from qcompiler.recipe import Recipe
 from qcompiler.report import Report, build_report
 from qcompiler.session import create_session, one_line
@@ -143,9 +150,12 @@ def compile(
         instruments.append(DumpInstrument(Path(dump_ir)))
     manager = PassManager(passes, instruments)
     graph = ir.read_model(package.onnx_path)
+    if verify:
+        _require_floats(graph, package)
     graph, _ = manager.run(graph, context)
     _require_quantized(manager.history, package)
-    _require_excluded(manager.history, exclude)
+    # plan-activations has looked for the patterns among all nodes, before the long passes.
+    require_matches(context, {r.layer for step in manager.history for r in step.remarks})
     metadata = _metadata(package, chosen, target, source)
     with scratch_beside(final) as scratch:
         name = final.name if package.folder is None else package.onnx_path.name
@@ -209,6 +219,18 @@ def _output_path(
     return final
 
 
+def _require_floats(graph: gs.Graph, package: ModelPackage) -> None:
+    """What `_verify` compares; better known before the long passes than behind them."""
+    # Types that numpy lacks are left to ONNX Runtime.
+    kinds = [output.dtype for output in graph.outputs]
+    if all(isinstance(kind, (type, np.dtype)) and np.dtype(kind).kind in "biuO" for kind in kinds):
+        raise _no_floats(package.onnx_path)
+
+
+def _no_floats(path: Path) -> ModelError:
+    return ModelError(f"{path} gives no floats that tell the quality: compile with --no-verify")
+
+
 def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:
     steps = [r for r in history if r.name in ("quantize-weights", "quantize-embedding")]
     if any(remark.applied for step in steps for remark in step.remarks):
@@ -218,16 +240,6 @@ def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None
     if refused:
         why = f" (for example '{refused[0].layer}': {refused[0].message})"
     raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
-
-
-def _require_excluded(history: Sequence[Record], exclude: Sequence[str]) -> None:
-    """A pattern that matches nothing is a slip: what it was meant for would be quantized."""
-    names = {remark.layer for step in history for remark in step.remarks}
-    for pattern in exclude:
-        if not any(re.search(pattern, name) for name in names):
-            raise RecipeError(
-                f"no layer has a name that matches '{pattern}'; `qc inspect -a` lists the names"
-            )
 
 
 def _metadata(package: ModelPackage, chosen: Recipe, target: str, source: Supply) -> dict[str, str]:
@@ -300,7 +312,7 @@ def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
     session = create_session(path, options={"session.disable_prepacking": "1"})
     floats = [output for output in session.get_outputs() if output.type in _FLOATS]
     if not floats:
-        raise ModelError(f"{path} gives no floats that tell the quality: compile with --no-verify")
+        raise _no_floats(path)
     chosen = next((output for output in floats if 0 not in output.shape), floats[0])
     try:
         results = [

@@ -10,7 +10,7 @@ import enum
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -116,6 +116,15 @@ class PassContext:
 def excluding_pattern(ctx: PassContext, layer: str) -> str | None:
     """The first of the user's patterns that keeps a layer in float, None if there is none."""
     return next((pattern for pattern in ctx.exclude if re.search(pattern, layer)), None)
+
+
+def require_matches(ctx: PassContext, names: Collection[str]) -> None:
+    """RecipeError for a pattern of the user's that matches no name: a slip, surely."""
+    for pattern in ctx.exclude:
+        if not any(re.search(pattern, name) for name in names):
+            raise RecipeError(
+                f"no layer has a name that matches '{pattern}'; `qc inspect -a` lists the names"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from qcompiler.cli import app
 from qcompiler.ir.io import import_proto, read_model, to_model
 from qcompiler.models import ModelPackage
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
+from qcompiler.passes import registry
 
 RANDOM = np.random.default_rng(0)
 K, N = 64, 96
@@ -365,6 +366,29 @@ def test_options(model: Path, monkeypatch, arguments: list[str], cause: str) -> 
     monkeypatch.chdir(model.parent)
     assert cause in refusal("compile", "m.onnx", *arguments)
     assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+
+
+def test_what_is_wrong_is_said_before_the_long_passes(tmp_path: Path, monkeypatch) -> None:
+    late = AssertionError("weights were rounded first")
+
+    def rounds(*_: object) -> None:
+        raise late
+
+    monkeypatch.setattr(registry()["quantize-weights"], "run", rounds)
+    chooses = model_of(
+        """g (float[n, 64] x) => (int64[n, 1] y) {
+            h = MatMul(x, w)
+            y = ArgMax <axis: int = -1> (h)
+        }""",
+        w=W,
+    )
+    onnx.save(chooses, tmp_path / "chooses.onnx")
+    assert "compile with --no-verify" in refusal("compile", tmp_path / "chooses.onnx")
+    onnx.save(linear(w=W), tmp_path / "linear.onnx")
+    excluded = ("--nodes-to-exclude", "nothere")
+    assert "no layer has a name" in refusal("compile", tmp_path / "linear.onnx", *excluded)
+    monkeypatch.undo()
+    assert qc("compile", tmp_path / "chooses.onnx", "--no-verify").exit_code == 0
 
 
 def test_options_of_opt(model: Path) -> None:
