@@ -31,7 +31,7 @@ bool are_few(int64_t rows, bool alone, int64_t group_size) {
   return rows < (alone ? 7 : 2);
 }
 
-// What a thread keeps in its caches during a product: too much for small stacks.
+// What a product keeps in the caches of its thread: too much for small stacks.
 struct alignas(64) Scratch {
   std::uint8_t codes[kPanels][kWholeK * kPanel];  // tiles of unpacked weights
   float scales[kPanels][kGroups][kPanel];
@@ -41,6 +41,25 @@ struct alignas(64) Scratch {
   float sums[kRowTiles * kTileRows][kWidePanels][kPanel];
   std::int32_t dots[2][kTileRows][kPanel];  // of which a short tile leaves some as they are
 };
+
+// Made when a thread first needs it, and gone with the thread.
+class ScratchOwner {
+ public:
+  ScratchOwner() = default;
+  ~ScratchOwner() { delete scratch_; }
+  ScratchOwner(const ScratchOwner&) = delete;
+  ScratchOwner& operator=(const ScratchOwner&) = delete;
+
+  Scratch& get() {
+    if (scratch_ == nullptr) scratch_ = new Scratch;
+    return *scratch_;
+  }
+
+ private:
+  Scratch* scratch_ = nullptr;
+};
+
+thread_local ScratchOwner t_scratch;
 
 // What ldtilecfg reads.
 struct alignas(64) TileConfig {
@@ -379,7 +398,7 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
   const int64_t rest = count % kTileRows;
   const int64_t on_tiles = are_few(rest, rest == count, w.group_size) ? count - rest : count;
   if (on_tiles > 0) {
-    static thread_local Scratch s;
+    Scratch& s = t_scratch.get();
     const TilesOfOthers tiles;
     const bool is_signed = are_int8<kBits>(w, t);
     const int64_t end = t.row_begin + on_tiles;
