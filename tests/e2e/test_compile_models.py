@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 MODELS = ("smollm2_genai", "smollm2_torch", "minilm")
 LINEARS = {"smollm2_genai": 151, "smollm2_torch": 211, "minilm": 36}
 RECIPES = ("w4a8-fast", "fptq")
-TOKENS = {"w4a8": (7, 512)}
+TOKENS = {"w4a8": (4, 512)}
 """Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
 FLOAT_ROUNDING = 1e-5
 OLDEST = "QCOMPILER_OLDEST_ORT_PYTHON"
@@ -222,8 +222,8 @@ def test_the_default_beats_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, 
     models = [smollm2_genai, smollm2_genai_int4, ours.output]
     found = evaluate(models, "pydoc:second", max_tokens=2100)
     exact, baseline, mine = (result.perplexity.perplexity for result in found)
-    # A quarter with all calibration data and text; here both are short.
-    assert mine - exact < 0.4 * (baseline - exact)
+    # A seventh with all calibration data and text; here both are short.
+    assert mine - exact < 0.3 * (baseline - exact)
     layers = [layer for layer in ours.report.layers if layer.output_error is not None]
     assert len(layers) == 152
     assert all(layer.output_error < layer.output_error_nearest for layer in layers)
