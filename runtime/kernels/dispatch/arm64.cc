@@ -10,33 +10,28 @@
 namespace qc::kernels {
 namespace {
 
-constexpr KernelTable kNeonI8mmTable = {
-    "neoni8mm",
-    kDotprod | kI8mm,
-    quantize_f32_s8_neon,
-    matmul_s8_u4_f32_neoni8mm,
-    matmul_s8_u8_f32_neoni8mm,
-    widen_f16_neon,
-    narrow_f16_neon,
-    attend_f32_neon,
-    add_norm_f32_neon,
-    swiglu_f32_neon,
-    gelu_f32_neon,
-};
+// Tables differ in their matrix kernels.
+constexpr KernelTable on_neon(const char* isa, std::uint32_t needs, MatMul u4, MatMul u8) {
+  return {
+      isa,
+      needs,
+      quantize_f32_s8_neon,
+      u4,
+      u8,
+      widen_f16_neon,
+      narrow_f16_neon,
+      attend_f32_neon,
+      add_norm_f32_neon,
+      swiglu_f32_neon,
+      gelu_f32_neon,
+  };
+}
 
-constexpr KernelTable kNeonDotprodTable = {
-    "neondotprod",
-    kDotprod,
-    quantize_f32_s8_neon,
-    matmul_s8_u4_f32_neondotprod,
-    matmul_s8_u8_f32_neondotprod,
-    widen_f16_neon,
-    narrow_f16_neon,
-    attend_f32_neon,
-    add_norm_f32_neon,
-    swiglu_f32_neon,
-    gelu_f32_neon,
-};
+constexpr KernelTable kNeonI8mmTable =
+    on_neon("neoni8mm", kDotprod | kI8mm, matmul_s8_u4_f32_neoni8mm, matmul_s8_u8_f32_neoni8mm);
+
+constexpr KernelTable kNeonDotprodTable =
+    on_neon("neondotprod", kDotprod, matmul_s8_u4_f32_neondotprod, matmul_s8_u8_f32_neondotprod);
 
 constexpr const KernelTable* kTables[] = {
     &kNeonI8mmTable,

@@ -17,81 +17,61 @@ constexpr std::uint32_t kNeedsAvx2 = kAvx2 | kFma | kF16c;
 constexpr std::uint32_t kNeedsAvx512Vnni =
     kNeedsAvx2 | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl | kAvx512vnni;
 
+// Tables differ in their matrix kernels; the rest goes by the width of the registers.
+constexpr KernelTable on_avx512(const char* isa, std::uint32_t needs, MatMul u4, MatMul u8) {
+  return {
+      isa,
+      needs,
+      quantize_f32_s8_avx512,
+      u4,
+      u8,
+      widen_f16_avx2,
+      narrow_f16_avx2,
+      attend_f32_avx512,
+      add_norm_f32_avx512,
+      swiglu_f32_avx512,
+      gelu_f32_avx512,
+  };
+}
+
+constexpr KernelTable on_avx2(const char* isa, std::uint32_t needs, MatMul u4, MatMul u8,
+                              bool only_forced = false) {
+  return {
+      isa,
+      needs,
+      quantize_f32_s8_avx2,
+      u4,
+      u8,
+      widen_f16_avx2,
+      narrow_f16_avx2,
+      attend_f32_avx2,
+      add_norm_f32_avx2,
+      swiglu_f32_avx2,
+      gelu_f32_avx2,
+      only_forced,
+  };
+}
+
 #ifdef QC_AMX
-constexpr KernelTable kAmxInt8Table = {
-    "amxint8",
-    kNeedsAvx512Vnni | kAmxInt8,
-    quantize_f32_s8_avx512,
-    matmul_s8_u4_f32_amxint8,
-    matmul_s8_u8_f32_amxint8,
-    widen_f16_avx2,
-    narrow_f16_avx2,
-    attend_f32_avx512,
-    add_norm_f32_avx512,
-    swiglu_f32_avx512,
-    gelu_f32_avx512,
-};
+constexpr KernelTable kAmxInt8Table = on_avx512("amxint8", kNeedsAvx512Vnni | kAmxInt8,
+                                                matmul_s8_u4_f32_amxint8, matmul_s8_u8_f32_amxint8);
 #endif
 
-constexpr KernelTable kAvx512VnniTable = {
-    "avx512vnni",
-    kNeedsAvx512Vnni,
-    quantize_f32_s8_avx512,
-    matmul_s8_u4_f32_avx512vnni,
-    matmul_s8_u8_f32_avx512vnni,
-    widen_f16_avx2,
-    narrow_f16_avx2,
-    attend_f32_avx512,
-    add_norm_f32_avx512,
-    swiglu_f32_avx512,
-    gelu_f32_avx512,
-};
+constexpr KernelTable kAvx512VnniTable = on_avx512(
+    "avx512vnni", kNeedsAvx512Vnni, matmul_s8_u4_f32_avx512vnni, matmul_s8_u8_f32_avx512vnni);
 
 #ifdef QC_AVXVNNI
-constexpr KernelTable kAvxVnniTable = {
-    "avxvnni",
-    kNeedsAvx2 | kAvxVnni,
-    quantize_f32_s8_avx2,
-    matmul_s8_u4_f32_avxvnni,
-    matmul_s8_u8_f32_avxvnni,
-    widen_f16_avx2,
-    narrow_f16_avx2,
-    attend_f32_avx2,
-    add_norm_f32_avx2,
-    swiglu_f32_avx2,
-    gelu_f32_avx2,
-};
+constexpr KernelTable kAvxVnniTable =
+    on_avx2("avxvnni", kNeedsAvx2 | kAvxVnni, matmul_s8_u4_f32_avxvnni, matmul_s8_u8_f32_avxvnni);
 #endif
 
 // The kernels of avxvnni in the encoding of AVX-512.
-constexpr KernelTable kAvx512Vnni256Table = {
-    "avx512vnni-256",
-    kNeedsAvx512Vnni,
-    quantize_f32_s8_avx2,
-    matmul_s8_u4_f32_avx512vnni_256,
-    matmul_s8_u8_f32_avx512vnni_256,
-    widen_f16_avx2,
-    narrow_f16_avx2,
-    attend_f32_avx2,
-    add_norm_f32_avx2,
-    swiglu_f32_avx2,
-    gelu_f32_avx2,
-    true,
-};
+constexpr KernelTable kAvx512Vnni256Table =
+    on_avx2("avx512vnni-256", kNeedsAvx512Vnni, matmul_s8_u4_f32_avx512vnni_256,
+            matmul_s8_u8_f32_avx512vnni_256, true);
 
-constexpr KernelTable kAvx2Table = {
-    "avx2",
-    kNeedsAvx2,
-    quantize_f32_s8_avx2,
-    matmul_s8_u4_f32_avx2,
-    matmul_s8_u8_f32_avx2,
-    widen_f16_avx2,
-    narrow_f16_avx2,
-    attend_f32_avx2,
-    add_norm_f32_avx2,
-    swiglu_f32_avx2,
-    gelu_f32_avx2,
-};
+constexpr KernelTable kAvx2Table =
+    on_avx2("avx2", kNeedsAvx2, matmul_s8_u4_f32_avx2, matmul_s8_u8_f32_avx2);
 
 constexpr const KernelTable* kTables[] = {
 #ifdef QC_AMX

@@ -112,7 +112,6 @@ struct Chunk {
   int64_t panel, panels;
   int64_t slot;  // where its sums begin
   int64_t first_group, last_group;
-  int64_t depth;  // of a tile
   int64_t tiles;  // in the last group
 
   int64_t groups() const { return last_group - first_group; }
@@ -176,7 +175,7 @@ void unpack(const Weights& w, const Chunk& c, Scratch& s) {
       _mm512_store_ps(s.zero_points[p][c.groups()], _mm512_setzero_ps());
     }
     // Nothing is added past K, whatever the activations hold there.
-    const int64_t values = (c.groups() - 1) * w.group_size + c.tiles * c.depth;
+    const int64_t values = (c.groups() - 1) * w.group_size + c.tiles * depth_of_tile(w.group_size);
     const std::uint8_t* end = s.codes[p] + values * kPanel;
     for (; to < end; to += 64) _mm512_store_si512(to, _mm512_setzero_si512());
   }
@@ -259,7 +258,7 @@ inline __attribute__((always_inline)) void save(const Chunk& c, int64_t tile, in
 template <bool kSigned, bool kBlockScales>
 void multiply(const Activations& a, const Weights& w, const Chunk& c, const Rows& rows,
               Scratch& s) {
-  const int64_t depth = c.depth, stride = a.stride;
+  const int64_t depth = depth_of_tile(w.group_size), stride = a.stride;
   const int64_t groups = c.even_groups();
   // Of the last two groups.
   const int64_t full = w.group_size / depth;
@@ -352,7 +351,7 @@ void sum_panels(const Activations& a, const Weights& w, const Rows& rows, int64_
     const int64_t last_group = group + step < groups ? group + step : groups;
     const int64_t left = w.k - (last_group - 1) * w.group_size;
     const int64_t values = left < w.group_size ? left : w.group_size;
-    const Chunk c{panel, panels, slot, group, last_group, depth, (values + depth - 1) / depth};
+    const Chunk c{panel, panels, slot, group, last_group, (values + depth - 1) / depth};
     unpack<kBits, kSigned>(w, c, s);
     if (!kSigned || kBlockScales) {
       for (int64_t tile = 0; tile < rows.tiles(); ++tile) widen_rows(a, groups, c, rows, tile, s);
