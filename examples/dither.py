@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from qcompiler.analysis.linears import find_linears
 
 from qcompiler import ir
-from qcompiler.analysis.linears import find_linears
 from qcompiler.errors import QcError
 from qcompiler.models import open_package
 from qcompiler.passmanager import PassContext, PassManager

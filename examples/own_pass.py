@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
+from qcompiler.analysis.linears import find_linears
 
 from qcompiler import ir
-from qcompiler.analysis.linears import find_linears
 from qcompiler.errors import QcError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir.io import import_proto

@@ -14,6 +14,7 @@ _PASSES: dict[str, str] = {
     "canonicalize": "canonicalize:Canonicalize",
     "fold-norm": "fold_norm:FoldNorm",
     "rotate": "rotate:Rotate",
+    "plan-weights": "plan_weights:PlanWeights",
     "calibrate": "calibrate:Calibrate",
     "plan-activations": "plan_activations:PlanActivations",
     "allocate-bits": "allocate_bits:AllocateBits",

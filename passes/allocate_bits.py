@@ -14,7 +14,7 @@ activations are what hurts, in sensitive layers and behind weights of 8 bits, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -23,23 +23,17 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears, is_head
+from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.errors import CalibrationError, RecipeError
-from qcompiler.numerics.activation_choice import TOKENS, activation_losses
-from qcompiler.numerics.allocation import WeightFormat, allocate
+from qcompiler.formats import Granularity, LayerPlan, WeightFormat
+from qcompiler.numerics.activation_choice import DYNAMIC, TOKENS, activation_losses
+from qcompiler.numerics.allocation import allocate
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import quantize_weight
 from qcompiler.numerics.scale_search import judged_columns, sampled
-from qcompiler.passmanager import (
-    Fact,
-    Granularity,
-    Numerics,
-    Pass,
-    PassContext,
-    PassResult,
-    Remark,
-)
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Planned
 
 _FORMATS = (
     "int4 g256 sym",
@@ -52,22 +46,21 @@ _FORMATS = (
     "int8 g128 sym",
 )
 
-_DYNAMIC = (Granularity.PER_TOKEN, Granularity.PER_GROUP)  # the cheaper first
 _COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
 
 
 @dataclass(frozen=True)
 class _Unit:
-    linears: tuple[Linear, ...]
+    layers: tuple[Layer, ...]
 
     @property
     def name(self) -> str:
-        return self.linears[0].name
+        return self.layers[0].name
 
     def weights(self) -> Iterator[tuple[str, Any]]:
         """Names and float32 values [K, N]."""
-        for linear in self.linears:
-            yield str(linear.weight.name), np.asarray(ir.array(linear.weight), np.float32)
+        for layer in self.layers:
+            yield str(layer.weight.name), np.asarray(layer.matrix(), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +70,7 @@ class AllocateBits(Pass):
     name: ClassVar[str] = "allocate-bits"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL, Fact.PLANNED})
+    forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
 
     budget: float = 0.0
     """Bits a weight of the linear layers (scales and zero points count); 0: no limit."""
@@ -88,7 +82,7 @@ class AllocateBits(Pass):
     tolerance: float = 0.1
     """The share of a unit's loss that cheaper activations may add."""
     probe: str = "int4 g128 sym"
-    min_channels: int = 32
+    """What a unit is rounded to while the rest stays in float."""
 
     def __post_init__(self) -> None:
         for text in (*self.formats, self.probe):
@@ -100,8 +94,11 @@ class AllocateBits(Pass):
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ValueError("formats must be given, each once")
 
+    def may_plan(self) -> Sequence[LayerPlan]:
+        return [LayerPlan(weight=WeightFormat.parse(text)) for text in self.formats]
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        units = _units(graph, ctx, self.min_channels)
+        units = _units(graph, ctx)
         if not units:
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
@@ -116,10 +113,10 @@ class AllocateBits(Pass):
             costs[index] = added
             activations.append(names)
         sizes = np.array(
-            [[sum(f.nbytes(*each.shape) for each in u.linears) for f in formats] for u in units]
+            [[sum(f.nbytes(*each.shape) for each in u.layers) for f in formats] for u in units]
         )
         weights = sum(
-            rows * columns for u in units for rows, columns in (x.shape for x in u.linears)
+            rows * columns for u in units for rows, columns in (x.shape for x in u.layers)
         )
         budget = self.budget * weights / 8 if self.budget else None
         try:
@@ -131,43 +128,46 @@ class AllocateBits(Pass):
                 f"best are off by {costs.min(axis=1).sum():.2g}; raise --budget or --max-kl"
             ) from None
         plan = dict(ctx.plan)
-        remarks: list[Remark] = []
+        remarks: list[Planned] = []
         ranks = np.argsort(np.argsort(-np.array(sensitivity), kind="stable"), kind="stable")
         for index, (unit, form) in enumerate(zip(units, chosen, strict=True)):
-            for linear in unit.linears:
-                planned = replace(plan[linear.name], weight=formats[form])
+            given = activations[index][form] if activations[index] else None
+            for layer in unit.layers:
+                before = plan[layer.name]
+                weight = formats[form]
+                if before.weight is not None:
+                    weight = weight.with_scales(progressive=before.weight.progressive)
+                plan[layer.name] = replace(
+                    before, weight=weight, activation=given or before.activation
+                )
                 message = f"{formats[form]}: divergence {sensitivity[index]:.2e} as {self.probe}"
-                data = {
-                    "sensitivity": sensitivity[index],
-                    "sensitivity_rank": int(ranks[index]) + 1,
-                    "format": str(formats[form]),
-                    "unit": [each.name for each in unit.linears],
-                }
-                if activations[index]:
-                    granularity = activations[index][form]
-                    planned = replace(planned, granularity=granularity)
-                    message += f", activations {granularity.value}"
-                    data["activation"] = granularity.value
-                plan[linear.name] = planned
-                remarks.append(Remark(layer=linear.name, applied=True, message=message, data=data))
+                message += f", activations {given.value}" if given else ""
+                remarks.append(
+                    Planned(
+                        layer=layer.name,
+                        message=message,
+                        shape=layer.shape,
+                        weight=weight,
+                        activation=given,
+                        sensitivity=sensitivity[index],
+                        sensitivity_rank=int(ranks[index]) + 1,
+                        unit=tuple(each.name for each in unit.layers),
+                    )
+                )
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
 
     def _activation_losses(
         self, graph: gs.Graph, units: list[_Unit], formats: list[WeightFormat], ctx: PassContext
-    ) -> list[dict[tuple[str, int], float]]:
+    ) -> list[dict[tuple[Granularity, int], float]]:
         """What rounding each unit's input adds to its outputs; {} where the plan decides."""
         open_units = [
-            unit
-            for unit in units
-            if self.activations and ctx.plan[unit.name].granularity in _DYNAMIC
+            unit for unit in units if self.activations and ctx.plan[unit.name].activation in DYNAMIC
         ]
         if not open_units:
             return [{} for _ in units]
-        if ctx.stream is None:
-            raise CalibrationError("'allocate-bits' needs data; give --calib SRC")
         sizes = [form.group_size for form in formats]
-        found: dict[str, dict[tuple[str, int], float]] = {}
-        inputs = ctx.stream(graph, [str(unit.linears[0].x.name) for unit in open_units])
+        found: dict[str, dict[tuple[Granularity, int], float]] = {}
+        inputs = ctx.data.stream(graph, [str(unit.layers[0].x.name) for unit in open_units])
         for index, (unit, values) in enumerate(zip(open_units, inputs, strict=True)):
             ctx.tick("measuring activations", index, len(open_units))
             x = sampled(values, TOKENS)
@@ -185,16 +185,16 @@ class AllocateBits(Pass):
         self,
         costs: NDArray[Any],
         scale: float,
-        losses: dict[tuple[str, int], float],
+        losses: dict[tuple[Granularity, int], float],
         formats: list[WeightFormat],
     ) -> tuple[NDArray[Any], list[Granularity]]:
         """The costs of each format with the activations that go with it, and those."""
         if not losses:
             return costs, []
-        allowed = [each for each in _DYNAMIC if each.value in self.activations]
+        allowed = [each for each in DYNAMIC if each.value in self.activations]
         totals = np.array(
             [
-                [cost + scale * losses[each.value, form.group_size] for each in allowed]
+                [cost + scale * losses[each, form.group_size] for each in allowed]
                 for cost, form in zip(costs, formats, strict=True)
             ]
         )
@@ -204,8 +204,6 @@ class AllocateBits(Pass):
 
     def _sensitivity(self, graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
         """Divergence at the first output when one unit alone is rounded, for each unit."""
-        if ctx.probe is None:
-            raise CalibrationError("'allocate-bits' needs data; give --calib SRC")
         form = WeightFormat.parse(self.probe)
 
         def variants() -> Iterator[Mapping[str, Any]]:
@@ -213,13 +211,13 @@ class AllocateBits(Pass):
             for index, unit in enumerate(units):
                 ctx.tick("measuring sensitivities", index, len(units))
                 yield {
-                    name: _rounded(values, form).dequantize().astype(ir.array(linear.weight).dtype)
-                    for linear, (name, values) in zip(unit.linears, unit.weights(), strict=True)
+                    name: _rounded(values, form).dequantize().astype(ir.array(layer.weight).dtype)
+                    for layer, (name, values) in zip(unit.layers, unit.weights(), strict=True)
                 }
             ctx.tick("measuring sensitivities", len(units), len(units))
 
-        names = [str(linear.weight.name) for unit in units for linear in unit.linears]
-        runs = ctx.probe(graph, str(graph.outputs[0].name), names, variants())
+        names = [str(layer.weight.name) for unit in units for layer in unit.layers]
+        runs = ctx.data.probe(graph, str(graph.outputs[0].name), names, variants())
         reference = next(runs)
         found = [divergence(reference, values) for values in runs]
         for unit, value in zip(units, found, strict=True):
@@ -232,7 +230,7 @@ class AllocateBits(Pass):
     def _errors(self, unit: _Unit, formats: list[WeightFormat], ctx: PassContext) -> list[float]:
         """Squared errors of the unit's weights: of the format tried, then of each of `formats`."""
         statistics = ctx.statistics.tensors if ctx.statistics is not None else {}
-        x = str(unit.linears[0].x.name)
+        x = str(unit.layers[0].x.name)
         weight: Any = 1.0
         if x in statistics:
             weight = statistics[x].mean_square[:, None].astype(np.float64)
@@ -249,22 +247,15 @@ class AllocateBits(Pass):
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:
-    return quantize_weight(
-        values,
-        bits=form.bits,
-        group_size=form.group_size,
-        symmetric=form.symmetric,
-        search="mse",
-    )
+    return quantize_weight(values, form, search="mse")
 
 
-def _units(graph: gs.Graph, ctx: PassContext, min_channels: int) -> list[_Unit]:
+def _units(graph: gs.Graph, ctx: PassContext) -> list[_Unit]:
     """Planned layers that share an input, heads and shared weights apart."""
-    groups: dict[int, list[Linear]] = {}
-    for linear in find_linears(graph)[0]:
-        shared = len(ir.consumers(linear.weight)) > 1
-        if linear.name not in ctx.plan or shared or is_head(graph, linear.output):
-            continue
-        if linear.shape[0] >= min_channels:
-            groups.setdefault(id(linear.x), []).append(linear)
-    return [_Unit(tuple(linears)) for linears in groups.values()]
+    groups: dict[int, list[Layer]] = {}
+    for layer in find_layers(graph)[0]:
+        planned = ctx.plan.get(layer.name)
+        shared = len(ir.consumers(layer.weight)) > 1
+        if planned and planned.weight and not shared and not is_head(graph, layer.output):
+            groups.setdefault(id(layer.x), []).append(layer)
+    return [_Unit(tuple(layers)) for layers in groups.values()]

@@ -10,8 +10,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.analysis.linears import find_linears
-from qcompiler.errors import CalibrationError
+from qcompiler.analysis.layers import find_layers
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
 
@@ -25,10 +24,8 @@ class Calibrate(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        linears, _ = find_linears(graph)
-        names = list(dict.fromkeys(linear.x.name for linear in linears))
+        layers, _ = find_layers(graph)
+        names = list(dict.fromkeys(str(layer.x.name) for layer in layers))
         if not names:
             return PassResult(graph=graph, changed=False)
-        if ctx.observe is None:
-            raise CalibrationError("no calibration data; give --calib SRC")
-        return PassResult(graph=graph, changed=False, statistics=ctx.observe(graph, names))
+        return PassResult(graph=graph, changed=False, statistics=ctx.data.observe(graph, names))

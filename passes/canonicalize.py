@@ -18,7 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import FLOAT_TYPES, is_weight
+from qcompiler.analysis.layers import FLOAT_TYPES, Layer, is_weight, layer_of
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
 _SHARED_MIN = 4096  # bytes from which equal initializers are worth finding
@@ -88,27 +88,17 @@ def _gemm(
 
     `weights` holds the (source, [K, N]) weights made so far, so that shared ones stay shared.
     """
-    attrs = node.attrs
-    x, weight = node.inputs[0], node.inputs[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
-    if attrs.get("transA", 0) or not is_weight(weight):
+    layer = layer_of(graph, node)
+    if layer is None or not is_weight(layer.weight):
         return False
-    if bias is not None and not ir.is_constant(bias):
-        return False
-    alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
-    key = (id(weight), bool(attrs.get("transB", 0)), alpha)
+    x, weight, bias, output = layer.x, layer.weight, layer.bias, node.outputs[0]
+    key = (id(weight), layer.axes, float(node.attrs.get("alpha", 1.0)))
     if key not in weights:
-        weights[key] = (weight, _plain_weight(weight, key[1], alpha, namer))
-    new_weight = weights[key][1]
-    output = node.outputs[0]
+        weights[key] = (weight, _plain_weight(layer, namer))
+    shift = layer.shift()
     product = output
     node.outputs.clear()
-    if bias is not None:
-        shift = np.asarray(ir.array(bias) * np.asarray(beta, ir.array(bias).dtype))
-        if shift.ndim == 2 and shift.shape[0] == 1:
-            shift = shift[0]
-        if shift.size == 1:
-            shift = np.full(new_weight.shape[1], shift.reshape(-1)[0], shift.dtype)
+    if shift is not None and bias is not None:
         product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
         ir.add_node(
             graph,
@@ -117,20 +107,17 @@ def _gemm(
             [product, ir.constant(namer(f"{bias.name}_n"), shift)],
             [output],
         )
-    ir.add_node(graph, "MatMul", node.name, [x, new_weight], [product])
+    ir.add_node(graph, "MatMul", node.name, [x, weights[key][1]], [product])
     node.name = namer(f"{node.name}_gemm")
     node.inputs.clear()
     return True
 
 
-def _plain_weight(weight: Any, transposed: bool, alpha: float, namer: ir.Namer) -> Any:
-    """alpha * W as [K, N]; the weight itself where that is what it is."""
-    if not transposed and alpha == 1.0:
-        return weight
-    values = ir.array(weight).T if transposed else ir.array(weight)
-    if alpha != 1.0:
-        values = values * np.asarray(alpha, values.dtype)
-    return ir.constant(namer(f"{weight.name}_kn"), values)
+def _plain_weight(layer: Layer, namer: ir.Namer) -> Any:
+    """The weight as [K, N], not scaled; itself where that is what it is."""
+    if layer.is_plain:
+        return layer.weight
+    return ir.constant(namer(f"{layer.weight.name}_kn"), layer.matrix())
 
 
 def _fold_cast(node: gs.Node, namer: ir.Namer) -> bool:

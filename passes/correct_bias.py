@@ -13,33 +13,35 @@ data is ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import bias_of
-from qcompiler.analysis.qdq import QuantizedLayer, find_quantized
+from qcompiler.analysis.layers import Layer
+from qcompiler.analysis.qdq import Counterpart, find_counterparts
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.bias import Correction, correction, means
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Adjusted
 
 
 @dataclass(frozen=True)
 class _Corrected:
-    """A quantized layer, and the Add behind it that takes the correction."""
+    """A quantized layer, and the bias behind it that takes the correction."""
 
-    layer: QuantizedLayer
-    add: gs.Node
+    found: Counterpart
+    layer: Layer
+    """The layer with the bias."""
     made: bool
-    """Whether the Add is new, and goes again where it is not needed."""
+    """Whether the bias is new, and goes again where it is not needed."""
 
     @property
     def name(self) -> str:
         """The layer's name."""
-        return str(self.layer.node.name)
+        return self.layer.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +54,18 @@ class CorrectBias(Pass):
     reads_reference: ClassVar[bool] = True
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        found = find_quantized(graph, ctx.reference)
-        if not found:
+        found = find_counterparts(graph, ctx.reference)
+        if not found or ctx.reference is None:
             return PassResult(graph=graph, changed=False)
-        if ctx.stream is None or ctx.reference is None:
-            raise CalibrationError("no calibration data; give --calib SRC")
         namer = ir.Namer(graph)
         groups: dict[str, list[_Corrected]] = {}
-        for layer in found:
-            corrected = _with_bias(graph, layer, namer)
-            groups.setdefault(str(layer.node.inputs[0].name), []).append(corrected)
-        sources = [str(group[0].layer.source.x.name) for group in groups.values()]
-        remarks: list[Remark] = []
+        for counterpart in found:
+            corrected = _with_bias(graph, counterpart, namer)
+            groups.setdefault(str(counterpart.layer.x.name), []).append(corrected)
+        sources = [str(group[0].found.source.x.name) for group in groups.values()]
+        remarks: list[Adjusted] = []
         # The stream runs the nodes as they are now: Adds are made before, and dropped after.
-        streams = ctx.stream(graph, list(groups)), ctx.stream(ctx.reference, sources)
+        streams = ctx.data.stream(graph, list(groups)), ctx.data.stream(ctx.reference, sources)
         for index, (group, actual, expected) in enumerate(
             zip(groups.values(), *streams, strict=True)
         ):
@@ -75,8 +75,8 @@ class CorrectBias(Pass):
             except ValueError as error:
                 raise CalibrationError(f"layer '{group[0].name}': {error}") from None
             for each in group:
-                weight = ir.array(each.layer.source.weight)
-                rounded = each.layer.weight.load().dequantize()
+                weight = each.found.source.matrix()
+                rounded = each.found.weight.load().dequantize()
                 change = correction(there.through(weight), here.through(rounded))
                 if change.helps:
                     _shift(each, change, namer)
@@ -91,41 +91,48 @@ class CorrectBias(Pass):
         return PassResult(graph=graph, changed=bool(changed), remarks=tuple(remarks))
 
 
-def _with_bias(graph: gs.Graph, layer: QuantizedLayer, namer: ir.Namer) -> _Corrected:
+def _with_bias(graph: gs.Graph, found: Counterpart, namer: ir.Namer) -> _Corrected:
     """A layer with the bias it has, or a new one of zeros."""
-    node = layer.node
-    add = bias_of(graph, node)
-    if add is not None:
-        return _Corrected(layer, add, made=False)
+    layer, node = found.layer, found.layer.node
+    if layer.bias_place is not None:
+        return _Corrected(found, layer, made=False)
     output = node.outputs[0]
     product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
     node.outputs = [product]
-    zeros = ir.constant(namer(f"{node.name}_bias"), np.zeros(layer.weight.shape[1], np.float32))
-    made = ir.add_node(graph, "Add", namer(f"{node.name}/Bias"), [product, zeros], [output])
-    return _Corrected(layer, made, made=True)
+    zeros = ir.constant(namer(f"{node.name}_bias"), np.zeros(found.weight.shape[1], np.float32))
+    add = ir.add_node(graph, "Add", namer(f"{node.name}/Bias"), [product, zeros], [output])
+    return _Corrected(found, replace(layer, bias_node=add), made=True)
 
 
 def _drop(corrected: _Corrected) -> None:
-    output = corrected.add.outputs[0]
-    corrected.add.inputs.clear()
-    corrected.add.outputs.clear()
+    add = corrected.layer.bias_node
+    assert add is not None  # it was made
+    output = add.outputs[0]
+    add.inputs.clear()
+    add.outputs.clear()
     corrected.layer.node.outputs = [output]
 
 
 def _shift(corrected: _Corrected, change: Correction, namer: ir.Namer) -> None:
-    old: Any = next(t for t in corrected.add.inputs if ir.is_constant(t))
+    place = corrected.layer.bias_place
+    assert place is not None  # `_with_bias` has seen to it
+    node, position = place
+    old = node.inputs[position]
     values = ir.array(old)
     shifted = (values.astype(np.float32) + change.shift).astype(values.dtype)
     name = str(old.name) if corrected.made else namer(f"{old.name}_corrected")
-    ir.rewire_input(corrected.add, old, ir.constant(name, shifted))
+    node.inputs[position] = ir.constant(name, shifted)
 
 
-def _remark(corrected: _Corrected, change: Correction) -> Remark:
-    data = {"mean_error_before": change.before, "mean_error_after": change.after}
+def _remark(corrected: _Corrected, change: Correction) -> Adjusted:
     errors = f"error of the mean output, held out: {change.before:.4f} -> {change.after:.4f}"
     what = "bias not corrected"
     if change.helps:
         what = "new bias" if corrected.made else "bias corrected"
-    return Remark(
-        layer=corrected.name, applied=change.helps, message=f"{what}, {errors}", data=data
+    return Adjusted(
+        layer=corrected.name,
+        applied=change.helps,
+        message=f"{what}, {errors}",
+        error_before=change.before,
+        error_after=change.after,
     )

@@ -25,7 +25,7 @@ activations are judged together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,26 +33,18 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges, fold
-from qcompiler.analysis.linears import find_linears
+from qcompiler.analysis.layers import find_layers
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError
+from qcompiler.formats import Granularity, LayerPlan
 from qcompiler.numerics import scale_search
-from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.numerics.equalization import logarithmic, normalized, ranges, smoothquant
 from qcompiler.numerics.scale_search import Candidate, Rounding, output_errors
-from qcompiler.passmanager import (
-    ActivationPlan,
-    Fact,
-    Granularity,
-    Numerics,
-    Pass,
-    PassContext,
-    PassResult,
-    Remark,
-)
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Equalized
 
 Kind = Literal["norm", "up-down", "v-o"]
-Plan = Mapping[str, ActivationPlan]
+Plan = Mapping[str, LayerPlan]
 
 _SEARCHED = ("awq", "os+", "aqas", "smoothquant+")
 
@@ -63,7 +55,9 @@ class _Choice:
 
     scale: Any | None
     how: str = ""
-    data: Mapping[str, Any] = field(default_factory=dict)
+    chosen: str | None = None
+    errors: tuple[float | None, float | None] = (None, None)
+    """Of the outputs, before and after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +67,7 @@ class Equalize(Pass):
     name: ClassVar[str] = "equalize"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED, Fact.PLANNED})
+    forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
 
     method: Literal["lae", "smoothquant", "aweq", "awq", "os+", "aqas", "smoothquant+"] = "lae"
     alpha: float = 0.5
@@ -80,11 +75,6 @@ class Equalize(Pass):
     select: Literal["planned", "all"] = "planned"
     edges: tuple[Kind, ...] = ("norm", "up-down", "v-o")
     normalize: bool = False
-    bits: Literal[4, 8] = 4
-    """Of a search, as the two below: the weights' format, which should be that of quantize-weights.
-    A layer that `allocate-bits` has given a format is rounded to that one."""
-    group_size: Literal[32, 64, 128, 256] = 128
-    symmetric: bool = True
     through_cache: bool = False
     """Also fold where it rescales the values of a KV cache; `present.*.value` outputs change."""
 
@@ -93,19 +83,17 @@ class Equalize(Pass):
             raise ValueError(f"alpha must lie in 0 .. 1, not {self.alpha}")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        linears, _ = find_linears(graph)
-        if not linears:
+        layers, _ = find_layers(graph)
+        if not layers:
             return PassResult(graph=graph, changed=False)
         if ctx.statistics is None:
             raise CalibrationError("'equalize' needs statistics; put 'calibrate' before it")
-        if self.method in _SEARCHED and ctx.stream is None:
-            raise CalibrationError(f"method '{self.method}' needs data; give --calib SRC")
         namer = ir.Namer(graph)
         statistics = ctx.statistics
         plan = dict(ctx.plan)
-        remarks: list[Remark] = []
+        remarks: list[Equalized] = []
         changed = False
-        edges = find_fold_edges(graph, linears, through_cache=self.through_cache)
+        edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
         edges = [e for e in edges if self._wanted(e, plan) and e.name in statistics.tensors]
         open_edges = [e for e in edges if e.veto is None and e.kind in self.edges]
         choices = self._choices(graph, open_edges, ctx)
@@ -116,17 +104,15 @@ class Equalize(Pass):
                 continue
             choice = next(choices)
             if choice.scale is None:
-                remarks += self._give_up(edge, choice.how, plan, choice.data)
+                remarks += self._give_up(edge, choice.how, plan, choice)
                 continue
             fold(edge, choice.scale, namer)
             statistics = statistics.scaled(edge.name, choice.scale)
             changed = True
-            data = {"method": self.method, "edge": edge.kind, **choice.data}
-            data["scale_max"] = float(choice.scale.max())
             message = f"equalized by {self.method} through {edge.kind}{choice.how}"
-            remarks += [
-                Remark(layer=r.name, applied=True, message=message, data=data) for r in edge.readers
-            ]
+            told = self._remark(edge, message, choice)
+            told = replace(told, applied=True, scale_max=float(choice.scale.max()))
+            remarks += [replace(told, layer=reader.name) for reader in edge.readers]
         if self.method in _SEARCHED:
             ctx.tick(f"searching scales ({self.method})", len(open_edges), len(open_edges))
         if changed:
@@ -143,23 +129,36 @@ class Equalize(Pass):
         self,
         edge: FoldEdge,
         reason: str,
-        plan: dict[str, ActivationPlan],
-        more: Mapping[str, Any] | None = None,
-    ) -> list[Remark]:
+        plan: dict[str, LayerPlan],
+        choice: _Choice | None = None,
+    ) -> list[Equalized]:
         """Layers planned for a static scale after equalization go per token instead."""
-        remarks: list[Remark] = []
+        remarks: list[Equalized] = []
+        told = self._remark(edge, f"not equalized: {reason}", choice)
         for reader in edge.readers:
-            message = f"not equalized: {reason}"
-            data: dict[str, Any] = {"edge": edge.kind, **(more or {})}
+            remark = replace(told, layer=reader.name)
             current = plan.get(reader.name)
             if current is not None and current.equalize:
-                plan[reader.name] = replace(
-                    current, granularity=Granularity.PER_TOKEN, equalize=False
-                )
-                message += "; activations per-token instead"
-                data["activation"] = Granularity.PER_TOKEN.value
-            remarks.append(Remark(layer=reader.name, applied=False, message=message, data=data))
+                instead = Granularity.PER_TOKEN
+                plan[reader.name] = replace(current, activation=instead, equalize=False)
+                message = f"{remark.message}; activations {instead.value} instead"
+                remark = replace(remark, message=message, activation=instead)
+            remarks.append(remark)
         return remarks
+
+    def _remark(self, edge: FoldEdge, message: str, choice: _Choice | None) -> Equalized:
+        """On an edge, for its readers to be named, as long as nothing has been done."""
+        chosen = choice or _Choice(None)
+        return Equalized(
+            layer=edge.name,
+            applied=False,
+            message=message,
+            method=self.method,
+            edge=edge.kind,
+            chosen=chosen.chosen,
+            error_before=chosen.errors[0],
+            error_after=chosen.errors[1],
+        )
 
     def _choices(
         self, graph: gs.Graph, edges: Sequence[FoldEdge], ctx: PassContext
@@ -183,9 +182,8 @@ class Equalize(Pass):
         self, graph: gs.Graph, edges: Sequence[FoldEdge], ctx: PassContext
     ) -> Iterator[Any]:
         """A sample of each edge's X in turn, unscaled."""
-        assert ctx.stream is not None  # checked by `run`
         # Folds leave activations of other edges as they are: the graph before them gives them all.
-        values = ctx.stream(graph.copy(), [edge.name for edge in edges])
+        values = ctx.data.stream(graph.copy(), [edge.name for edge in edges])
         for index in range(len(edges)):
             ctx.tick(f"searching scales ({self.method})", index, len(edges))
             yield scale_search.sampled(next(values))
@@ -224,15 +222,12 @@ class Equalize(Pass):
     def _errors(
         self, edge: FoldEdge, x: Any, candidates: Sequence[Candidate], plan: Plan
     ) -> list[float]:
-        # Layers that read one activation are planned alike; only heads are given no format.
+        # Layers that read one activation are planned alike.
         planned = [plan[reader.name] for reader in edge.readers if reader.name in plan]
-        usual = WeightFormat(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
-        form = next((each.weight for each in planned if each.weight), usual)
+        forms = [each.weight for each in planned if each.weight is not None]
         rounding = Rounding(
-            bits=form.bits,
-            group_size=form.group_size,
-            symmetric=form.symmetric,
-            activations="none" if self.method == "awq" else planned[0].granularity.value,
+            weights=next(iter(forms), None),
+            activations=Granularity.NONE if self.method == "awq" else planned[0].activation,
         )
         scales = [candidate.scale for candidate in candidates]
         return output_errors(x, _weights(edge), scales, rounding)
@@ -241,11 +236,12 @@ class Equalize(Pass):
         self, candidates: Sequence[Candidate], errors: Sequence[float], index: int
     ) -> _Choice:
         before, after = errors[0], errors[index]
-        data = {"chosen": candidates[index].label, "error_before": before, "error_after": after}
+        label, errors = candidates[index].label, (before, after)
         if index == 0:
-            return _Choice(None, f"no scale gives less than its output error of {before:.4f}", data)
-        how = f", {candidates[index].label}: output error {before:.4f} -> {after:.4f}"
-        return _Choice(candidates[index].scale, how, data)
+            how = f"no scale gives less than its output error of {before:.4f}"
+            return _Choice(None, how, label, errors)
+        how = f", {label}: output error {before:.4f} -> {after:.4f}"
+        return _Choice(candidates[index].scale, how, label, errors)
 
     def _shared(
         self,
@@ -275,8 +271,8 @@ class Equalize(Pass):
 
 def _weights(edge: FoldEdge) -> list[Any]:
     """The weights of an edge's layers, float32 [K, N] each, shared ones once."""
-    weights = {id(reader.weight): reader.weight for reader in edge.readers}.values()
-    return [np.asarray(ir.array(weight), np.float32) for weight in weights]
+    readers = {id(reader.weight): reader for reader in edge.readers}.values()
+    return [np.asarray(reader.matrix(), np.float32) for reader in readers]
 
 
 def _reach(edge: FoldEdge) -> Any:

@@ -19,9 +19,9 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
-from qcompiler.analysis.linears import find_linears
-from qcompiler.errors import CalibrationError
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.analysis.layers import find_layers
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +31,18 @@ class FoldNorm(Pass):
     name: ClassVar[str] = "fold-norm"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED, Fact.WEIGHTS_QUANTIZED})
 
     subtracting_mean: bool = True
     """Also norms that subtract the mean, whose residual stream `rotate` leaves as it is: there
     nothing spreads what the fold puts into the weights."""
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        linears, _ = find_linears(graph)
+        layers, _ = find_layers(graph)
         namer = ir.Namer(graph)
-        remarks: list[Remark] = []
+        remarks: list[Folded] = []
         changed = False
-        for edge in find_fold_edges(graph, linears):
+        for edge in find_fold_edges(graph, layers):
             if edge.kind != "norm":
                 continue
             reason = edge.veto
@@ -57,16 +58,11 @@ class FoldNorm(Pass):
             if reason is not None:
                 message = f"norm not folded: {reason}"
                 remarks += [
-                    Remark(layer=r.name, applied=False, message=message) for r in edge.readers
+                    Folded(layer=r.name, applied=False, message=message) for r in edge.readers
                 ]
                 continue
-            if ctx.statistics is not None:
-                raise CalibrationError(
-                    f"folding the norm before '{edge.readers[0].name}' changes activations that "
-                    "were measured; put 'fold-norm' before 'calibrate'"
-                )
             message = _fold(edge, namer)
-            remarks += [Remark(layer=r.name, applied=True, message=message) for r in edge.readers]
+            remarks += [Folded(layer=r.name, message=message) for r in edge.readers]
             changed = True
         if changed:
             ir.remove_dead(graph)
@@ -84,7 +80,7 @@ def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:
 
 
 def _takes_bias(edge: FoldEdge) -> bool:
-    return all(reader.bias_node is not None for reader in edge.readers)
+    return all(reader.bias_place is not None for reader in edge.readers)
 
 
 def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
@@ -103,11 +99,11 @@ def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
     for reader in edge.readers:
         old = reader.weight
         if id(old) not in scaled:
-            values = ir.array(old)
+            values = reader.matrix()
             # The norm multiplied in the weight's type or wider: float32 loses nothing.
             product = np.asarray(values, np.float32) * weight.reshape(-1, 1).astype(np.float32)
             scaled[id(old)] = ir.constant(namer(f"{old.name}_scaled"), product.astype(values.dtype))
-        reader.node.inputs[1] = scaled[id(old)]
+        reader.put(scaled[id(old)])
     for absorber, values in zip(edge.absorbers, (np.ones_like(weight), bias), strict=False):
         old = absorber.node.inputs[absorber.input]
         made = np.asarray(values).astype(ir.array(old).dtype)
@@ -118,11 +114,12 @@ def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
 def _shift_readers(edge: FoldEdge, bias: Any, namer: ir.Namer) -> None:
     """Add what the norm's bias gives behind each reader, b·W, to the reader's own bias."""
     for reader in edge.readers:
-        node, old = reader.bias_node, reader.bias
-        if node is None or old is None:
+        place = reader.bias_place
+        if place is None:
             continue
+        node, position = place
+        old = node.inputs[position]
         values = ir.array(old)
-        shift = bias @ np.asarray(ir.array(reader.weight), np.float64)
+        shift = bias @ np.asarray(reader.matrix(), np.float64)
         moved = (values.astype(np.float64) + shift).astype(values.dtype)
-        made = ir.constant(namer(f"{old.name}_shifted"), moved)
-        ir.rewire_input(node, old, made)
+        node.inputs[position] = ir.constant(namer(f"{old.name}_shifted"), moved)

@@ -19,7 +19,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone
 
 HALF = np.dtype(np.float16)
 FLOAT = np.dtype(np.float32)
@@ -41,9 +42,9 @@ _NORM = _Typed(outputs=(0,))
 
 _ALWAYS: dict[tuple[str, str], _Typed] = {
     **{
-        (ops.DOMAIN, f"MatMulW{bits}A8{form}"): _MATMUL
-        for bits in (4, 8)
-        for form in ("", "Static")
+        (ops.DOMAIN, ops.matmul_op(bits, static=static)): _MATMUL
+        for bits in ops.WIDTHS
+        for static in (False, True)
     },
     (ops.CONTRIB_DOMAIN, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),
     (ops.CONTRIB_DOMAIN, ATTENTION): _Typed(inputs=(0, 1, 2, 3, 4, 7, 8)),
@@ -82,13 +83,12 @@ class HalfPrecision(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         graph.toposort()
         converter = _Converter(graph)
-        remarks: list[Remark] = []
+        remarks: list[LeftAlone] = []
         for node in list(graph.nodes):
             reason = converter.visit(node)
             if reason is not None and node.op == ATTENTION:
                 message = f"attention left in float32, which ONNX Runtime runs on the CPU: {reason}"
-                data = {"kind": "other"}
-                remarks.append(Remark(layer=node.name, applied=False, message=message, data=data))
+                remarks.append(LeftAlone(layer=node.name, message=message))
         if converter.changed:
             converter.widen()
             ir.remove_dead(graph)

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone, Lowered, Remark
 
 OP = "GroupQueryAttention"
 HEAD_STEP = 16
@@ -56,11 +57,10 @@ class LowerAttention(Pass):
             name, reason = node.name, _veto(node)
             if reason is None:
                 _lower(graph, node, namer)
-                message, data = OP, {"kind": "other", "op": OP}
+                remarks.append(Lowered(layer=name, message=OP, op=OP))
             else:
-                message, data = f"attention left to ONNX Runtime: {reason}", {"kind": "other"}
-            remark = Remark(layer=name, applied=reason is None, message=message, data=data)
-            remarks.append(remark)
+                message = f"attention left to ONNX Runtime: {reason}"
+                remarks.append(LeftAlone(layer=name, message=message))
         changed = any(remark.applied for remark in remarks)
         if changed:
             ir.remove_dead(graph)

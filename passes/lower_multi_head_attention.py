@@ -20,7 +20,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir, ops
 from qcompiler.ir.matcher import Match, Op, Pattern, const, either, find, op, var
 from qcompiler.passes.lower_attention import HEAD_STEP
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone, Lowered, Remark
 
 OP = "MultiHeadAttention"
 
@@ -81,9 +82,10 @@ class LowerMultiHeadAttention(Pass):
             name, reason = found.node("product").name, _veto(found)
             if reason is None:
                 _lower(graph, found, name, namer)
-            message = OP if reason is None else f"attention left to ONNX Runtime: {reason}"
-            data = {"kind": "other"} | ({"op": OP} if reason is None else {})
-            remarks.append(Remark(layer=name, applied=reason is None, message=message, data=data))
+                remarks.append(Lowered(layer=name, message=OP, op=OP))
+            else:
+                message = f"attention left to ONNX Runtime: {reason}"
+                remarks.append(LeftAlone(layer=name, message=message))
         changed = any(remark.applied for remark in remarks)
         if changed:
             ir.remove_dead(graph)

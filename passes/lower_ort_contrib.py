@@ -18,11 +18,23 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir, ops
-from qcompiler.analysis.qdq import TableDq, WeightDq, activation_qdq, table_dq, weight_dq
-from qcompiler.ir.matcher import Match, match
+from qcompiler.analysis.activation_qdq import activation_qdq
+from qcompiler.analysis.qdq import (
+    QuantizedLayer,
+    TableDq,
+    TableRows,
+    quantized_layers,
+    table_dq,
+    table_rows,
+)
+from qcompiler.formats import Granularity, WeightFormat
+from qcompiler.numerics.nbits import pack
 from qcompiler.numerics.rounding import QuantizedWeight
-from qcompiler.passes.lower_ort_custom import TABLE_ROWS
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone, Lowered, Remark
+
+_Packed = dict[int, tuple[list[gs.Constant], QuantizedWeight]]
+"""Inputs of MatMulNBits, and the weight they were packed from, by the codes in the graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,30 +45,26 @@ class LowerOrtContrib(Pass):
     numerics: ClassVar[Numerics] = Numerics.LOSSY
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
+    revokes: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED, Fact.QDQ})
 
     accuracy_level: int = 4
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         remarks: list[Remark] = []
-        packed: dict[int, tuple[list[gs.Constant], QuantizedWeight]] = {}
-        nodes = list(graph.nodes)
-        for index, node in enumerate(nodes):
-            ctx.tick("packing", index, len(nodes))
-            weight = None
-            if node.op == "MatMul" and not node.domain:
-                weight = weight_dq(node.inputs[1])
-            if weight is not None:
-                remarks.append(self._lower(graph, node, weight, namer, packed))
+        packed: _Packed = {}
+        nodes, layers = list(graph.nodes), quantized_layers(graph)
+        for index, found in enumerate(layers):
+            ctx.tick("packing", index, len(layers))
+            remarks.append(self._lower(graph, found, namer, packed))
         changed = bool(packed)
         for node in nodes:
-            found = match(TABLE_ROWS, node) if node.op == "DequantizeLinear" else None
-            if isinstance(found, Match):
-                remarks.append(_share_table(graph, found, packed, namer))
-            elif (table := table_dq(node)) is not None and table.dequantized.bits == 4:
+            if (rows := table_rows(node)) is not None:
+                remarks.append(_share_table(graph, rows, packed, namer))
+            elif (table := table_dq(node)) is not None and table.dequantized.form.narrow:
                 remarks.append(_unpack_rows(graph, node, table, packed, namer))
                 changed = True
-        ctx.tick("packing", len(nodes), len(nodes))
+        ctx.tick("packing", len(layers), len(layers))
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
@@ -64,13 +72,12 @@ class LowerOrtContrib(Pass):
     def _lower(
         self,
         graph: gs.Graph,
-        node: gs.Node,
-        weight: WeightDq,
+        found: QuantizedLayer,
         namer: ir.Namer,
-        packed: dict[int, tuple[list[gs.Constant], QuantizedWeight]],
+        packed: _Packed,
     ) -> Remark:
+        node, weight = found.layer.node, found.weight
         rows, columns = weight.shape
-        size = weight.group_size
         if id(weight.codes) not in packed:
             loaded = weight.load()
             constants = [
@@ -78,8 +85,8 @@ class LowerOrtContrib(Pass):
                 for suffix, values in zip(("B", "scales", "zeros"), pack(loaded), strict=False)
             ]
             packed[id(weight.codes)] = (constants, loaded)
-        activation = activation_qdq(node.inputs[0])
-        x = node.inputs[0] if activation is None else activation.x
+        activation = activation_qdq(found.layer.x)
+        x = found.layer.x if activation is None else activation.x
         output, name = node.outputs[0], node.name
         node.inputs.clear()
         node.outputs.clear()
@@ -87,8 +94,8 @@ class LowerOrtContrib(Pass):
         attrs: dict[str, Any] = {
             "K": rows,
             "N": columns,
-            "bits": weight.bits,
-            "block_size": size,
+            "bits": weight.form.bits,
+            "block_size": weight.form.group_size,
             "accuracy_level": self.accuracy_level,
         }
         ir.add_node(
@@ -100,87 +107,51 @@ class LowerOrtContrib(Pass):
             attrs=attrs,
             domain=ops.CONTRIB_DOMAIN,
         )
-        return Remark(
+        return Lowered(
             layer=name,
-            applied=True,
             message="MatMulNBits; ONNX Runtime quantizes its input per block",
-            data={"op": "MatMulNBits", "activation": "per-group"},
+            op="MatMulNBits",
+            activation=Granularity.PER_GROUP,
         )
-
-
-def pack(weight: QuantizedWeight) -> list[NDArray[Any]]:
-    """B [N, G, group·bits/8], scales float32 [N, G] and, where asymmetric, zero points.
-
-    Codes lie along K with the even one in the low nibble; rows past K hold the zero point, so
-    that they decode to 0.
-    """
-    rows, columns = weight.codes.shape
-    size, middle = weight.group_size, 1 << (weight.bits - 1)
-    groups = -(-rows // size)
-    codes = np.full((groups * size, columns), middle, np.uint8)
-    codes[:rows] = weight.codes
-    if weight.zero_points is not None and groups * size != rows:
-        codes[rows:] = weight.zero_points[-1]
-    by_column = np.ascontiguousarray(codes.T).reshape(columns, groups, size)
-    scales = np.ascontiguousarray(weight.scales.T.astype(np.float32))
-    arrays = [_nibbles(by_column) if weight.bits == 4 else by_column, scales]
-    if weight.zero_points is not None:
-        zeros = np.ascontiguousarray(weight.zero_points.T)
-        if weight.bits == 4:
-            if groups % 2:
-                zeros = np.pad(zeros, ((0, 0), (0, 1)), constant_values=middle)
-            zeros = _nibbles(zeros)
-        arrays.append(zeros)
-    return arrays
-
-
-def _nibbles(codes: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4)))
 
 
 def _share_table(
     graph: gs.Graph,
-    found: Match,
-    packed: dict[int, tuple[list[gs.Constant], QuantizedWeight]],
+    found: TableRows,
+    packed: _Packed,
     namer: ir.Namer,
 ) -> Remark:
     """Read an 8-bit table tied to the head from the head's own bytes."""
-    node = found.root
-    layer = node.name
-    if id(found["codes"]) not in packed:
-        return Remark(
-            layer=layer, applied=True, message="Gather, then dequantize", data={"op": "Gather"}
-        )
-    (codes, scales, *_), weight = packed[id(found["codes"])]
+    layer = found.node.name
+    if id(found.codes) not in packed:
+        return Lowered(layer=layer, message="Gather, then dequantize", op="Gather")
+    (codes, scales, *_), weight = packed[id(found.codes)]
     rows, columns = weight.codes.shape
-    if rows % weight.group_size:
-        return Remark(
+    if rows % weight.form.group_size:
+        return LeftAlone(
             layer=layer,
-            applied=False,
             message=f"not shared with the head: {rows} channels are no multiple of the group",
         )
-    look_up = _LookUp(graph, node, found["ids"], namer)
-    zeros = np.full((columns, rows // weight.group_size), 128, np.uint8)
+    look_up = _LookUp(graph, found.node, found.ids, namer)
+    zeros = np.full((columns, rows // weight.form.group_size), weight.form.middle, np.uint8)
     flat = look_up.reshaped(codes, "table", [columns, rows])
     look_up.dequantize(
         look_up.rows(flat, "codes"),
         look_up.rows(scales, "scales"),
         look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
-        weight.group_size,
+        weight.form.group_size,
     )
-    return Remark(
-        layer=layer, applied=True, message="Gather from the head's table", data={"op": "Gather"}
-    )
+    return Lowered(layer=layer, message="Gather from the head's table", op="Gather")
 
 
 def _unpack_rows(
     graph: gs.Graph,
     node: gs.Node,
     table: TableDq,
-    packed: dict[int, tuple[list[gs.Constant], QuantizedWeight]],
+    packed: _Packed,
     namer: ir.Namer,
 ) -> Remark:
-    """Look up packed 4-bit rows, the head's own where it has them, and unpack those."""
+    """Look up packed narrow rows, the head's own where it has them, and unpack those."""
     layer, source = node.name, table.dequantized.codes
     shared = id(source) in packed
     if shared:
@@ -193,19 +164,19 @@ def _unpack_rows(
         )
     rows, columns = weight.codes.shape
     groups, width = codes.shape[1], codes.shape[1] * codes.shape[2]
-    zeros = np.full((columns, groups), 8, np.uint8)
+    zeros = np.full((columns, groups), weight.form.middle, np.uint8)
     if weight.zero_points is not None:
         zeros = np.ascontiguousarray(weight.zero_points.T)
     look_up = _LookUp(graph, node, node.inputs[1], namer)
     pairs = look_up.rows(look_up.reshaped(codes, "table", [columns, width]), "pairs")
     look_up.dequantize(
-        look_up.unpacked(pairs, width, rows),
+        look_up.unpacked(pairs, width, rows, weight.form),
         look_up.rows(scales, "scales"),
         look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
-        weight.group_size,
+        weight.form.group_size,
     )
     message = "Gather from the head's table, then unpack" if shared else "Gather, then unpack"
-    return Remark(layer=layer, applied=True, message=message, data={"op": "Gather"})
+    return Lowered(layer=layer, message=message, op="Gather")
 
 
 class _LookUp:
@@ -244,10 +215,12 @@ class _LookUp:
         shape = self._rows_of(int(table.shape[1]))
         return self._node("Gather", suffix, [table, self._ids], shape, table.dtype, axis=0)
 
-    def unpacked(self, pairs: gs.Variable, width: int, channels: int) -> gs.Variable:
-        """The nibbles of `width` bytes, low ones first, without those beyond `channels`."""
-        low_bits = self._constant("low_bits", np.asarray(15, np.uint8))
-        four = self._constant("four", np.asarray(4, np.uint8))
+    def unpacked(
+        self, pairs: gs.Variable, width: int, channels: int, form: WeightFormat
+    ) -> gs.Variable:
+        """The pairs of codes in `width` bytes, low ones first, without those beyond `channels`."""
+        low_bits = self._constant("low_bits", np.asarray(form.top, np.uint8))
+        four = self._constant("four", np.asarray(form.bits, np.uint8))
         last = self._constant("last", np.asarray([-1], np.int64))
         apart = self._rows_of(width, 1)
         low = self._node("BitwiseAnd", "low", [pairs, low_bits], pairs.shape, np.uint8)

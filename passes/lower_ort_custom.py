@@ -15,40 +15,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
-from qcompiler.analysis.linears import Linear, bias_of
+from qcompiler.analysis.activation_qdq import ActivationQdq, activation_qdq
 from qcompiler.analysis.qdq import (
-    ActivationQdq,
+    QuantizedLayer,
     TableDq,
-    WeightDq,
-    activation_qdq,
+    TableRows,
+    quantized_layer,
     table_dq,
-    weight_dq,
+    table_rows,
 )
-from qcompiler.ir.matcher import Match, const, either, match, op, var
+from qcompiler.formats import GROUP_SIZES, Granularity, WeightFormat
 from qcompiler.numerics.packing import PackedMatrix
 from qcompiler.numerics.rounding import QuantizedWeight
-from qcompiler.passmanager import (
-    Fact,
-    Granularity,
-    Numerics,
-    Pass,
-    PassContext,
-    PassResult,
-    Remark,
-)
-
-GROUP_SIZES = (32, 64, 128, 256)
-
-TABLE_ROWS = op(
-    "DequantizeLinear",
-    op("Gather", either(op("Transpose", const("codes")), const("codes")), var("ids")),
-    op("Gather", either(op("Transpose", const("scales")), const("scales")), var("ids")),
-)
-"""Rows of an 8-bit table, dequantized after the look-up."""
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone, Lowered, Remark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +42,7 @@ class LowerOrtCustom(Pass):
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
+    revokes: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED, Fact.QDQ})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         packer = _Packer(ir.Namer(graph))
@@ -67,18 +51,12 @@ class LowerOrtCustom(Pass):
         changed = False
         for index, node in enumerate(nodes):
             ctx.tick("packing", index, len(nodes))
-            if node.op == "MatMul" and not node.domain:
-                weight = weight_dq(node.inputs[1])
-                if weight is None:
-                    continue
-                remark = _lower_linear(graph, node, weight, packer)
-            elif node.op == "DequantizeLinear":
-                found = match(TABLE_ROWS, node)
-                if not isinstance(found, Match):
-                    continue
-                remark = _lower_table(graph, found, packer)
+            if (found := quantized_layer(graph, node)) is not None:
+                remark = _lower_layer(graph, found, packer)
+            elif (rows := table_rows(node)) is not None:
+                remark = _lower_rows(graph, rows, packer)
             elif (table := table_dq(node)) is not None:
-                remark = _lower_dequantized_table(graph, node, table, packer)
+                remark = _lower_table(graph, node, table, packer)
             else:
                 continue
             remarks.append(remark)
@@ -94,64 +72,66 @@ class _Packer:
 
     def __init__(self, namer: ir.Namer) -> None:
         self.namer = namer
-        self._packed: dict[int, tuple[PackedMatrix, list[gs.Constant]]] = {}
+        self._packed: dict[int, list[gs.Constant]] = {}
 
     def inputs(self, codes: gs.Constant, weight: QuantizedWeight, base: str) -> list[gs.Constant]:
         """W, scales and zero points of a weight as the ops read them."""
         if id(codes) not in self._packed:
-            packed = PackedMatrix.pack(
-                weight.codes,
-                weight.scales,
-                weight.zero_points,
-                bits=4 if weight.bits == 4 else 8,
-                group_size=weight.group_size,
-            )
-            constants = [
+            packed = PackedMatrix.pack(weight.codes, weight.scales, weight.zero_points, weight.form)
+            self._packed[id(codes)] = [
                 ir.constant(self.namer(f"{base}_packed"), packed.W),
                 ir.constant(self.namer(f"{base}_scales"), packed.scales),
                 ir.constant(self.namer(f"{base}_zeros"), packed.zero_points),
             ]
-            self._packed[id(codes)] = (packed, constants)
-        return self._packed[id(codes)][1]
+        return self._packed[id(codes)]
 
 
-def _stay(layer: str, reason: str) -> Remark:
-    return Remark(layer=layer, applied=False, message=f"kept as Q/DQ: {reason}")
+def _stay(layer: str, reason: str) -> LeftAlone:
+    return LeftAlone(layer=layer, message=f"kept as Q/DQ: {reason}")
 
 
-def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Packer) -> Remark:
-    activation = activation_qdq(node.inputs[0])
+def _refused(weight: WeightFormat) -> str | None:
+    """Why no op takes a weight, None if one does."""
+    if weight.bits not in ops.WIDTHS:
+        return f"weights of {weight.bits} bits have no kernel"
+    if weight.group_size not in GROUP_SIZES:
+        return f"group size {weight.group_size} has no kernel"
+    return None
+
+
+def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Remark:
+    layer, weight = found.layer, found.weight
+    node, form = layer.node, weight.form
+    activation = activation_qdq(layer.x)
     if activation is None:
         return _stay(node.name, "its activations are not quantized, and the ops need int8")
-    if weight.group_size not in GROUP_SIZES:
-        return _stay(node.name, f"group size {weight.group_size} has no kernel")
-    if activation.granularity is Granularity.PER_GROUP and activation.block != weight.group_size:
+    if (reason := _refused(form)) is not None:
+        return _stay(node.name, reason)
+    if activation.granularity is Granularity.PER_GROUP and activation.block != form.group_size:
         return _stay(node.name, "activation and weight groups differ")
     rows, columns = weight.shape
-    layer = Linear(node, bias_of(graph, node))
-    bias = np.zeros(1, np.float32)
-    if layer.bias is not None:
-        bias = np.asarray(ir.array(layer.bias), np.float32)
+    shift = layer.shift()
+    bias = np.zeros(1, np.float32) if shift is None else np.asarray(shift, np.float32)
     splits, outputs, split_node = [columns, 0, 0], [layer.output], None
-    found = _split(graph, layer.output, columns)
-    if found is not None:
-        split_node, splits = found
+    behind = _split(graph, layer.output, columns)
+    if behind is not None:
+        split_node, splits = behind
         outputs = list(split_node.outputs)
     attrs: dict[str, Any] = {
         "K": rows,
         "N": columns,
         "splits": splits,
-        "group_size": weight.group_size,
+        "group_size": form.group_size,
         "layout": ops.LAYOUT,
     }
-    op_type = f"MatMulW{weight.bits}A8"
+    static = activation.granularity is Granularity.PER_TENSOR
+    op_type = ops.matmul_op(form.bits, static=static)
     inputs: list[Any] = [
         activation.x,
         *packer.inputs(weight.codes, weight.load(), node.name),
         ir.constant(packer.namer(f"{node.name}_bias"), bias),
     ]
-    if activation.granularity is Granularity.PER_TENSOR:
-        op_type += "Static"
+    if static:
         inputs.append(_static_scale(activation, node, packer))
     else:
         attrs["activation_block"] = _block(activation, rows)
@@ -162,7 +142,7 @@ def _lower_linear(graph: gs.Graph, node: gs.Node, weight: WeightDq, packer: _Pac
     name, node.name = node.name, packer.namer(f"{node.name}_float")
     outputs += [gs.Variable.empty()] * (3 - len(outputs))
     ir.add_node(graph, op_type, name, inputs, outputs, attrs=attrs, domain=ops.DOMAIN)
-    return Remark(layer=name, applied=True, message=op_type, data={"op": op_type})
+    return Lowered(layer=name, message=op_type, op=op_type)
 
 
 def _block(activation: ActivationQdq, channels: int) -> int:
@@ -192,35 +172,21 @@ def _split(graph: gs.Graph, tensor: Any, columns: int) -> tuple[gs.Node, list[in
     return node, sizes + [0] * (3 - len(sizes))
 
 
-def _lower_table(graph: gs.Graph, found: Match, packer: _Packer) -> Remark:
-    node = found.root
-    codes, scales = found["codes"], found["scales"]
-    transposed = any(each.op == "Transpose" for each in found.nodes)
-    group_size = int(node.attrs.get("block_size", 0))
-    if ir.elem_type(codes) != onnx.TensorProto.INT8 or group_size not in GROUP_SIZES:
-        return _stay(node.name, "only symmetric 8-bit tables have a kernel")
-    if len(codes.shape) != 2:
+def _lower_rows(graph: gs.Graph, rows: TableRows, packer: _Packer) -> Remark:
+    node = rows.node
+    if len(rows.codes.shape) != 2:
         return _stay(node.name, "the table is not two-dimensional")
-    values, steps = ir.array(codes), ir.array(scales)
-    if not transposed:
-        values, steps = values.T, steps.T
-    weight = QuantizedWeight(
-        (values.astype(np.int16) + 128).astype(np.uint8),
-        steps.astype(np.float16),
-        None,
-        8,
-        group_size,
-    )
-    return _look_up(graph, node, found["ids"], codes, weight, packer)
+    weight = rows.load()
+    if weight is None:
+        return _stay(node.name, "only symmetric 8-bit tables have a kernel")
+    return _look_up(graph, node, rows.ids, rows.codes, weight, packer)
 
 
-def _lower_dequantized_table(
-    graph: gs.Graph, node: gs.Node, table: TableDq, packer: _Packer
-) -> Remark:
-    group_size = table.dequantized.group_size
-    if group_size not in GROUP_SIZES:
-        return _stay(node.name, f"group size {group_size} has no kernel")
-    return _look_up(graph, node, node.inputs[1], table.dequantized.codes, table.load(), packer)
+def _lower_table(graph: gs.Graph, node: gs.Node, table: TableDq, packer: _Packer) -> Remark:
+    weight = table.dequantized
+    if (reason := _refused(weight.form)) is not None:
+        return _stay(node.name, reason)
+    return _look_up(graph, node, node.inputs[1], weight.codes, table.load(), packer)
 
 
 def _look_up(
@@ -238,7 +204,8 @@ def _look_up(
     node.inputs.clear()
     node.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
-    op_type = f"GatherW{weight.bits}"
-    attrs = {"K": rows, "N": columns, "group_size": weight.group_size, "layout": ops.LAYOUT}
+    op_type = ops.gather_op(weight.form.bits)
+    size = weight.form.group_size
+    attrs = {"K": rows, "N": columns, "group_size": size, "layout": ops.LAYOUT}
     ir.add_node(graph, op_type, name, inputs, [output], attrs=attrs, domain=ops.DOMAIN)
-    return Remark(layer=name, applied=True, message=op_type, data={"op": op_type})
+    return Lowered(layer=name, message=op_type, op=op_type)

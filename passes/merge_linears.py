@@ -15,19 +15,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, bias_of
-from qcompiler.analysis.qdq import WeightDq, insert_weight_dq, weight_dq
-from qcompiler.numerics.rounding import QuantizedWeight
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.analysis.qdq import QuantizedLayer, insert_weight_dq, quantized_layers
+from qcompiler.numerics.rounding import joined
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Merged
 
 MOST = 3
 """The ops have three outputs."""
-
-
-@dataclass(frozen=True)
-class _Member:
-    layer: Linear
-    weight: WeightDq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +31,11 @@ class MergeLinears(Pass):
     name: ClassVar[str] = "merge-linears"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
+    revokes: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_PLANNED, Fact.PLANNED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
-        remarks: list[Remark] = []
+        remarks: list[Merged] = []
         for members in _siblings(graph):
             for start in range(0, len(members), MOST):
                 part = members[start : start + MOST]
@@ -51,42 +46,25 @@ class MergeLinears(Pass):
         return PassResult(graph=graph, changed=bool(remarks), remarks=tuple(remarks))
 
 
-def _siblings(graph: gs.Graph) -> list[list[_Member]]:
-    """Layers by the activation they read and the scheme of their weights."""
-    groups: dict[tuple[Any, ...], list[_Member]] = {}
-    for node in graph.nodes:
-        if node.op != "MatMul" or node.domain:
-            continue
-        weight = weight_dq(node.inputs[1])
-        if weight is None or len(ir.consumers(weight.node.outputs[0])) != 1:
+def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
+    """Layers by the activation they read and the format of their weights."""
+    groups: dict[tuple[Any, ...], list[QuantizedLayer]] = {}
+    for found in quantized_layers(graph):
+        weight = found.weight
+        if len(ir.consumers(weight.node.outputs[0])) != 1:
             continue
         if len(ir.consumers(weight.codes)) != 1:  # a table tied to the embedding stays as it is
             continue
-        key = (
-            id(node.inputs[0]),
-            weight.bits,
-            weight.group_size,
-            weight.symmetric,
-        )
-        groups.setdefault(key, []).append(_Member(Linear(node, bias_of(graph, node)), weight))
+        groups.setdefault((id(found.layer.x), weight.form), []).append(found)
     return [members for members in groups.values() if len(members) > 1]
 
 
-def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Remark]:
-    first = members[0]
-    parts = [member.weight.load() for member in members]
-    sizes = [part.codes.shape[1] for part in parts]
-    zeros = [part.zero_points for part in parts if part.zero_points is not None]
-    merged = QuantizedWeight(
-        np.concatenate([part.codes for part in parts], axis=1),
-        np.concatenate([part.scales for part in parts], axis=1),
-        np.concatenate(zeros, axis=1) if zeros else None,
-        first.weight.bits,
-        first.weight.group_size,
-    )
-    names = [member.layer.name for member in members]
+def _merge(graph: gs.Graph, members: list[QuantizedLayer], namer: ir.Namer) -> list[Merged]:
+    merged = joined([member.weight.load() for member in members])
+    sizes = [member.weight.shape[1] for member in members]
+    names = [member.name for member in members]
     name = namer("+".join(names))
-    x = first.layer.x
+    x = members[0].layer.x
     total = sum(sizes)
     lead = None if x.shape is None else list(x.shape)[:-1]
 
@@ -95,20 +73,20 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
         return gs.Variable(namer(f"{name}_{suffix}"), np.dtype(np.float32), shape)
 
     outputs = [member.layer.output for member in members]
-    biases = [member.layer.bias for member in members]
+    shifts = [member.layer.shift() for member in members]
     for member in members:
         for node in (member.layer.node, member.layer.bias_node):
             if node is not None:
                 node.inputs.clear()
                 node.outputs.clear()
-        member.layer.node.name = namer(f"{member.layer.name}_merged")
+        member.layer.node.name = namer(f"{member.name}_merged")
     product = variable("product")
     weight = insert_weight_dq(graph, merged, name, namer)
     ir.add_node(graph, "MatMul", name, [x, weight], [product])
-    if any(bias is not None for bias in biases):
+    if any(shift is not None for shift in shifts):
         values = [
-            np.zeros(size, np.float32) if bias is None else np.asarray(ir.array(bias), np.float32)
-            for size, bias in zip(sizes, biases, strict=True)
+            np.zeros(size, np.float32) if shift is None else np.asarray(shift, np.float32)
+            for size, shift in zip(sizes, shifts, strict=True)
         ]
         bias = ir.constant(namer(f"{name}_bias"), np.concatenate(values))
         shifted = variable("biased")
@@ -118,8 +96,5 @@ def _merge(graph: gs.Graph, members: list[_Member], namer: ir.Namer) -> list[Rem
     ir.add_node(
         graph, "Split", namer(f"{name}/Split"), [product, split], outputs, attrs={"axis": -1}
     )
-    data = {"merged": names, "merged_into": name}
-    return [
-        Remark(layer=each, applied=True, message=f"one node with {len(names) - 1} more", data=data)
-        for each in names
-    ]
+    message = f"one node with {len(names) - 1} more"
+    return [Merged(layer=each, message=message, members=tuple(names), into=name) for each in names]

@@ -15,9 +15,7 @@ not know: until a target lowers them, they are dequantized before the look-up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,21 +23,16 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_linears, find_tables
+from qcompiler.analysis.layers import Layer, find_layers
 from qcompiler.analysis.qdq import insert_dq, weight_constants
+from qcompiler.analysis.rounded import described
+from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import CalibrationError
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.gptq import Moments, gptq, improved, moments
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
-from qcompiler.passes.quantize_weights import better_rounded, describe, fallen_back
-from qcompiler.passmanager import (
-    Fact,
-    Numerics,
-    Pass,
-    PassContext,
-    PassResult,
-    Remark,
-    excluding_pattern,
-)
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Remark, Rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,124 +41,91 @@ class QuantizeEmbedding(Pass):
 
     name: ClassVar[str] = "quantize-embedding"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL, Fact.WEIGHTS_PLANNED})
+    forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
 
-    bits: Literal[4, 8] = 8
-    """4 where size counts most: asymmetric groups, and a head tied to the table has them too."""
-    group_size: Literal[32, 64, 128, 256] = 64
-    """64 divides the hidden size of nearly every model, which sharing with the head can need."""
     search: Search = "none"
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Of a table tied to a head."""
-    min_rows: int = 1024
-    """Tables with fewer rows (positions, token types) are left in float."""
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         remarks: list[Remark] = []
-        changed = False
-        for gather, table, transposed in find_tables(graph):
-            rows = int(table.shape[1 if transposed else 0])
-            pattern = excluding_pattern(ctx, gather.name)
-            reason = None
-            if pattern is not None:
-                reason = f"excluded by pattern '{pattern}'"
-            elif rows < self.min_rows:
-                reason = f"a small table ({rows} rows), kept in float"
-            elif ir.tensor_rank(gather.outputs[0]) == 1:  # ORT blocks no vectors
-                reason = "it looks up a single row, kept in float"
-            if reason is not None:
-                data = {"kind": "embedding"}
-                remarks.append(Remark(layer=gather.name, applied=False, message=reason, data=data))
-                continue
-            remarks += self._rewrite(graph, gather, table, transposed, ctx, namer)
-            changed = True
-        if changed:
+        for table in find_tables(graph):
+            form = ctx.plan[table.name].weight if table.name in ctx.plan else None
+            if form is not None:
+                remarks += self._rewrite(graph, table, form, ctx, namer)
+        if remarks:
             ir.remove_dead(graph)
-        return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+        return PassResult(graph=graph, changed=bool(remarks), remarks=tuple(remarks))
 
     def _rewrite(
-        self,
-        graph: gs.Graph,
-        gather: gs.Node,
-        table: Any,
-        transposed: bool,
-        ctx: PassContext,
-        namer: ir.Namer,
+        self, graph: gs.Graph, table: Table, form: WeightFormat, ctx: PassContext, namer: ir.Namer
     ) -> list[Remark]:
-        stored = np.asarray(ir.array(table), np.float32)
-        weight = stored if transposed else stored.T
-        linears = [
-            linear
-            for linear in find_linears(graph)[0]
-            if linear.weight is table and linear.name in ctx.plan
+        weight, base = table.matrix(), str(table.constant.name)
+        heads = [
+            layer
+            for layer in find_layers(graph)[0]
+            if table.ties and layer.weight is table.constant and layer.name in ctx.plan
         ]
-        same_type = ir.elem_type(table) == onnx.TensorProto.FLOAT
-        tied = bool(transposed and linears and same_type)
-        found = self._moments(graph, linears[0], ctx) if tied else None
-        quantized, judged = self._rounded(weight, found)
-        base = str(table.name)
+        found = self._moments(graph, heads[0], ctx) if heads else None
+        quantized, judged = self._rounded(weight, form, found)
         constants = weight_constants(quantized, base, namer)
-        if not transposed:
+        if not table.transposed:
             constants = [
                 ir.constant(each.name, np.ascontiguousarray(ir.array(each).T)) for each in constants
             ]
         dequantized = None
-        if tied or self.bits == 4:
-            axis = 0 if transposed else 1
-            dequantized = insert_dq(graph, constants, self.group_size, base, namer, axis)
-        data = describe(quantized, weight, table, kind="embedding")
-        message = f"int{self.bits} table"
-        remarks = [
-            Remark(layer=gather.name, applied=True, message=message, data=data | {"tied": tied})
-        ]
-        if tied:
-            shared = data | {"kind": "linear", "tied": True, "bytes_before": 0, "bytes_after": 0}
-            symmetry = "symmetric" if quantized.zero_points is None else "asymmetric"
-            for linear in linears:
-                linear.node.inputs[1] = dequantized
-                message = f"int{self.bits} {symmetry}, group {self.group_size}"
-                message += f", tied to '{gather.name}'"
-                remark = Remark(layer=linear.name, applied=True, message=message, data=shared)
-                remarks.append(judged(remark))
-        if self.bits == 4:
-            self._look_up_after(graph, gather, dequantized, transposed, namer)
+        if heads or form.narrow:
+            axis = 0 if table.transposed else 1
+            dequantized = insert_dq(graph, constants, form, base, namer, axis)
+        told = described(table.name, quantized, weight, table.constant, kind="embedding")
+        told = replace(told, message=f"int{form.bits} table", tied=bool(heads))
+        remarks: list[Remark] = [told]
+        for head in heads:
+            head.put(dequantized)
+            shared = replace(
+                told,
+                layer=head.name,
+                kind="linear",
+                message=f"{form.in_words()}, tied to '{table.name}'",
+                bytes_before=0,
+                bytes_after=0,
+            )
+            remarks.append(judged.tell(shared))
+        if form.narrow:
+            self._look_up_after(graph, table.gather, dequantized, table.transposed, namer)
         else:
-            codes, scales = constants
-            self._look_up_before(graph, gather, codes, scales, transposed, namer)
+            self._look_up_before(graph, table, form, constants, namer)
         return remarks
 
     def _rounded(
-        self, weight: Any, found: Moments | None
-    ) -> tuple[QuantizedWeight, Callable[[Remark], Remark]]:
+        self, weight: Any, form: WeightFormat, found: Moments | None
+    ) -> tuple[QuantizedWeight, _Judgement]:
         """A table as [K, N], and what to say of a head that has it too."""
         nearest = quantize_weight(
             weight,
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.bits == 8,
+            form,
             search=self.search,
             importance=None if found is None else found.mean_square,
         )
         if found is None:
-            return nearest, lambda remark: remark
+            return nearest, _Judgement(self.rounding)
         try:
             chosen, before, after = improved(
                 weight, nearest, found, lambda: gptq(weight, nearest, found)
             )
         except ValueError as reason:
-            return nearest, partial(fallen_back, reason=reason)
-        return chosen, partial(better_rounded, rounding=self.rounding, before=before, after=after)
+            return nearest, _Judgement(self.rounding, fallback=reason)
+        return chosen, _Judgement(self.rounding, errors=(before, after))
 
-    def _moments(self, graph: gs.Graph, head: Linear, ctx: PassContext) -> Moments | None:
+    def _moments(self, graph: gs.Graph, head: Layer, ctx: PassContext) -> Moments | None:
         """Of the input of a head tied to a table, where rounding looks at it."""
         if self.rounding == "nearest":
             return None
-        if ctx.stream is None:
-            raise CalibrationError("rounding 'gptq' needs data; give --calib SRC")
-        (values,) = ctx.stream(graph, [str(head.x.name)])
+        (values,) = ctx.data.stream(graph, [str(head.x.name)])
         try:
-            return moments(values)
+            return moments(map(head.rows, values))
         except ValueError as error:
             raise CalibrationError(f"layer '{head.name}': {error}") from None
 
@@ -183,13 +143,13 @@ class QuantizeEmbedding(Pass):
     def _look_up_before(
         self,
         graph: gs.Graph,
-        gather: gs.Node,
-        codes: Any,
-        scales: Any,
-        transposed: bool,
+        table: Table,
+        form: WeightFormat,
+        constants: list[gs.Constant],
         namer: ir.Namer,
     ) -> None:
         """Gather rows of codes and scales, then dequantize just those."""
+        gather, transposed = table.gather, table.transposed
         name, ids, output = gather.name, gather.inputs[1], gather.outputs[0]
         lead = None if output.shape is None else list(output.shape)[:-1]
         _detach(gather, namer)
@@ -204,7 +164,7 @@ class QuantizeEmbedding(Pass):
             )
             return rows
 
-        picked, steps = row(codes, "codes"), row(scales, "scales")
+        picked, steps = map(row, constants, ("codes", "scales"))
         rank = ir.tensor_rank(picked)
         ir.add_node(
             graph,
@@ -212,8 +172,23 @@ class QuantizeEmbedding(Pass):
             name,
             [picked, steps],
             [_widened(graph, output, name, namer)],
-            attrs={"axis": -1 if rank is None else rank - 1, "block_size": self.group_size},
+            attrs={"axis": -1 if rank is None else rank - 1, "block_size": form.group_size},
         )
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """How the codes of a tied table were chosen, and what that did to the head's output."""
+
+    rounding: str
+    errors: tuple[float, float] | None = None
+    fallback: Exception | None = None
+
+    def tell(self, remark: Rounded) -> Rounded:
+        """The remark of a head with this added."""
+        if self.errors is not None:
+            return remark.improved(self.rounding, *self.errors)
+        return remark if self.fallback is None else remark.fallen_back(self.fallback)
 
 
 def _detach(gather: gs.Node, namer: ir.Namer) -> None:

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
-from qcompiler.analysis.linears import find_linears
+from qcompiler.analysis.layers import find_layers
 from qcompiler.analysis.residual import ResidualStream, StreamNorm, find_streams
-from qcompiler.errors import CalibrationError
 from qcompiler.numerics.rotation import (
     Float,
     Kind,
@@ -40,7 +39,8 @@ from qcompiler.numerics.rotation import (
     rotation,
     turned,
 )
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Rotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,10 @@ class Rotate(Pass):
     name: ClassVar[str] = "rotate"
     numerics: ClassVar[Numerics] = Numerics.EXACT
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    # It changes activations that were measured, and may add a layer that nobody has planned.
+    forbids: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.WEIGHTS_PLANNED, Fact.CALIBRATED, Fact.WEIGHTS_QUANTIZED}
+    )
 
     residual: bool = True
     heads: bool = True
@@ -64,21 +68,16 @@ class Rotate(Pass):
             raise ValueError(f"seed must not be negative, as {self.seed} is")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        linears, _ = find_linears(graph)
+        layers, _ = find_layers(graph)
         work = _Work(graph, self.kind, self.seed)
         if self.residual:
-            for index, stream in enumerate(find_streams(graph, linears)):
+            for index, stream in enumerate(find_streams(graph, layers)):
                 work.stream(stream, index)
         if self.heads:
-            edges = find_fold_edges(graph, linears, through_cache=self.through_cache)
+            edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
             for index, edge in enumerate(each for each in edges if each.kind == "v-o"):
                 work.heads(edge, index)
         if work.changed:
-            if ctx.statistics is not None:
-                raise CalibrationError(
-                    "rotation changes activations that were measured; put 'rotate' before "
-                    "'calibrate'"
-                )
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=work.changed, remarks=tuple(work.remarks))
 
@@ -92,11 +91,11 @@ class _Work:
         self._seed = seed
         self._namer = ir.Namer(graph)
         self.changed = False
-        self.remarks: list[Remark] = []
+        self.remarks: list[Rotated] = []
 
     def stream(self, stream: ResidualStream, index: int) -> None:
         """Turn a residual stream, or say of each of its layers why not."""
-        nodes = [*stream.tables, *(linear.node for linear in stream.layers)]
+        nodes = [*stream.tables, *(layer.node for layer in stream.layers)]
         names = [str(node.name) for node in nodes]
         reason = stream.veto or self._lacking(stream.channels)
         if reason is not None:
@@ -154,12 +153,12 @@ class _Work:
         for reader in edge.readers:
             old = reader.weight
             if id(old) not in made:
-                values = np.array(ir.array(old))
+                values = np.array(reader.matrix())
                 for head, owner in enumerate(group.reshape(-1)):
                     rows = slice(head * size, (head + 1) * size)
                     values[rows] = turned(values[rows], turns[owner], 0)
                 made[id(old)] = self._constant(old, values)
-            reader.node.inputs[1] = made[id(old)]
+            reader.put(made[id(old)])
         self.changed = True
         writer = edge.absorbers[0].node.name
         what = f"value heads rotated ({len(owners)}), {self._describe(size)}"
@@ -178,7 +177,7 @@ class _Work:
         return ir.constant(self._namer(name if name.endswith("_rot") else f"{name}_rot"), values)
 
     def _say(self, layers: list[str], applied: bool, message: str) -> None:
-        self.remarks += [Remark(layer=each, applied=applied, message=message) for each in layers]
+        self.remarks += [Rotated(layer=each, applied=applied, message=message) for each in layers]
 
 
 def _head_columns(edge: FoldEdge) -> tuple[NDArray[np.int64] | None, str | None]:

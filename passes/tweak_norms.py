@@ -25,11 +25,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
+from qcompiler.analysis.activation_qdq import before_rounding
 from qcompiler.analysis.norms import Scaling, scaling_of
-from qcompiler.analysis.qdq import QuantizedLayer, before_rounding, find_quantized
+from qcompiler.analysis.qdq import Counterpart, find_counterparts
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.norm_tweak import Tweak, scaled, tweak
-from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult, Remark
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Adjusted
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class _Norm:
 
     x: Any
     scaling: Scaling
-    readers: tuple[QuantizedLayer, ...]
+    readers: tuple[Counterpart, ...]
 
     @property
     def bias(self) -> Any | None:
@@ -69,19 +71,17 @@ class TweakNorms(Pass):
             raise ValueError(f"ridge must be positive, not {self.ridge}")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        norms, remarks = _find_norms(graph, find_quantized(graph, ctx.reference))
+        norms, remarks = _find_norms(graph, find_counterparts(graph, ctx.reference))
         if not norms:
             return PassResult(graph=graph, changed=False, remarks=tuple(remarks))
-        if ctx.stream is None:
-            raise CalibrationError("no calibration data; give --calib SRC")
         namer = ir.Namer(graph)
         changed = False
-        values = ctx.stream(graph, [str(norm.x.name) for norm in norms])
+        values = ctx.data.stream(graph, [str(norm.x.name) for norm in norms])
         for index, (norm, inputs, references) in enumerate(
             zip(norms, values, self._references(norms, ctx), strict=True)
         ):
             ctx.tick("tweaking norms", index, len(norms))
-            layers = [(ir.array(r.source.weight), r.weight.load()) for r in norm.readers]
+            layers = [(r.source.matrix(), r.weight.load()) for r in norm.readers]
             try:
                 found = tweak(inputs, references, layers, bias=norm.bias, ridge=self.ridge)
             except ValueError as error:
@@ -98,39 +98,43 @@ class TweakNorms(Pass):
         self, norms: Sequence[_Norm], ctx: PassContext
     ) -> Iterable[Sequence[Any] | None]:
         """The float model's X of each norm in turn, where it is aimed at."""
-        if self.target == "own" or ctx.stream is None or ctx.reference is None:
+        if self.target == "own" or ctx.reference is None:
             return [None] * len(norms)
-        return ctx.stream(ctx.reference, [str(norm.readers[0].source.x.name) for norm in norms])
+        return ctx.data.stream(
+            ctx.reference, [str(norm.readers[0].source.x.name) for norm in norms]
+        )
 
 
 def _find_norms(
-    graph: gs.Graph, layers: Sequence[QuantizedLayer]
-) -> tuple[list[_Norm], list[Remark]]:
+    graph: gs.Graph, layers: Sequence[Counterpart]
+) -> tuple[list[_Norm], list[Adjusted]]:
     """Norms that can be tweaked, in order; of the others, why not."""
-    groups: dict[int, list[QuantizedLayer]] = {}
+    groups: dict[int, list[Counterpart]] = {}
     for layer in layers:
-        groups.setdefault(id(before_rounding(layer.node.inputs[0])), []).append(layer)
+        groups.setdefault(id(before_rounding(layer.layer.x)), []).append(layer)
     norms: list[_Norm] = []
-    remarks: list[Remark] = []
+    remarks: list[Adjusted] = []
     for group in groups.values():
-        x = before_rounding(group[0].node.inputs[0])
+        x = before_rounding(group[0].layer.x)
         scaling = scaling_of(x, group[0].weight.shape[0])
         if scaling is None:
             continue
         reason = scaling if isinstance(scaling, str) else _other_use(graph, x, group)
         if isinstance(scaling, str) or reason is not None:
             message = f"norm not tweaked: {reason}"
-            remarks += [Remark(layer=r.node.name, applied=False, message=message) for r in group]
+            remarks += [
+                Adjusted(layer=each.layer.name, applied=False, message=message) for each in group
+            ]
         else:
             norms.append(_Norm(x, scaling, tuple(group)))
     return norms, remarks
 
 
-def _other_use(graph: gs.Graph, x: Any, readers: Sequence[QuantizedLayer]) -> str | None:
+def _other_use(graph: gs.Graph, x: Any, readers: Sequence[Counterpart]) -> str | None:
     """Who else reads a norm's output, on the way to its layers too."""
-    own = {id(reader.node) for reader in readers}
+    own = {id(reader.layer.node) for reader in readers}
     between = [x]
-    waiting = [reader.node.inputs[0] for reader in readers]
+    waiting = [reader.layer.x for reader in readers]
     while waiting:
         tensor = waiting.pop()
         node = ir.producer(tensor)
@@ -158,12 +162,18 @@ def _apply(norm: _Norm, found: Tweak, values: Sequence[Any], namer: ir.Namer) ->
         each[...] = scaled(each, found.factors, norm.bias)
 
 
-def _remarks(norm: _Norm, found: Tweak) -> list[Remark]:
+def _remarks(norm: _Norm, found: Tweak) -> list[Adjusted]:
     name = str(norm.scaling.node.name)
-    data = {"norm": name, "norm_error_before": found.before, "norm_error_after": found.after}
     errors = f"error of the layers behind, held out: {found.before:.4f} -> {found.after:.4f}"
     message = f"norm '{name}' {'tweaked' if found.helps else 'not tweaked'}, {errors}"
     return [
-        Remark(layer=reader.node.name, applied=found.helps, message=message, data=data)
+        Adjusted(
+            layer=reader.layer.name,
+            applied=found.helps,
+            message=message,
+            norm=name,
+            error_before=found.before,
+            error_after=found.after,
+        )
         for reader in norm.readers
     ]

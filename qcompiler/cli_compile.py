@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qcompiler import console
+
+if TYPE_CHECKING:
+    from qcompiler.passmanager import Record
 
 recipe_app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +46,44 @@ Exclude = Annotated[
 DumpIr = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write the graph after every pass there.")
 ]
+Lowering = Annotated[
+    str | None,
+    typer.Option(
+        "--target", "-t", help="Lower the result for this target, by its passes behind yours."
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="OUT", help="Usually <stem>.<recipe>.onnx."),
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or a .toml file.")]
+RecipeSamples = Annotated[
+    int | None,
+    typer.Option(min=1, help="Calibration samples; as the recipe says by default."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BITS",
+        help="Bits a weight of the linear layers, such as 4.5bpw: formats by layer.",
+    ),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="The smallest formats of about this divergence at the output."),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the report on every layer: .json or .html."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Keep a result that fails verification.")]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Compare the result with its source.")
+]
 
 
 def _bits(text: str) -> float:
@@ -56,50 +98,21 @@ def _bits(text: str) -> float:
 
 def compile_model(
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="Usually <stem>.<recipe>.onnx."),
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A recipe's name or a .toml file.")
-    ] = "w4a8",
+    output: Output = None,
+    recipe: RecipeName = "w4a8",
     target: Target = "ort-custom",
     calib: Calib = None,
-    calib_samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Calibration samples; as the recipe says by default."),
-    ] = None,
+    calib_samples: RecipeSamples = None,
     calib_length: Length = 512,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BITS",
-            help="Bits a weight of the linear layers, such as 4.5bpw: formats by layer.",
-        ),
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X", help="The smallest formats of about this divergence at the output."
-        ),
-    ] = None,
+    overrides: Overrides = None,
+    budget: Budget = None,
+    max_kl: MaxKl = None,
     exclude: Exclude = None,
     dump_ir: DumpIr = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the report on every layer: .json or .html."),
-    ] = None,
+    report: ReportFile = None,
     seed: Seed = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Keep a result that fails verification.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare the result with its source.")
-    ] = True,
+    force: Force = False,
+    verify: Verify = True,
     json: Json = False,
 ) -> None:
     """Quantize an ONNX model.
@@ -113,7 +126,7 @@ def compile_model(
 
       qc compile model.onnx -o small.onnx --recipe fptq --calib prompts.jsonl
 
-      qc compile model.onnx --set quantize-weights.group_size=64 --report layers.html
+      qc compile model.onnx --set plan-weights.group_size=64 --report layers.html
 
       qc compile model.onnx --target qdq --nodes-to-exclude lm_head
 
@@ -256,6 +269,7 @@ def sensitivity(
 
       qc sensitivity model.onnx --top 5 --json
     """
+    from qcompiler.driver import Calibration
     from qcompiler.sensitivity import exclusion, measure
 
     _quiet()
@@ -263,11 +277,10 @@ def sensitivity(
         units = measure(
             model,
             probe=probe,
-            calib=calib,
-            calib_samples=calib_samples,
-            calib_length=calib_length,
+            calibration=Calibration(
+                source=calib, samples=calib_samples, length=calib_length, seed=seed
+            ),
             exclude=exclude or [],
-            seed=seed,
             progress=progress,
         )
     pattern = exclusion(units[:top])
@@ -302,7 +315,7 @@ def opt(
         list[str] | None,
         typer.Option(metavar="FACT", help="What already holds of the model, such as qdq."),
     ] = None,
-    target: Target = "ort-custom",
+    target: Lowering = None,
     exclude: Exclude = None,
     dump_ir: DumpIr = None,
     seed: Seed = 0,
@@ -314,10 +327,12 @@ def opt(
 
       qc opt model.onnx -p import,canonicalize --print
 
-      qc opt model.onnx -p 'import,canonicalize,plan-activations,quantize-weights{bits=8}' -o q.onnx
+      qc opt model.onnx -p 'import,canonicalize,plan-weights{bits=8},plan-activations,
+      quantize-weights,insert-qdq' --target ort-custom -o fast.onnx
 
       qc opt model.qdq.onnx -p merge-linears,lower-ort-custom --assume qdq -o fast.onnx
     """
+    from qcompiler.driver import Calibration
     from qcompiler.ir import write_model
     from qcompiler.ir.printer import print_graph
     from qcompiler.opt import run_pipeline
@@ -327,10 +342,9 @@ def opt(
         result = run_pipeline(
             model,
             pipeline,
-            calib=calib,
-            calib_samples=calib_samples,
-            calib_length=calib_length,
-            seed=seed,
+            calibration=Calibration(
+                source=calib, samples=calib_samples, length=calib_length, seed=seed
+            ),
             assume=assume or [],
             target=target,
             exclude=exclude or [],
@@ -342,20 +356,19 @@ def opt(
     files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
     if json:
         passes = [
-            {
-                "name": record.name,
-                "changed": record.changed,
-                "seconds": record.seconds,
-                "remarks": [dict(vars(remark)) for remark in record.remarks],
-            }
+            {**vars(record), "remarks": [remark.to_dict() for remark in record.remarks]}
             for record in result.history
         ]
         console.print_json({"passes": passes, "files": files, "graph": text})
-        return
-    if text is not None:
+    elif text is not None:
         print(text, end="")
-        return
-    for record in result.history:
+    else:
+        _print_history(result.history)
+
+
+def _print_history(history: Sequence[Record]) -> None:
+    """What every pass did, and said of each layer."""
+    for record in history:
         did = "changed the graph" if record.changed else "nothing to change"
         print(f"{record.name}: {did}, {record.seconds:.2f} s")
         for remark in record.remarks:

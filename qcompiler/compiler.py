@@ -8,72 +8,30 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import __version__, ir, runtime
+from qcompiler import __version__, ir, targets
 from qcompiler import recipe as recipes
 from qcompiler.calibration.sources import default_spec
-from qcompiler.calibration.supply import Feed, Supply, short
-from qcompiler.errors import ModelError, RecipeError, VerificationError
-from qcompiler.feeds import as_taken
-from qcompiler.instruments import DumpInstrument, VerifyInstrument
+from qcompiler.calibration.supply import Supply
+from qcompiler.driver import Calibration, Job, Progress, open_job
+from qcompiler.errors import ModelError
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
-from qcompiler.numerics.rounding import sqnr_db
-from qcompiler.passmanager import (
-    Instrument,
-    Pass,
-    PassContext,
-    PassManager,
-    Record,
-    require_matches,
-)
+from qcompiler.passmanager import Record, require_matches
 from qcompiler.recipe import Recipe
+from qcompiler.remarks import LeftAlone, Rounded
 from qcompiler.report import Report, build_report
-from qcompiler.session import create_session, one_line
 from qcompiler.staging import scratch_beside
-
-TARGETS: dict[str, str] = {
-    "ort-custom": (
-        "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,lower-attention,"
-        "lower-multi-head-attention,lower-norm,lower-activation"
-    ),
-    "cuda": "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision",
-    "ort-contrib": "fuse-norm,compute-rotary,lower-ort-contrib",
-    "qdq": "",
-}
-"""What each target runs after the recipe's passes."""
-
-MINIMUM_ORT = {"ort-custom": "1.20", "cuda": "1.20", "ort-contrib": "1.23", "qdq": "1.20"}
+from qcompiler.targets import Target
+from qcompiler.verification import Verification, require_floats, verify_output
 
 _HELD_BACK = 2
 
-Progress = Callable[[str, int, int], None]
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """Compiled against source on calibration data held back from the passes."""
-
-    sqnr_db: float
-    """Signal-to-noise of the first output of floats in dB; inf where they are equal."""
-    top1_agreement: float | None
-    """Share of positions with the same most likely token; None for models without logits."""
-    samples: int
-    held_back: bool
-    """Whether no pass had seen the samples."""
-    finite: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,86 +75,82 @@ def compile(
 
     Raises a QcError subclass whose message names cause and remedy; nothing is left behind then.
     """
-    started = time.perf_counter()
     package = open_package(model)
     chosen = recipes.load(recipe, overrides)
     if budget is not None or max_kl is not None:
         chosen = recipes.with_budget(chosen, budget, max_kl)
-    passes = pipeline(chosen, target)
-    final = _output_path(package, Path(model), chosen.name, output)
-    if calib is None:
-        calib = default_spec(package, chosen.calibration)
-    if calib_samples is None:
-        calib_samples = chosen.calibration_samples
-    source = Supply(
+    wanted = targets.get(target)
+    job = open_job(
         package,
-        calib,
-        samples=calib_samples,
-        length=calib_length,
-        seed=seed,
-        held_back=_HELD_BACK,
+        chosen.passes + wanted.passes(),
+        target=wanted,
+        calibration=Calibration(
+            source=calib or default_spec(package, chosen.calibration),
+            samples=calib_samples or chosen.calibration_samples,
+            length=calib_length,
+            seed=seed,
+            held_back=_HELD_BACK,
+        ),
+        exclude=exclude,
+        dump_ir=dump_ir,
         progress=progress,
     )
-    context = PassContext(
-        target=target,
-        exclude=tuple(exclude),
-        observe=source.observe,
-        stream=source.stream,
-        probe=source.probe,
-        progress=progress,
-    )
-    instruments: list[Instrument] = [VerifyInstrument()]
-    if dump_ir is not None:
-        instruments.append(DumpInstrument(Path(dump_ir)))
-    manager = PassManager(passes, instruments)
-    graph = ir.read_model(package.onnx_path)
-    if verify:
-        _require_floats(graph, package)
-    graph, _ = manager.run(graph, context)
-    _require_quantized(manager.history, package)
-    # plan-activations has looked for the patterns among all nodes, before the long passes.
-    require_matches(context, {r.layer for step in manager.history for r in step.remarks})
-    metadata = _metadata(package, chosen, target, source)
-    with scratch_beside(final) as scratch:
-        name = final.name if package.folder is None else package.onnx_path.name
-        staged = scratch / name
-        written = ir.write_model(graph, staged, metadata=metadata)
-        del graph
-        gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
+    final = _output_path(package, Path(model), chosen.name, output)
+    return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
+
+
+@dataclass(frozen=True)
+class _Compilation:
+    """One model on its way from `job` to `final`."""
+
+    job: Job
+    recipe: Recipe
+    target: Target
+    final: Path
+
+    def run(self, *, verify: bool, force: bool) -> CompileResult:
+        """Run the passes, write the result beside its place, check it, and put it there."""
+        started = time.perf_counter()
+        package, supply, final = self.job.package, self.job.supply, self.final
+        graph = self._quantized(verify)
         checked = None
+        with scratch_beside(final) as scratch:
+            name = final.name if package.folder is None else package.onnx_path.name
+            metadata = _metadata(package, self.recipe, self.target, supply)
+            written = ir.write_model(graph, scratch / name, metadata=metadata)
+            del graph
+            gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
+            if verify:
+                checked = verify_output(package, scratch / name, supply, self.recipe, force)
+            if package.folder is not None:
+                written += _companions(package, scratch, name, self.target)
+            sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
+            files = _install(written, scratch, final, package)
+        report = build_report(
+            self.job.manager.history,
+            recipe=self.recipe,
+            target=self.target.name,
+            source=package.onnx_path,
+            output=final,
+            source_bytes=sizes[0],
+            output_bytes=sizes[1],
+            calibration=supply.description,
+            verification=None if checked is None else checked.to_dict(),
+            seconds=time.perf_counter() - started,
+        )
+        return CompileResult(output=final, files=tuple(files), report=report)
+
+    def _quantized(self, verify: bool) -> gs.Graph:
+        """The graph behind the last pass."""
+        job, history = self.job, self.job.manager.history
+        graph = ir.read_model(job.package.onnx_path)
         if verify:
-            checked = _verify(package, staged, source, chosen, force)
-        if package.folder is not None:
-            written += _companions(package, scratch, name, target)
-        sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
-        files = _install(written, scratch, final, package)
-    report = build_report(
-        manager.history,
-        recipe=chosen,
-        target=target,
-        source=package.onnx_path,
-        output=final,
-        source_bytes=sizes[0],
-        output_bytes=sizes[1],
-        calibration=source.description,
-        verification=None if checked is None else checked.to_dict(),
-        seconds=time.perf_counter() - started,
-    )
-    return CompileResult(output=final, files=tuple(files), report=report)
-
-
-def pipeline(chosen: Recipe, target: str) -> tuple[Pass, ...]:
-    """The passes of a recipe followed by those of a target; RecipeError for an unknown target."""
-    check_target(target)
-    tail = TARGETS[target]
-    return chosen.passes + (recipes.parse_pipeline(tail) if tail else ())
-
-
-def check_target(target: str) -> None:
-    """RecipeError for an unknown target."""
-    if target not in TARGETS:
-        hint = recipes.did_you_mean(target, list(TARGETS))
-        raise RecipeError(f"unknown target '{target}'; {hint}")
+            require_floats(graph, job.package)
+        graph, _ = job.manager.run(graph, job.context)
+        _require_quantized(history, job.package)
+        # plan-weights has looked for the patterns among all nodes, before the long passes.
+        require_matches(job.context, {r.layer for step in history for r in step.remarks})
+        return graph
 
 
 def _output_path(
@@ -219,30 +173,21 @@ def _output_path(
     return final
 
 
-def _require_floats(graph: gs.Graph, package: ModelPackage) -> None:
-    """What `_verify` compares; better known before the long passes than behind them."""
-    # Types that numpy lacks are left to ONNX Runtime.
-    kinds = [output.dtype for output in graph.outputs]
-    if all(isinstance(kind, (type, np.dtype)) and np.dtype(kind).kind in "biuO" for kind in kinds):
-        raise _no_floats(package.onnx_path)
-
-
-def _no_floats(path: Path) -> ModelError:
-    return ModelError(f"{path} gives no floats that tell the quality: compile with --no-verify")
-
-
 def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:
-    steps = [r for r in history if r.name in ("quantize-weights", "quantize-embedding")]
-    if any(remark.applied for step in steps for remark in step.remarks):
+    remarks = [remark for step in history for remark in step.remarks]
+    if any(isinstance(remark, Rounded) for remark in remarks):
         return
-    refused = [r for step in [*steps, *history] for r in step.remarks if not r.applied]
+    refused = [remark for remark in remarks if isinstance(remark, LeftAlone)]
+    refused.sort(key=lambda remark: remark.kind is None)  # a layer tells more than other products
     why = ": it has no matrix product by a constant"
     if refused:
         why = f" (for example '{refused[0].layer}': {refused[0].message})"
     raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
 
 
-def _metadata(package: ModelPackage, chosen: Recipe, target: str, source: Supply) -> dict[str, str]:
+def _metadata(
+    package: ModelPackage, chosen: Recipe, target: Target, source: Supply
+) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in (package.onnx_path, *package.data_files()):
         with path.open("rb") as file:
@@ -251,85 +196,15 @@ def _metadata(package: ModelPackage, chosen: Recipe, target: str, source: Supply
     return {
         "qcompiler.version": __version__,
         "qcompiler.recipe": json.dumps(chosen.to_dict(), sort_keys=True),
-        "qcompiler.target": target,
+        "qcompiler.target": target.name,
         "qcompiler.source_sha256": digest.hexdigest(),
         "qcompiler.calibration": source.description,
         "qcompiler.calibration_sha256": source.sha256,
-        "qcompiler.minimum_onnxruntime": MINIMUM_ORT[target],
+        "qcompiler.minimum_onnxruntime": target.minimum_onnxruntime,
     }
 
 
-def _verify(
-    package: ModelPackage,
-    staged: Path,
-    source: Supply,
-    chosen: Recipe,
-    force: bool,
-) -> Verification:
-    """Run source and result, one after the other, and judge one output."""
-    feeds, held_back = source.kept()
-    cut = short(feeds)
-    reference = _output(package.onnx_path, cut)
-    result = _output(staged, cut)
-    # A model may mean its infinities: a mask over logits.
-    judged = np.isfinite(reference)
-    if reference.size and not judged.any():
-        raise VerificationError(
-            f"{package.onnx_path} itself gives nothing but NaN or infinity on the calibration "
-            "data; give data that suits it (--calib)"
-        )
-    finite = bool(np.isfinite(result[judged]).all())
-    logits = reference.shape[-1] > 1024
-    checked = Verification(
-        sqnr_db=sqnr_db(reference[judged], result[judged]) if finite else float("-inf"),
-        top1_agreement=(
-            float(np.mean(reference.argmax(-1) == result.argmax(-1))) if logits else None
-        ),
-        samples=len(cut),
-        held_back=held_back,
-        finite=finite,
-    )
-    if (not finite or checked.sqnr_db < chosen.min_sqnr_db) and not force:
-        what = (
-            f"has {checked.sqnr_db:.1f} dB signal-to-noise at its output, less than the "
-            f"{chosen.min_sqnr_db:.1f} dB this recipe promises"
-            if finite
-            else "gives NaN or infinity"
-        )
-        raise VerificationError(
-            f"the compiled model {what}; try another recipe, calibration text (--calib), smaller "
-            "groups, or exclude layers; --force writes it all the same"
-        )
-    return checked
-
-
-_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
-
-
-def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
-    """The first output of floating-point numbers, as rows over all feeds."""
-    # Weights packed for speed would double the memory of a session that runs twice.
-    session = create_session(path, options={"session.disable_prepacking": "1"})
-    floats = [output for output in session.get_outputs() if output.type in _FLOATS]
-    if not floats:
-        raise _no_floats(path)
-    chosen = next((output for output in floats if 0 not in output.shape), floats[0])
-    try:
-        results = [
-            np.asarray(session.run([chosen.name], as_taken(session, feed))[0]) for feed in feeds
-        ]
-        rows = [
-            value.reshape(-1, value.shape[-1] if value.size and value.ndim else 1)
-            for value in results
-        ]
-        return np.concatenate(rows).astype(np.float32)
-    except Exception as error:  # ONNX Runtime's errors share no other base class
-        raise ModelError(
-            f"{path} does not run on the calibration data: {one_line(error)}"
-        ) from None
-
-
-def _companions(package: ModelPackage, scratch: Path, name: str, target: str) -> list[Path]:
+def _companions(package: ModelPackage, scratch: Path, name: str, target: Target) -> list[Path]:
     """Everything else of a model folder: tokenizer, configuration, and the op library."""
     assert package.folder is not None  # the caller asks for folders only
     skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files())}
@@ -338,13 +213,13 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: str) ->
         if path.is_file() and path.resolve() not in skip:
             shutil.copyfile(path, scratch / path.name)
             copied.append(scratch / path.name)
-    if target not in ("ort-custom", "cuda"):
+    if target.library is None:
         return copied
-    library = runtime.cuda_library_path() if target == "cuda" else runtime.library_path()
+    library = target.library.path()
     if library is None:
         _log.warning(
             "%s was not built with this qcompiler, for want of nvcc: put it beside the model",
-            runtime.CUDA_LIBRARY,
+            target.library.name,
         )
     else:
         shutil.copyfile(library, scratch / library.name)
@@ -355,9 +230,9 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: str) ->
         decoder = data.setdefault("model", {}).setdefault("decoder", {})
         decoder["filename"] = name
         options = decoder.setdefault("session_options", {})
-        options["custom_ops_library"] = runtime.CUDA_LIBRARY if library is None else library.name
-        if target == "cuda":
-            options["provider_options"] = [{"cuda": {}}]
+        options["custom_ops_library"] = target.library.name if library is None else library.name
+        if target.provider_options:
+            options["provider_options"] = list(target.provider_options)
         config.write_text(json.dumps(data, indent=4), encoding="utf-8")
     return copied
 
@@ -377,4 +252,4 @@ def _install(
     return placed
 
 
-__all__ = ["TARGETS", "CompileResult", "Verification", "compile", "pipeline"]
+__all__ = ["CompileResult", "Verification", "compile"]

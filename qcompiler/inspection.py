@@ -12,14 +12,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
+from qcompiler.analysis.activation_qdq import activation_qdq
 from qcompiler.analysis.foldable import find_fold_edges
-from qcompiler.analysis.linears import find_linears
-from qcompiler.analysis.qdq import activation_qdq, weight_dq
+from qcompiler.analysis.layers import find_layers
+from qcompiler.analysis.qdq import quantized_layer
 from qcompiler.errors import PassError
+from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.models import open_package
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
-from qcompiler.report.layers import scheme as describe_scheme
+
+FLOAT = "float"
+"""The `activation` of a layer whose input stays in float."""
 
 _TYPES = {code: name.lower() for name, code in onnx.TensorProto.DataType.items()}
 
@@ -103,18 +107,18 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
         graph, _ = manager.run(graph, PassContext())
     except PassError as error:
         return replace(facts, note=str(error))
-    linears, others = find_linears(graph)
+    layers, others = find_layers(graph)
     known = {layer.name for layer in facts.layers}
     floats = tuple(
         LayerInfo(
-            name=linear.name,
-            op=linear.node.op,
-            K=linear.shape[0],
-            N=linear.shape[1],
-            scheme=_type_name(linear.weight),
-            activation="float",
+            name=layer.name,
+            op=layer.node.op,
+            K=layer.shape[0],
+            N=layer.shape[1],
+            scheme=_type_name(layer.weight),
+            activation=FLOAT,
         )
-        for linear in linears
+        for layer in layers
     )
     edges = tuple(
         EdgeInfo(
@@ -123,7 +127,7 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
             readers=tuple(reader.name for reader in edge.readers),
             veto=edge.veto,
         )
-        for edge in find_fold_edges(graph, linears)
+        for edge in find_fold_edges(graph, layers)
     )
     left_alone = {other.name: other.reason for other in others if other.name not in known}
     return replace(facts, layers=floats + facts.layers, edges=edges, left_alone=left_alone)
@@ -160,53 +164,52 @@ def _quantized(graph: gs.Graph) -> Iterator[LayerInfo]:
     """Layers that are quantized in the file, in whichever of the targets' forms."""
     for node in graph.nodes:
         attrs: dict[str, Any] = dict(node.attrs)
-        if node.domain == ops.DOMAIN and "K" in attrs:
-            yield _own_op(node, attrs)
+        width = ops.width_of(node.op) if node.domain == ops.DOMAIN else None
+        if width is not None:
+            yield _own_op(node, width, attrs)
         elif node.op == "MatMulNBits":
-            symmetric = len(node.inputs) < 4 or node.inputs[3].is_empty()
-            integer = attrs.get("accuracy_level", 0) == 4
-            yield LayerInfo(
-                name=node.name,
-                op="MatMulNBits",
-                K=int(attrs["K"]),
-                N=int(attrs["N"]),
-                scheme=_scheme(int(attrs["bits"]), int(attrs["block_size"]), symmetric),
-                activation="per-group" if integer else "float",
-            )
-        elif node.op == "MatMul":
-            weight = weight_dq(node.inputs[1])
-            if weight is not None:
-                activation = activation_qdq(node.inputs[0])
-                yield LayerInfo(
-                    name=node.name,
-                    op="Q/DQ",
-                    K=weight.shape[0],
-                    N=weight.shape[1],
-                    scheme=_scheme(weight.bits, weight.group_size, weight.symmetric),
-                    activation="float" if activation is None else activation.granularity.value,
-                )
+            yield _nbits(node, attrs)
+        elif (found := quantized_layer(graph, node)) is not None:
+            activation = activation_qdq(found.layer.x)
+            granularity = Granularity.NONE if activation is None else activation.granularity
+            yield _info(found.name, "Q/DQ", found.weight.shape, found.weight.form, granularity)
 
 
-def _own_op(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
-    """A node of ours: `MatMulW4A8`, `MatMulW8A8Static`, `GatherW8`, ..."""
-    channels, columns = int(attrs["K"]), int(attrs["N"])
-    block = int(attrs.get("activation_block", 0))
-    activation = "per-token" if block >= channels else "per-group"
-    if node.op.endswith("Static"):
-        activation = "per-tensor"
-    elif node.op.startswith("Gather"):
-        activation = "float"
-    bits = 4 if "W4" in node.op else 8
-    zeros = node.inputs[3]
+def _info(
+    name: str, op: str, shape: tuple[int, int], form: WeightFormat, granularity: Granularity
+) -> LayerInfo:
+    activation = FLOAT if granularity is Granularity.NONE else granularity.value
     return LayerInfo(
-        name=node.name,
-        op=node.op,
-        K=channels,
-        N=columns,
-        scheme=_scheme(bits, int(attrs["group_size"]), tuple(zeros.shape) == (1, 1, 1)),
-        activation=activation,
+        name=name, op=op, K=shape[0], N=shape[1], scheme=str(form), activation=activation
     )
 
 
-def _scheme(bits: int, group_size: int, symmetric: bool) -> str:
-    return describe_scheme({"bits": bits, "group_size": group_size, "symmetric": symmetric})
+def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
+    """A node of ONNX Runtime's own."""
+    form = WeightFormat(
+        bits=int(attrs["bits"]),
+        group_size=int(attrs["block_size"]),
+        symmetric=len(node.inputs) < 4 or node.inputs[3].is_empty(),
+    )
+    integer = attrs.get("accuracy_level", 0) == 4
+    granularity = Granularity.PER_GROUP if integer else Granularity.NONE
+    shape = (int(attrs["K"]), int(attrs["N"]))
+    return _info(node.name, node.op, shape, form, granularity)
+
+
+def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
+    """A node of ours: `MatMulW4A8`, `MatMulW8A8Static`, `GatherW8`, ..."""
+    channels = int(attrs["K"])
+    if ops.is_static(node.op):
+        granularity = Granularity.PER_TENSOR
+    elif "activation_block" not in attrs:  # a look-up
+        granularity = Granularity.NONE
+    else:
+        whole = int(attrs["activation_block"]) >= channels
+        granularity = Granularity.PER_TOKEN if whole else Granularity.PER_GROUP
+    form = WeightFormat(
+        bits=width,
+        group_size=int(attrs["group_size"]),
+        symmetric=tuple(node.inputs[3].shape) == (1, 1, 1),
+    )
+    return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity)

@@ -1,14 +1,15 @@
-"""What the pass manager runs around every pass: verify, dump, time."""
+"""What the pass manager runs around every pass: verify, dump, hold plans against the target."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from qcompiler.ir.printer import print_graph
 from qcompiler.ir.verifier import verify
 from qcompiler.passmanager import Pass, PassResult
+from qcompiler.targets import Target
 
 
 class VerifyInstrument:
@@ -39,16 +40,12 @@ class DumpInstrument:
 
 
 @dataclass(frozen=True)
-class TimingInstrument:
-    """Collects the seconds each pass took, in order."""
+class TargetInstrument:
+    """Refuses a plan that the target can't run, as soon as a pass has made it."""
 
-    seconds: list[tuple[str, float]] = field(default_factory=list)
+    target: Target
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
-        """Append one line."""
-        self.seconds.append((step.name, seconds))
-
-    @property
-    def total(self) -> float:
-        """Seconds all passes took together."""
-        return sum(seconds for _, seconds in self.seconds)
+        """RecipeError that names the layer."""
+        for layer, plan in (result.plan or {}).items():
+            self.target.require([plan], f"'{layer}'")

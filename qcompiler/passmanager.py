@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.errors import PassError, QcError, RecipeError
+from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
+from qcompiler.formats import LayerPlan
 from qcompiler.numerics.parallel import one_blas_thread
+from qcompiler.remarks import Remark
 
 if TYPE_CHECKING:
     from qcompiler.calibration.statistics import Statistics
-    from qcompiler.numerics.allocation import WeightFormat
 
 
 class Numerics(enum.Enum):
@@ -37,6 +38,7 @@ class Fact(enum.Enum):
 
     IMPORTED = "imported"
     CANONICAL = "canonical"
+    WEIGHTS_PLANNED = "weights-planned"
     CALIBRATED = "calibrated"
     PLANNED = "planned"
     WEIGHTS_QUANTIZED = "weights-quantized"
@@ -44,56 +46,65 @@ class Fact(enum.Enum):
     LOWERED = "lowered"
 
 
-class Granularity(enum.Enum):
-    """How activations share an int8 scale."""
-
-    NONE = "none"
-    PER_TENSOR = "per-tensor"
-    PER_TOKEN = "per-token"
-    PER_GROUP = "per-group"
+Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActivationPlan:
-    """How one linear layer is quantized, and whether its input is equalized before."""
+class Data(Protocol):
+    """Calibration data as passes ask for it."""
 
-    granularity: Granularity
-    equalize: bool = False
-    weight: WeightFormat | None = None
-    """None: as `quantize-weights` says."""
+    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        """Statistics of tensors: `calibration.observe`."""
+        ...
+
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Values of tensors, one after the other: `calibration.stream`."""
+        ...
+
+    def probe(
+        self,
+        graph: gs.Graph,
+        output: str,
+        names: Sequence[str],
+        variants: Iterable[Mapping[str, Array]],
+    ) -> Iterator[list[Array]]:
+        """An output over a little of the data, for other values of constants:
+        `calibration.probe`."""
+        ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remark:
-    """What a pass did to one layer, or why it did nothing; the report is made of these."""
+class NoData:
+    """Where there is none: CalibrationError for whoever asks."""
 
-    layer: str
-    applied: bool
-    message: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        """Never returns."""
+        raise self._missing()
 
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[Array]]:
+        """Never returns."""
+        raise self._missing()
 
-Observer = Callable[[gs.Graph, Sequence[str]], "Statistics"]
-Streamer = Callable[[gs.Graph, Sequence[str]], Iterator[list[np.ndarray[Any, Any]]]]
-"""Values of tensors over the calibration data, one after the other: `calibration.stream`."""
-Values = Sequence[np.ndarray[Any, Any]]
-Prober = Callable[
-    [gs.Graph, str, Sequence[str], Iterable[Mapping[str, np.ndarray[Any, Any]]]], Iterator[Values]
-]
-"""An output over a little of the data, for other values of constants: `calibration.probe`."""
+    def probe(
+        self,
+        graph: gs.Graph,
+        output: str,
+        names: Sequence[str],
+        variants: Iterable[Mapping[str, Array]],
+    ) -> Iterator[list[Array]]:
+        """Never returns."""
+        raise self._missing()
+
+    def _missing(self) -> CalibrationError:
+        return CalibrationError("it needs calibration data; give --calib SRC")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassContext:
     """What a pass may look at beside the graph; a pass returns changes, it never writes here."""
 
-    target: str = "ort-custom"
     exclude: tuple[str, ...] = ()
     statistics: Statistics | None = None
-    plan: Mapping[str, ActivationPlan] = field(default_factory=dict)
-    observe: Observer | None = None
-    stream: Streamer | None = None
-    probe: Prober | None = None
+    plan: Mapping[str, LayerPlan] = field(default_factory=dict)
+    data: Data = field(default_factory=NoData)
     reference: gs.Graph | None = None
     """The graph before the first LOSSY pass, for passes that ask for it (`Pass.reads_reference`).
     Constants are shared: what it adds to the memory is what later passes would have freed."""
@@ -135,7 +146,7 @@ class PassResult:
     changed: bool
     remarks: tuple[Remark, ...] = ()
     statistics: Statistics | None = None
-    plan: Mapping[str, ActivationPlan] | None = None
+    plan: Mapping[str, LayerPlan] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +157,20 @@ class Pass(ABC):
     numerics: ClassVar[Numerics]
     requires: ClassVar[frozenset[Fact]] = frozenset()
     provides: ClassVar[frozenset[Fact]] = frozenset()
+    forbids: ClassVar[frozenset[Fact]] = frozenset()
+    """What must not hold yet: it would no longer be true, or it makes the pass useless."""
+    revokes: ClassVar[frozenset[Fact]] = frozenset()
+    """What no longer holds afterwards."""
     reads_reference: ClassVar[bool] = False
     """Whether it compares with the graph before the first LOSSY pass, `PassContext.reference`."""
 
     @abstractmethod
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         """Rewrite `graph` in place and return it with remarks."""
+
+    def may_plan(self) -> Sequence[LayerPlan]:
+        """Plans it may make whatever the graph is, for a target to refuse before anything runs."""
+        return ()
 
 
 class Instrument(Protocol):
@@ -182,19 +201,14 @@ class PassManager:
         *,
         given: frozenset[Fact] = frozenset(),
     ) -> None:
-        """`given`: facts that already hold. RecipeError if a pass would miss a fact it requires."""
+        """`given`: facts that already hold. RecipeError if a pass would miss a fact it requires, or
+        meet one it forbids."""
         self._passes = tuple(passes)
         self._instruments = tuple(instruments)
         known = set(given)
         for step in self._passes:
-            missing = step.requires - known
-            if missing:
-                wanted = ", ".join(sorted(fact.value for fact in missing))
-                raise RecipeError(
-                    f"pass '{step.name}' needs a graph that is {wanted}; "
-                    f"put {_providers(frozenset(missing))} before it"
-                )
-            known |= step.provides
+            _check_facts(step, known)
+            known = (known - step.revokes) | step.provides
         self._referred = _referred(self._passes)
         self.history: list[Record] = []
 
@@ -241,6 +255,26 @@ class PassManager:
         return graph, ctx
 
 
+def _check_facts(step: Pass, known: Collection[Fact]) -> None:
+    """RecipeError where a pass can't stand behind those that gave the facts `known`."""
+    missing = [fact for fact in step.requires if fact not in known]
+    if missing:
+        raise RecipeError(
+            f"pass '{step.name}' needs a graph that is {_listed(missing)}; "
+            f"put {_providers(missing)} before it"
+        )
+    early = [fact for fact in step.forbids if fact in known]
+    if early:
+        raise RecipeError(
+            f"pass '{step.name}' can't run on a graph that is {_listed(early)}; "
+            f"put it before {_providers(early)}"
+        )
+
+
+def _listed(facts: Iterable[Fact]) -> str:
+    return ", ".join(sorted(fact.value for fact in facts))
+
+
 def _referred(passes: Sequence[Pass]) -> range:
     """The passes during which the float graph is kept: from the first LOSSY one to its last reader.
 
@@ -259,7 +293,7 @@ def _referred(passes: Sequence[Pass]) -> range:
     return range(first, readers[-1] + 1)
 
 
-def _providers(facts: frozenset[Fact]) -> str:
+def _providers(facts: Iterable[Fact]) -> str:
     from qcompiler.passes import registry  # noqa: PLC0415  (the registry imports this module)
 
     known = registry()

@@ -3,11 +3,11 @@
     name = "w4a8"
     description = "..."
     [[pass]]
-    name = "quantize-weights"
+    name = "plan-weights"
     bits = 4
 
 Unknown passes and options are errors with a suggestion; values are checked against the type of
-the pass's field.
+the pass's field. A recipe with `base = "..."` is another one but for what it says: see `_built_on`.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ _COMMA = re.compile(r",(?![^\[]*\])")  # between options, not inside a list
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
-    """Passes from text such as `canonicalize,quantize-weights{bits=4,group_size=32}`."""
+    """Passes from text such as `canonicalize,plan-weights{bits=4,group_size=32}`."""
     steps: list[Pass] = []
     position = 0
     while position < len(text.rstrip()):
@@ -207,32 +207,93 @@ def load(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError for an unknown recipe, pass or option, with what was probably meant.
     """
+    path = _find(str(name_or_file), Path())
+    return _build(_read(path), path, overrides)
+
+
+def _find(text: str, beside: Path) -> Path:
+    """The file of a recipe by its name, or by a path from the folder `beside`."""
     known = available()
-    text = str(name_or_file)
-    path = known.get(text, Path(text))
+    path = known.get(text, beside / text)
     if not path.is_file():
         raise RecipeError(
             f"unknown recipe '{text}'; {did_you_mean(text, list(known))} (or give a .toml file)"
         )
+    return path
+
+
+_OWN = ("name", "description", "source", "min_sqnr_db", "calibration", "calibration_samples")
+_KEYS = (*_OWN, "base", "without", "pass")
+_DEEPEST = 16  # recipes built on one another
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """A recipe's keys and passes, those of its base included."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
-    return _build(data, path, overrides)
+    for key in data:
+        if key not in _KEYS:
+            raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, _KEYS)}")
+    data.setdefault("name", path.stem)
+    data["pass"] = _steps(data, path)
+    base = _convert(f"{path}: 'base'", str | None, data.pop("base", None))
+    without = _convert(f"{path}: 'without'", tuple[str, ...], data.pop("without", ()))
+    if base is None and without:
+        raise RecipeError(f"{path}: 'without' leaves passes of a base out, and there is no 'base'")
+    if base is None:
+        return data
+    if depth == _DEEPEST:
+        raise RecipeError(f"{path} is built on itself, or on too many others")
+    return _built_on(_read(_find(base, path.parent), depth + 1), data, without, path)
+
+
+def _built_on(
+    base: dict[str, Any], data: dict[str, Any], without: Sequence[str], path: Path
+) -> dict[str, Any]:
+    """What `base` says, changed by `data`.
+
+    A [[pass]] of the name of one of the base's changes options of that. One with `after` or
+    `before`, which name a pass, is put there. Passes in `without` are left out.
+    """
+    steps: list[dict[str, Any]] = base["pass"]
+    for name in without:
+        _required(steps, name, path)
+        steps = [step for step in steps if step.get("name") != name]
+    for step in data["pass"]:
+        places = [place for place in ("after", "before") if place in step]
+        if places:
+            anchor = _required(steps, step[places[0]], path)
+            made = {key: value for key, value in step.items() if key not in places}
+            steps.insert(anchor + (places[0] == "after"), made)
+            continue
+        _required(steps, step.get("name"), path)
+        for each in steps:
+            if each.get("name") == step.get("name"):
+                each.update(step)
+    return {**base, **data, "pass": steps}
+
+
+def _required(steps: Sequence[Mapping[str, Any]], name: Any, path: Path) -> int:
+    """The position of a pass; RecipeError where there is none."""
+    names = [str(step.get("name")) for step in steps]
+    if name not in names:
+        hint = did_you_mean(str(name), names)
+        raise RecipeError(
+            f"{path}: the base has no pass '{name}'; {hint} (a new one says after or before which "
+            "it goes)"
+        )
+    return names.index(name)
 
 
 def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
-    keys = (
-        *("name", "description", "source", "min_sqnr_db"),
-        *("calibration", "calibration_samples", "pass"),
-    )
-    for key in data:
-        if key not in keys:
-            raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, keys)}")
-    name = str(data.get("name", path.stem))
+    name = str(data["name"])
     if not re.fullmatch(r"[\w.+-]+", name):
         raise RecipeError(f"{path}: the name '{name}' must consist of letters, digits, . + - and _")
-    steps = _steps(data, path)
+    steps: list[dict[str, Any]] = data["pass"]
+    if not steps:
+        raise RecipeError(f"{path} lists no [[pass]]")
     for override in overrides:
         target, equals, value = override.partition("=")
         wanted, dot, option = target.rpartition(".")
@@ -274,6 +335,4 @@ def _steps(data: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     tables = data.get("pass", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise RecipeError(f"{path}: write each pass as a table of its own, [[pass]]")
-    if not tables:
-        raise RecipeError(f"{path} lists no [[pass]]")
     return [dict(table) for table in tables]

@@ -28,7 +28,9 @@ ISA_VARIABLE = "QCOMPILER_ISA"
 CUDA_LIBRARY = "libqcompiler_ops_cuda.so"
 """Its name where models ask for it; it is built on Linux only."""
 
-_SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}
+_SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
+LIBRARY = f"libqcompiler_ops{_SUFFIX}"
+"""The op library's name."""
 _FOLDER = "lib"
 
 
@@ -68,7 +70,7 @@ def installed_library(stem: str) -> Path:
 
 
 def _installed_path(stem: str) -> Path:
-    name = f"lib{stem}{_SUFFIX.get(platform.system(), '.so')}"
+    name = f"lib{stem}{_SUFFIX}"
     # An editable install keeps built files apart from the sources; importlib knows both places.
     return Path(str(resources.files("qcompiler").joinpath(_FOLDER, name)))
 

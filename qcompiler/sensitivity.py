@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qcompiler.driver import Calibration
 from qcompiler.opt import run_pipeline
+from qcompiler.remarks import Planned
 
 PIPELINE = (
-    "import,canonicalize,fuse-norm{{standard_only=true}},calibrate,plan-activations,"
+    "import,canonicalize,fuse-norm{{standard_only=true}},plan-weights,calibrate,plan-activations,"
     'allocate-bits{{probe="{probe}",activations=[]}}'
 )
 
@@ -34,11 +36,8 @@ def measure(
     model: str | Path,
     *,
     probe: str = "int4 g128 sym",
-    calib: str | None = None,
-    calib_samples: int = 4,
-    calib_length: int = 512,
+    calibration: Calibration = Calibration(samples=4),  # noqa: B008  (frozen)
     exclude: Sequence[str] = (),
-    seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Sensitivity]:
     """Every unit of an ONNX file or model folder, the most sensitive first.
@@ -49,21 +48,15 @@ def measure(
     result = run_pipeline(
         model,
         PIPELINE.format(probe=probe),
-        calib=calib,
-        calib_samples=calib_samples,
-        calib_length=calib_length,
+        calibration=calibration,
         exclude=exclude,
-        seed=seed,
         progress=progress,
     )
     found: dict[int, Sensitivity] = {}
     for remark in result.history[-1].remarks:
-        rank = int(remark.data["sensitivity_rank"])
-        found[rank] = Sensitivity(
-            rank=rank,
-            layers=tuple(remark.data["unit"]),
-            divergence=float(remark.data["sensitivity"]),
-        )
+        if isinstance(remark, Planned) and remark.sensitivity is not None:
+            rank = remark.sensitivity_rank or 0
+            found[rank] = Sensitivity(rank=rank, layers=remark.unit, divergence=remark.sensitivity)
     return [found[rank] for rank in sorted(found)]
 
 

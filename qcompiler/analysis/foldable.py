@@ -1,6 +1,6 @@
 """Foldable edges: where the inverse of an equalization scale can be absorbed upstream.
 
-For linears that read X, scaling the rows of their weights by s needs X / s. Three producers can
+For layers that read X, scaling the rows of their weights by s needs X / s. Three producers can
 give it for free:
 
     norm      X = norm(..) * w (+ b)      w / s, b / s
@@ -21,8 +21,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
+from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.layout import value_columns
-from qcompiler.analysis.linears import Linear
 from qcompiler.analysis.norms import scaling_of
 
 _FUSED_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
@@ -39,11 +39,11 @@ class Absorber:
 
 @dataclass(frozen=True)
 class FoldEdge:
-    """Linears that read one activation, and what absorbs the inverse scale (or the veto)."""
+    """Layers that read one activation, and what absorbs the inverse scale (or the veto)."""
 
     kind: str
     x: Any
-    readers: tuple[Linear, ...]
+    readers: tuple[Layer, ...]
     absorbers: tuple[Absorber, ...] = ()
     veto: str | None = None
     ties: NDArray[np.int64] | None = None
@@ -60,22 +60,22 @@ class FoldEdge:
 
 
 def find_fold_edges(
-    graph: gs.Graph, linears: Sequence[Linear], *, through_cache: bool = False
+    graph: gs.Graph, layers: Sequence[Layer], *, through_cache: bool = False
 ) -> list[FoldEdge]:
-    """One edge for every activation that linears read, foldable or vetoed.
+    """One edge for every activation that layers read, foldable or vetoed.
 
     `through_cache` allows v-o folds that rescale values handed out as a KV cache: the model's
     own decoding loop is unaffected, but `present.*.value` outputs change by the scale.
     """
-    by_output = {id(linear.output): linear for linear in linears}
-    groups: dict[int, list[Linear]] = {}
-    for linear in linears:
-        groups.setdefault(id(linear.x), []).append(linear)
+    by_output = {id(layer.output): layer for layer in layers}
+    groups: dict[int, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(id(layer.x), []).append(layer)
     edges: list[FoldEdge] = []
     for group in groups.values():
         x = group[0].x
         edge = _edge(graph, x, tuple(group), by_output, through_cache)
-        own = {id(linear.node) for linear in group}
+        own = {id(layer.node) for layer in group}
         other = next((node for node in ir.consumers(x) if id(node) not in own), None)
         if edge.veto is None and other is not None:
             edge = _vetoed(edge, f"{other.op} '{other.name}' reads the same activation unscaled")
@@ -87,12 +87,12 @@ def find_fold_edges(
     return edges
 
 
-def _tied_weight(group: Sequence[Linear], own: set[int]) -> str | None:
+def _tied_weight(group: Sequence[Layer], own: set[int]) -> str | None:
     """A weight that others read too would have to be stored twice."""
-    for linear in group:
-        for node in ir.consumers(linear.weight):
+    for layer in group:
+        for node in ir.consumers(layer.weight):
             if id(node) not in own:
-                return f"the weight of '{linear.name}' is shared with '{node.name}'"
+                return f"the weight of '{layer.name}' is shared with '{node.name}'"
     return None
 
 
@@ -103,8 +103,8 @@ def _vetoed(edge: FoldEdge, reason: str) -> FoldEdge:
 def _edge(
     graph: gs.Graph,
     x: Any,
-    readers: tuple[Linear, ...],
-    by_output: dict[int, Linear],
+    readers: tuple[Layer, ...],
+    by_output: dict[int, Layer],
     through_cache: bool,
 ) -> FoldEdge:
     node = ir.producer(x)
@@ -134,22 +134,21 @@ def _columns(
     graph: gs.Graph,
     kind: str,
     x: Any,
-    readers: tuple[Linear, ...],
-    writer: Linear,
+    readers: tuple[Layer, ...],
+    writer: Layer,
     columns: tuple[int, int] | None = None,
     ties: NDArray[np.int64] | None = None,
     head: int | None = None,
 ) -> FoldEdge:
-    """An edge whose inverse scale goes into (a range of) the columns of an earlier linear."""
+    """An edge whose inverse scale goes into (a range of) the columns of an earlier layer."""
     output = writer.output
     if ir.is_graph_output(graph, output):
         return FoldEdge(kind, x, readers, veto=f"'{writer.name}' is an output of the model")
     if columns is None and _uses(output) != 1:
         return FoldEdge(kind, x, readers, veto=f"the output of '{writer.name}' has other readers")
-    absorbers = [Absorber(writer.node, 1, columns)]
-    if writer.bias_node is not None:
-        position = 0 if ir.is_constant(writer.bias_node.inputs[0]) else 1
-        absorbers.append(Absorber(writer.bias_node, position, columns))
+    absorbers = [Absorber(writer.node, writer.kind.weight, columns)]
+    if writer.bias_place is not None:
+        absorbers.append(Absorber(*writer.bias_place, columns))
     return FoldEdge(kind, x, readers, tuple(absorbers), ties=ties, head=head)
 
 
@@ -165,9 +164,9 @@ def _head_ties(channels: int, value_channels: int, head: int) -> NDArray[np.int6
 def _fused_attention(
     graph: gs.Graph,
     x: Any,
-    readers: tuple[Linear, ...],
+    readers: tuple[Layer, ...],
     node: gs.Node,
-    by_output: dict[int, Linear],
+    by_output: dict[int, Layer],
     through_cache: bool,
 ) -> FoldEdge:
     def veto(reason: str) -> FoldEdge:
@@ -194,9 +193,9 @@ def _fused_attention(
 def _plain_attention(
     graph: gs.Graph,
     x: Any,
-    readers: tuple[Linear, ...],
+    readers: tuple[Layer, ...],
     node: gs.Node,
-    by_output: dict[int, Linear],
+    by_output: dict[int, Layer],
     through_cache: bool,
 ) -> FoldEdge:
     """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped."""
@@ -263,21 +262,18 @@ def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:
         values = np.array(ir.array(old), np.float32)
         start, stop = absorber.columns or (0, values.shape[-1])
         values[..., start:stop] *= inverse
-        _replace(absorber.node, absorber.input, values, namer)
+        absorber.node.inputs[absorber.input] = _scaled(old, values, namer)
     replaced: dict[int, gs.Constant] = {}
-    for linear in edge.readers:
-        old = linear.weight
+    for layer in edge.readers:
+        old = layer.weight
         if id(old) not in replaced:
-            values = np.asarray(ir.array(old), np.float32) * scale[:, None]
-            _replace(linear.node, 1, values, namer)
-            replaced[id(old)] = linear.node.inputs[1]
-        else:
-            linear.node.inputs[1] = replaced[id(old)]
+            values = np.asarray(layer.matrix(), np.float32) * scale[:, None]
+            replaced[id(old)] = _scaled(old, values, namer)
+        layer.put(replaced[id(old)])
 
 
-def _replace(node: gs.Node, position: int, values: NDArray[Any], namer: ir.Namer) -> None:
-    old = node.inputs[position]
-    dtype = ir.array(old).dtype
+def _scaled(old: gs.Constant, values: NDArray[Any], namer: ir.Namer) -> gs.Constant:
+    """A constant for `values` in the type that `old` has, named after it."""
     name = str(old.name)
-    new = ir.constant(namer(name if name.endswith("_eq") else f"{name}_eq"), values.astype(dtype))
-    node.inputs[position] = new
+    dtype = ir.array(old).dtype
+    return ir.constant(namer(name if name.endswith("_eq") else f"{name}_eq"), values.astype(dtype))

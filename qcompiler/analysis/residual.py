@@ -21,8 +21,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.linears import Linear, find_tables
+from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.norms import RMS_NORM, last_axis
+from qcompiler.analysis.tables import find_tables
 from qcompiler.ir.matcher import find
 
 _RMS = ("SimplifiedLayerNormalization", "RMSNormalization")
@@ -57,7 +58,7 @@ class StreamNorm:
     """Where it reads the weight."""
     x: Any
     """What it normalizes: a sum of the stream, or in a fused norm its first term."""
-    readers: tuple[Linear, ...] = ()
+    readers: tuple[Layer, ...] = ()
 
     @property
     def weight(self) -> gs.Constant:
@@ -75,8 +76,8 @@ class ResidualStream:
     """One stream: its size, what turns with it, or the veto."""
 
     channels: int
-    layers: tuple[Linear, ...]
-    """The linear layers that write or read it, in graph order."""
+    layers: tuple[Layer, ...]
+    """The layers that write or read it, in graph order."""
     tables: tuple[gs.Node, ...]
     """The look-ups that write it."""
     uses: tuple[ConstantUse, ...] = ()
@@ -92,7 +93,7 @@ class ResidualStream:
         return list(groups.values())
 
 
-def find_streams(graph: gs.Graph, linears: Sequence[Linear]) -> list[ResidualStream]:
+def find_streams(graph: gs.Graph, layers: Sequence[Layer]) -> list[ResidualStream]:
     """Every residual stream that a norm reads, in graph order.
 
     Norms are those of `fuse-norm`, and RMS norms spelled out in standard operators.
@@ -106,7 +107,7 @@ def find_streams(graph: gs.Graph, linears: Sequence[Linear]) -> list[ResidualStr
     streams: list[ResidualStream] = []
     for x, weight in starts:
         if id(x) not in seen:
-            walk = _Walk(graph, linears, norms, inside)
+            walk = _Walk(graph, layers, norms, inside)
             channels = math.prod(weight.shape) if ir.is_constant(weight) else 0
             streams.append(walk.follow(x, channels))
             seen |= walk.seen
@@ -167,16 +168,16 @@ class _Walk:
     def __init__(
         self,
         graph: gs.Graph,
-        linears: Sequence[Linear],
+        layers: Sequence[Layer],
         norms: Sequence[StreamNorm],
         inside: set[int],
     ) -> None:
         self._graph = graph
         self._nodes = {id(node) for node in graph.nodes}
-        self._linears = linears
-        self._writers = {id(linear.output): linear for linear in linears}
-        self._by_node = {id(linear.node): linear for linear in linears}
-        self._tables = {id(found[0]): found for found in find_tables(graph)}
+        self._layers = layers
+        self._writers = {id(layer.output): layer for layer in layers}
+        self._by_node = {id(layer.node): layer for layer in layers}
+        self._tables = {id(table.gather): table for table in find_tables(graph)}
         self._norms = norms
         self._inside = inside
         self._queue: list[Any] = []
@@ -205,7 +206,7 @@ class _Walk:
         self._check_sharing()
         return ResidualStream(
             channels=self._channels,
-            layers=tuple(each for each in self._linears if id(each.node) in self._touched),
+            layers=tuple(each for each in self._layers if id(each.node) in self._touched),
             tables=tuple(self._looked_up.values()),
             uses=tuple(self._uses.values()),
             scaled=tuple(self._scaled),
@@ -230,18 +231,17 @@ class _Walk:
 
     def _written(self, tensor: Any) -> None:
         """What computes a tensor of the stream."""
-        node, linear = ir.producer(tensor), self._writers.get(id(tensor))
+        node, layer = ir.producer(tensor), self._writers.get(id(tensor))
         if node is None:
             self._refuse(f"'{tensor.name}' is an input of the model")
-        elif linear is not None:
-            self._touched.add(id(linear.node))
-            self._use(linear.node, 1, 1)
-            if linear.bias_node is not None:
-                position = 0 if ir.is_constant(linear.bias_node.inputs[0]) else 1
-                self._use(linear.bias_node, position, 0)
+        elif layer is not None:
+            self._touched.add(id(layer.node))
+            self._use(layer.node, layer.kind.weight, layer.axes[1])
+            if layer.bias_place is not None:
+                self._use(*layer.bias_place, 0)
         elif id(node) in self._tables:
             self._looked_up[id(node)] = node
-            _, _, transposed = self._tables[id(node)]
+            transposed = self._tables[id(node)].transposed
             source = ir.producer(node.inputs[0], "Transpose") if transposed else None
             self._use(*((node, 0, 1) if source is None else (source, 0, 0)))
         elif not self._joins(node) or (node.op == _SKIP_RMS and tensor is node.outputs[0]):
@@ -249,12 +249,12 @@ class _Walk:
 
     def _read(self, node: gs.Node, tensor: Any) -> None:
         """What a node makes of a tensor of the stream."""
-        linear = self._by_node.get(id(node))
+        layer = self._by_node.get(id(node))
         if id(node) not in self._nodes:
             self._refuse(f"{_label(node)} reads the residual stream from a subgraph")
-        elif linear is not None and linear.x is tensor:
+        elif layer is not None and layer.x is tensor:
             self._touched.add(id(node))
-            self._use(node, 1, 0)
+            self._use(node, layer.kind.weight, layer.axes[0])
         elif node.op in _CENTERING:
             self._refuse(f"{_label(node)} subtracts the mean, which a rotation does not keep")
         elif id(node) in self._inside:
@@ -293,13 +293,13 @@ class _Walk:
         return True
 
     def _behind(self, norm: StreamNorm) -> None:
-        """The linear layers behind a norm, and whether its weight lets a rotation pass."""
+        """The layers behind a norm, and whether its weight lets a rotation pass."""
         weight, output = norm.weight, norm.output
-        readers = tuple(each for each in self._linears if each.x is output)
-        for linear in readers:
-            self._touched.add(id(linear.node))
-            self._use(linear.node, 1, 0)
-        own = {id(linear.node) for linear in readers}
+        readers = tuple(each for each in self._layers if each.x is output)
+        for layer in readers:
+            self._touched.add(id(layer.node))
+            self._use(layer.node, layer.kind.weight, layer.axes[0])
+        own = {id(layer.node) for layer in readers}
         others = (n for n in ir.consumers(output) if id(n) not in own and n.op != "Shape")
         other = next(others, None)
         if other is not None:
@@ -310,15 +310,14 @@ class _Walk:
             self._refuse(f"the weight of the norm '{norm.node.name}' is not one constant vector")
         elif np.all(ir.array(weight) == 1.0):
             return
-        elif readers and all(self._has_table(linear) for linear in readers):
+        elif readers and all(self._has_table(layer) for layer in readers):
             self._scaled.append(StreamNorm(norm.node, norm.input, norm.x, readers))
         else:
             self._refuse(f"the norm '{norm.node.name}' has weights; put 'fold-norm' before")
 
-    def _has_table(self, linear: Linear) -> bool:
+    def _has_table(self, layer: Layer) -> bool:
         """Whether embeddings are looked up in a layer's weight."""
-        tables = [table for _, table, _ in self._tables.values()]
-        return any(table is linear.weight for table in tables)
+        return any(table.constant is layer.weight for table in self._tables.values())
 
     def _check_sharing(self) -> None:
         """Every reader of a matrix must see it turned, and turned alike; vectors are copied."""

@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.formats import Granularity
 from qcompiler.numerics.bias import Double
 from qcompiler.numerics.reference import quantize_activations
 from qcompiler.numerics.scale_search import Float, judged_columns, sampled
 
-BY_COST = ("per-tensor", "per-token", "per-group")
+BY_COST = (Granularity.PER_TENSOR, Granularity.PER_TOKEN, Granularity.PER_GROUP)
 """What is tried, the cheapest at run time first."""
+DYNAMIC = BY_COST[1:]
+"""Those whose scales are computed from the values they are for."""
 TOKENS = 1024
 """Rows of X that judge."""
 _CONSTANT = 1e-9  # an output that varies by less of its energy is constant, but for float32
@@ -36,8 +39,8 @@ _CONSTANT = 1e-9  # an output that varies by less of its energy is constant, but
 
 def activation_errors(
     inputs: Sequence[NDArray[Any]], weights: Sequence[NDArray[Any]], group_size: int
-) -> dict[str, float] | None:
-    """The error of each granularity in BY_COST, "per-tensor" with a static scale.
+) -> dict[Granularity, float] | None:
+    """The error of each granularity in BY_COST, per tensor with a static scale.
 
     `inputs` are the samples of X, at least one, [..., K] each; `weights` are [K, N_i]. Some of the
     tokens in the last quarter of the inputs judge. The static range is that of the other inputs,
@@ -58,33 +61,36 @@ def activation_errors(
     if not judges:
         return None
     channels = x.shape[1]
-    blocks = {"per-token": channels, "per-group": min(group_size, channels)}
-    errors = {"per-tensor": np.inf}
+    blocks = {
+        Granularity.PER_TOKEN: channels,
+        Granularity.PER_GROUP: min(group_size, channels),
+    }
+    errors = {Granularity.PER_TENSOR: np.inf}
     if peak > 0.0:
         static = quantize_activations(x, channels, peak / 127.0).dequantized()
-        errors["per-tensor"] = _error(x, static, judges)
-    for name, block in blocks.items():
-        errors[name] = _error(x, quantize_activations(x, block).dequantized(), judges)
+        errors[Granularity.PER_TENSOR] = _error(x, static, judges)
+    for each, block in blocks.items():
+        errors[each] = _error(x, quantize_activations(x, block).dequantized(), judges)
     return errors
 
 
-def cheapest(errors: Mapping[str, float], tolerance: float) -> str:
+def cheapest(errors: Mapping[Granularity, float], tolerance: float) -> Granularity:
     """The first granularity within `tolerance`, or the more exact of the dynamic ones.
 
     `errors` as `activation_errors` gives them. Where none is good enough, a static scale is no
     choice, whatever its error: it alone may meet values far out of its range later.
     """
-    good = [name for name in BY_COST if errors[name] <= tolerance]
-    return good[0] if good else min(BY_COST[1:], key=lambda name: errors[name])
+    good = [each for each in BY_COST if errors[each] <= tolerance]
+    return good[0] if good else min(DYNAMIC, key=lambda each: errors[each])
 
 
 def activation_losses(
     x: NDArray[Any], weights: Sequence[NDArray[Any]], group_sizes: Sequence[int]
-) -> dict[tuple[str, int], float]:
+) -> dict[tuple[Granularity, int], float]:
     """What rounding the rows of X [T, K] adds to the outputs: the mean over t of ‖(x - Q(x)) · W‖².
 
-    One for each pair of a dynamic granularity, "per-token" or "per-group", and a group size; the
-    first is the same for all. `weights` are [K, N_i]; a sample of columns stands for all.
+    One for each pair of a granularity in DYNAMIC and a group size; the first is the same for all.
+    `weights` are [K, N_i]; a sample of columns stands for all.
     """
     judged = [(judged_columns(w), w.shape[1]) for w in weights]
 
@@ -97,10 +103,10 @@ def activation_losses(
 
     channels = x.shape[1]
     whole = loss(channels)
-    found: dict[tuple[str, int], float] = {}
+    found: dict[tuple[Granularity, int], float] = {}
     for size in dict.fromkeys(group_sizes):
-        found["per-token", size] = whole
-        found["per-group", size] = whole if size >= channels else loss(size)
+        found[Granularity.PER_TOKEN, size] = whole
+        found[Granularity.PER_GROUP, size] = whole if size >= channels else loss(size)
     return found
 
 

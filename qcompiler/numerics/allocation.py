@@ -8,7 +8,6 @@ a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,44 +15,6 @@ from numpy.typing import NDArray
 
 STEPS = 1 << 15
 """Steps the largest size is cut into: rounding up costs under half a percent of 300 units."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightFormat:
-    """How the weight of a layer is stored."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    def __str__(self) -> str:
-        """Such as "int4 g64 asym"."""
-        symmetry = "sym" if self.symmetric else "asym"
-        return f"int{self.bits} g{self.group_size} {symmetry}"
-
-    @classmethod
-    def parse(cls, text: str) -> WeightFormat:
-        """The format `str` writes. ValueError for anything else."""
-        try:
-            kind, group, symmetry = text.split()
-            found = cls(
-                bits=int(kind.removeprefix("int")),
-                group_size=int(group.removeprefix("g")),
-                symmetric=symmetry == "sym",
-            )
-        except ValueError:
-            found = None
-        if found is None or str(found) != text or found.bits not in (4, 8):
-            raise ValueError(f"'{text}' is no weight format such as 'int4 g64 asym'")
-        if found.group_size not in (32, 64, 128, 256):
-            raise ValueError(f"'{text}': groups have 32, 64, 128 or 256 channels")
-        return found
-
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Bytes of a rows × columns weight: codes, float16 scales, zero points of a byte."""
-        groups = -(-rows // self.group_size)
-        per_group = 2 if self.symmetric else 3
-        return rows * columns * self.bits // 8 + groups * columns * per_group
 
 
 def allocate(

@@ -59,9 +59,8 @@ def _swept(
     old: QuantizedWeight, damped: Double, gradient: Double, alive: NDArray[Any], sweeps: int
 ) -> NDArray[np.uint8]:
     """Codes after some sweeps over the channels `alive`; `gradient` is used up."""
-    rows = len(old.codes)
     least, greatest = old.limits()
-    scales = np.repeat(old.scales.astype(np.float64), old.group_size, axis=0)[:rows]
+    scales = old.spread(old.scales.astype(np.float64))
     codes = old.codes.astype(np.float64)
     for _ in range(sweeps):
         for start in range(0, len(alive), BLOCK):
@@ -72,7 +71,7 @@ def _swept(
             moved = np.zeros_like(near)
             for i, k in enumerate(block):
                 wanted = codes[k] + near[i] / (within[i, i] * scales[k])
-                group = k // old.group_size
+                group = k // old.form.group_size
                 code = np.clip(np.rint(wanted), least[group], greatest[group])
                 changed = np.flatnonzero(code != codes[k])
                 if changed.size:

@@ -172,7 +172,7 @@ def gptq(
     push: Double | None = None
     if alpha and drift is not None:
         push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
-    group = order // start.group_size
+    group = order // start.form.group_size
     codes = np.empty_like(start.codes)
     step = max(1, COLUMNS // rows)
     for first in range(0, columns, step):
@@ -182,7 +182,7 @@ def gptq(
             raise ValueError("the weight holds NaN or infinity")
         scales = start.scales[:, part].astype(np.float64)[group]
         if start.zero_points is None:
-            zeros = np.broadcast_to(float(1 << (start.bits - 1)), scales.shape)
+            zeros = np.broadcast_to(float(start.form.middle), scales.shape)
         else:
             zeros = start.zero_points[:, part].astype(np.float64)[group]
         limits = _Limits(group, *start.columns(part).limits())

@@ -15,10 +15,12 @@ columns beyond N hold the symmetric zero point and have scale 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from qcompiler.formats import WeightFormat
 
 PANEL = 16
 """Columns in a panel."""
@@ -26,11 +28,7 @@ PANEL = 16
 BLOCK_BYTES = 64
 """Bytes in a block: 16 dwords, one for each column of the panel."""
 
-SYMMETRIC_ZERO_POINT: dict[int, int] = {4: 8, 8: 128}
-"""The zero point of symmetric codes, by width in bits."""
-
 U8Array = npt.NDArray[np.uint8]
-Bits = Literal[4, 8]
 
 _T = TypeVar("_T", bound=np.generic)
 
@@ -40,14 +38,9 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def block_depth(bits: Bits) -> int:
-    """Values of k that one block covers: 8 for 4-bit codes, 4 for 8-bit codes."""
-    return 32 // bits
-
-
-def packed_shape(bits: Bits, K: int, N: int) -> tuple[int, int, int]:
+def packed_shape(form: WeightFormat, K: int, N: int) -> tuple[int, int, int]:
     """Shape of the packed form of a ``K x N`` matrix: [ceil(N/16), ceil(K/depth), 64]."""
-    return ceil_div(N, PANEL), ceil_div(K, block_depth(bits)), BLOCK_BYTES
+    return ceil_div(N, PANEL), ceil_div(K, form.depth), BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -58,10 +51,9 @@ class PackedMatrix:
     [1, 1, 1] where all are the same. A weight is (code - zero point) · scale.
     """
 
-    bits: Bits
+    form: WeightFormat
     K: int
     N: int
-    group_size: int
     W: U8Array
     scales: npt.NDArray[np.float16]
     zero_points: U8Array
@@ -69,7 +61,7 @@ class PackedMatrix:
     @property
     def groups(self) -> int:
         """G = ceil(K / group_size)."""
-        return ceil_div(self.K, self.group_size)
+        return self.form.groups(self.K)
 
     @classmethod
     def pack(
@@ -77,46 +69,40 @@ class PackedMatrix:
         codes: U8Array,
         scales: npt.NDArray[np.floating],
         zero_points: U8Array | None,
-        *,
-        bits: Bits,
-        group_size: int,
+        form: WeightFormat,
     ) -> PackedMatrix:
         """Pack codes [K, N], scales [G, N] and zero points [G, N] (None: symmetric).
 
         Raises ValueError where sizes disagree, or a scale is not finite in float16.
         """
         k, n = codes.shape
-        zero = SYMMETRIC_ZERO_POINT[bits]
-        pack = pack_w4 if bits == 4 else pack_w8
-        W = pack(codes, zero_points, group_size)
-        if scales.shape != (ceil_div(k, group_size), n):
+        W = pack_codes(codes, zero_points, form)
+        if scales.shape != (form.groups(k), n):
             raise ValueError(
-                f"scales must have shape {[ceil_div(k, group_size), n]}, got {list(scales.shape)}"
+                f"scales must have shape {[form.groups(k), n]}, got {list(scales.shape)}"
             )
         with np.errstate(over="ignore"):  # reported below
             half = scales.astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError("a scale is not finite in float16")
         return cls(
-            bits=bits,
+            form=form,
             K=k,
             N=n,
-            group_size=group_size,
             W=W,
             scales=pack_groups(half, 0),
-            zero_points=np.full((1, 1, 1), zero, dtype=np.uint8)
+            zero_points=np.full((1, 1, 1), form.middle, dtype=np.uint8)
             if zero_points is None
-            else pack_groups(zero_points, zero),
+            else pack_groups(zero_points, form.middle),
         )
 
     def centered(self) -> npt.NDArray[np.int16]:
         """Codes less their zero points: int16 [K, N]."""
-        unpack = unpack_w4 if self.bits == 4 else unpack_w8
-        codes = unpack(self.W, self.K, self.N).astype(np.int16)
+        codes = unpack_codes(self.W, self.K, self.N, self.form).astype(np.int16)
         if self.zero_points.size == 1:
             return codes - np.int16(self.zero_points.item())
         zp = unpack_groups(self.zero_points, self.N).astype(np.int16)
-        return codes - np.repeat(zp, self.group_size, axis=0)[: self.K]
+        return codes - np.repeat(zp, self.form.group_size, axis=0)[: self.K]
 
     def group_scales(self) -> npt.NDArray[np.float32]:
         """float32 [G, N]."""
@@ -124,49 +110,36 @@ class PackedMatrix:
 
     def dequantized(self) -> npt.NDArray[np.float32]:
         """The float matrix this stands for: float32 [K, N]."""
-        scales = np.repeat(self.group_scales(), self.group_size, axis=0)[: self.K]
+        scales = np.repeat(self.group_scales(), self.form.group_size, axis=0)[: self.K]
         return self.centered() * scales
 
 
-def pack_w4(codes: U8Array, zero_points: U8Array | None, group_size: int) -> U8Array:
-    """Pack 4-bit codes.
+def pack_codes(codes: U8Array, zero_points: U8Array | None, form: WeightFormat) -> U8Array:
+    """Pack codes: uint8 [K, N] -> [ceil(N/16), ceil(K/depth), 64].
 
-    codes: uint8 [K, N] holding 0 .. 15. zero_points: uint8 [G, N], G = ceil(K / group_size), or
-    None where every zero point is 8. Returns uint8 [ceil(N/16), ceil(K/8), 64].
-    Raises ValueError for another dtype, rank or size, or a code above 15.
+    zero_points: uint8 [G, N], or None where every one is the middle code. Raises ValueError for
+    another dtype, rank or size, or a code of more bits.
     """
-    if codes.size and int(codes.max()) > 15:
-        raise ValueError("4-bit codes must lie in 0 .. 15")
-    padded = _pad(codes, zero_points, group_size, 4)
-    kb, panels = padded.shape[0] // 8, padded.shape[1] // PANEL
-    split = padded.reshape(kb, 2, 4, panels, PANEL)
-    pairs = split[:, 0] | (split[:, 1] << np.uint8(4))
-    return _to_panels(pairs)
+    if codes.size and int(codes.max()) > form.top:
+        raise ValueError(f"{form.bits}-bit codes must lie in 0 .. {form.top}")
+    padded = _pad(codes, zero_points, form)
+    blocks, panels = padded.shape[0] // form.depth, padded.shape[1] // PANEL
+    # Bytes of a dword are four k; each part of a byte is another four.
+    parts = padded.reshape(blocks, form.depth // 4, 4, panels, PANEL)
+    packed = parts[:, 0].copy()
+    for part in range(1, parts.shape[1]):
+        packed |= parts[:, part] << np.uint8(part * form.bits)
+    return _to_panels(packed)
 
 
-def pack_w8(codes: U8Array, zero_points: U8Array | None, group_size: int) -> U8Array:
-    """Pack 8-bit codes.
-
-    codes: uint8 [K, N]. zero_points: uint8 [G, N], G = ceil(K / group_size), or None where every
-    zero point is 128. Returns uint8 [ceil(N/16), ceil(K/4), 64].
-    Raises ValueError for another dtype, rank or size.
-    """
-    padded = _pad(codes, zero_points, group_size, 8)
-    kb, panels = padded.shape[0] // 4, padded.shape[1] // PANEL
-    return _to_panels(padded.reshape(kb, 4, panels, PANEL))
-
-
-def unpack_w4(packed: U8Array, K: int, N: int) -> U8Array:
-    """Inverse of `pack_w4`: uint8 [P, ceil(K/8), 64] -> codes uint8 [K, N]."""
-    quads = _from_panels(packed, 4, K, N)
-    codes = np.stack((quads & np.uint8(15), quads >> np.uint8(4)), axis=1)
+def unpack_codes(packed: U8Array, K: int, N: int, form: WeightFormat) -> U8Array:
+    """Inverse of `pack_codes`: codes uint8 [K, N]."""
+    quads = _from_panels(packed, form, K, N)
+    parts = [
+        quads >> np.uint8(part * form.bits) & np.uint8(form.top) for part in range(form.depth // 4)
+    ]
+    codes = np.stack(parts, axis=1)
     return np.ascontiguousarray(codes.reshape(-1, packed.shape[0] * PANEL)[:K, :N])
-
-
-def unpack_w8(packed: U8Array, K: int, N: int) -> U8Array:
-    """Inverse of `pack_w8`: uint8 [P, ceil(K/4), 64] -> codes uint8 [K, N]."""
-    quads = _from_panels(packed, 8, K, N)
-    return np.ascontiguousarray(quads.reshape(-1, packed.shape[0] * PANEL)[:K, :N])
 
 
 def pack_groups(a: npt.NDArray[_T], fill: float) -> npt.NDArray[_T]:
@@ -191,28 +164,26 @@ def unpack_groups(packed: npt.NDArray[_T], N: int) -> npt.NDArray[_T]:
     )
 
 
-def _pad(codes: U8Array, zero_points: U8Array | None, group_size: int, bits: Bits) -> U8Array:
+def _pad(codes: U8Array, zero_points: U8Array | None, form: WeightFormat) -> U8Array:
     """Codes extended to whole blocks and panels with codes that decode to 0."""
     if codes.dtype != np.uint8 or codes.ndim != 2 or 0 in codes.shape:
         raise ValueError(
             f"codes must be a non-empty uint8 [K, N] array, "
             f"got {codes.dtype} of shape {list(codes.shape)}"
         )
-    if group_size < 1:
-        raise ValueError(f"group_size must be positive, got {group_size}")
     k, n = codes.shape
     if zero_points is not None and (
-        zero_points.dtype != np.uint8 or zero_points.shape != (ceil_div(k, group_size), n)
+        zero_points.dtype != np.uint8 or zero_points.shape != (form.groups(k), n)
     ):
         raise ValueError(
-            f"zero_points must be uint8 [{ceil_div(k, group_size)}, {n}], "
+            f"zero_points must be uint8 [{form.groups(k)}, {n}], "
             f"got {zero_points.dtype} of shape {list(zero_points.shape)}"
         )
-    panels, blocks, _ = packed_shape(bits, k, n)
-    rows, columns = blocks * block_depth(bits), panels * PANEL
+    panels, blocks, _ = packed_shape(form, k, n)
+    rows, columns = blocks * form.depth, panels * PANEL
     if (rows, columns) == (k, n):
         return codes
-    padded = np.full((rows, columns), SYMMETRIC_ZERO_POINT[bits], dtype=np.uint8)
+    padded = np.full((rows, columns), form.middle, dtype=np.uint8)
     padded[:k, :n] = codes
     if zero_points is not None:
         padded[k:, :n] = zero_points[-1]
@@ -225,9 +196,9 @@ def _to_panels(quads: U8Array) -> U8Array:
     return np.ascontiguousarray(quads.transpose(2, 0, 3, 1)).reshape(panels, blocks, BLOCK_BYTES)
 
 
-def _from_panels(packed: U8Array, bits: Bits, K: int, N: int) -> U8Array:
+def _from_panels(packed: U8Array, form: WeightFormat, K: int, N: int) -> U8Array:
     """[panels, blocks, 64] -> [blocks, 4, panels, 16]; checks that it packs a K x N matrix."""
-    expected = packed_shape(bits, K, N)
+    expected = packed_shape(form, K, N)
     if packed.dtype != np.uint8 or packed.shape != expected:
         raise ValueError(
             f"expected uint8 {list(expected)} for K={K} N={N}, "

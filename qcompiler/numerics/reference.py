@@ -64,13 +64,14 @@ def quantize_activations(X: Array, block: int, scale: float | None = None) -> Qu
 def integer_dots(codes: npt.NDArray[np.int8], w: PackedMatrix) -> npt.NDArray[np.int64]:
     """The exact sums of code · (weight code - zero point) in each group: int64 [M, G, N]."""
     m, k = codes.shape
-    q = np.zeros((m, w.groups * w.group_size), dtype=np.float64)
+    size = w.form.group_size
+    q = np.zeros((m, w.groups * size), dtype=np.float64)
     q[:, :k] = codes
-    centered = np.zeros((w.groups * w.group_size, w.N), dtype=np.float64)
+    centered = np.zeros((w.groups * size, w.N), dtype=np.float64)
     centered[:k] = w.centered()
     dots = np.matmul(  # float64 holds these integers exactly, and runs on BLAS
-        q.reshape(m, w.groups, w.group_size).transpose(1, 0, 2),
-        centered.reshape(w.groups, w.group_size, w.N),
+        q.reshape(m, w.groups, size).transpose(1, 0, 2),
+        centered.reshape(w.groups, size, w.N),
     )
     return dots.transpose(1, 0, 2).astype(np.int64)
 
@@ -81,8 +82,9 @@ def matmul_a8(X: Array, w: PackedMatrix, bias: F32Array, *, activation_block: in
     activation_block is K (a scale a row) or the group size (a scale a row and group); else
     ValueError. bias: float32 [N] or [1].
     """
-    if activation_block not in (w.K, w.group_size):
-        raise ValueError(f"activation_block must be K={w.K} or group_size={w.group_size}")
+    size = w.form.group_size
+    if activation_block not in (w.K, size):
+        raise ValueError(f"activation_block must be K={w.K} or group_size={size}")
     return _matmul(X, quantize_activations(_rows(X), activation_block), w, bias)
 
 

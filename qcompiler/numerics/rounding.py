@@ -1,20 +1,21 @@
 """Group-wise weight quantization by rounding to nearest, with an optional search of the range.
 
 A weight is a K × N matrix (input channels × output channels). Groups of `group_size`
-consecutive input channels of one column share a scale, and a zero point where the scheme is
+consecutive input channels of one column share a scale, and a zero point where the format is
 asymmetric: w ≈ (code - zero_point) · scale. The last group may be short. Scales are any float16, or
 in progressive groups small multiples of one number a column (`progressive`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.progressive import code_reach, snapped, units
 
 Float = NDArray[np.float32]
@@ -22,6 +23,7 @@ Search = Literal["none", "mse", "output"]
 
 _CHUNK = 4 << 20  # elements of a weight worked on at a time: bounds the temporaries
 _COARSE = 2.0**-20  # below, a float16 has fewer than five significant bits
+_WIDE_SHRINKS = np.array([1.0, 0.95])
 _SCALE_MIN = np.float32(2.0**-24)  # least positive float16
 
 
@@ -30,25 +32,25 @@ class QuantizedWeight:
     """Codes and scales of a K × N matrix in G = ceil(K / group_size) groups."""
 
     codes: NDArray[np.uint8]
-    """[K, N], unsigned: 0 .. 2^bits - 1."""
+    """[K, N], unsigned: 0 .. form.top."""
     scales: NDArray[np.float16]
     """[G, N]; negative where a symmetric group spends its extra code on its positive extreme."""
     zero_points: NDArray[np.uint8] | None
-    """[G, N]; None for a symmetric scheme, whose zero point is 2^(bits - 1)."""
-    bits: int
-    group_size: int
+    """[G, N]; None for a symmetric format, whose zero point is form.middle."""
+    form: WeightFormat
     reach: NDArray[np.uint8] | None = None
     """[G, N]: how far a code may lie from its zero point; None: as far as its bits go."""
 
+    def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
+        """What is said of each group [G, n] for each of its channels [K, n]."""
+        return np.repeat(groups, self.form.group_size, axis=0)[: self.codes.shape[0]]
+
     def dequantize(self) -> Float:
         """The K × N matrix the codes stand for, float32."""
-        rows = self.codes.shape[0]
-        scales = np.repeat(self.scales.astype(np.float32), self.group_size, axis=0)[:rows]
-        if self.zero_points is None:
-            zero: Any = np.float32(1 << (self.bits - 1))
-        else:
-            zero = np.repeat(self.zero_points.astype(np.float32), self.group_size, axis=0)[:rows]
-        return (self.codes.astype(np.float32) - zero) * scales
+        zero: Any = np.float32(self.form.middle)
+        if self.zero_points is not None:
+            zero = self.spread(self.zero_points.astype(np.float32))
+        return (self.codes.astype(np.float32) - zero) * self.spread(self.scales.astype(np.float32))
 
     def columns(self, part: slice) -> QuantizedWeight:
         """Some columns of the weight, not copied."""
@@ -64,20 +66,30 @@ class QuantizedWeight:
 
     def limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The least and the greatest code of each group, [G, N] each: whole numbers."""
-        top = (1 << self.bits) - 1
+        top = float(self.form.top)
         if self.reach is None:
             shape = self.scales.shape
-            return np.broadcast_to(0.0, shape), np.broadcast_to(float(top), shape)
+            return np.broadcast_to(0.0, shape), np.broadcast_to(top, shape)
         reach = self.reach.astype(np.float64)
-        zero: Any = float(1 << (self.bits - 1))
+        zero: Any = float(self.form.middle)
         if self.zero_points is not None:
             zero = self.zero_points.astype(np.float64)
-        return np.maximum(zero - reach, 0.0), np.minimum(zero + reach, float(top))
+        return np.maximum(zero - reach, 0.0), np.minimum(zero + reach, top)
 
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points as packed (bits of padding not counted)."""
-        total = self.codes.size * self.bits // 8 + self.scales.nbytes
-        return total + (0 if self.zero_points is None else self.zero_points.nbytes)
+        return self.form.nbytes(*self.codes.shape)
+
+
+def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Weights [K, N_i] of one format side by side: [K, N_0 + N_1 + ..]."""
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    return QuantizedWeight(
+        np.concatenate([part.codes for part in parts], axis=1),
+        np.concatenate([part.scales for part in parts], axis=1),
+        np.concatenate(zeros, axis=1) if zeros else None,
+        parts[0].form,
+    )
 
 
 def sqnr_db(reference: NDArray[Any], approximation: NDArray[Any]) -> float:
@@ -91,13 +103,10 @@ def sqnr_db(reference: NDArray[Any], approximation: NDArray[Any]) -> float:
 
 def quantize_weight(
     weight: NDArray[Any],
+    form: WeightFormat,
     *,
-    bits: int = 4,
-    group_size: int = 128,
-    symmetric: bool = True,
     search: Search = "none",
     importance: NDArray[Any] | None = None,
-    progressive: bool = False,
 ) -> QuantizedWeight:
     """Quantize a K × N weight in groups along K.
 
@@ -108,56 +117,73 @@ def quantize_weight(
     output error. Scales are rounded to float16 before the codes are chosen, so the stored
     weight is exactly the one that was judged. Deterministic.
 
-    `progressive` rounds the scales of 4-bit weights to 1 .. 16 times one number a column instead,
-    so that (code - zero_point) · multiple is an int8 value, and sets `reach` to keep it one. 8-bit
-    weights are what they are without it.
+    A progressive `form` rounds the scales to 1 .. 16 times one number a column instead, so that
+    (code - zero_point) · multiple is an int8 value, and sets `reach` to keep it one.
 
-    ValueError for a weight that is not two-dimensional or finite, for bits other than 4 and 8, or
-    for scales that float16 can't hold.
+    ValueError for a weight that is not two-dimensional or finite, or for scales that float16 can't
+    hold.
     """
     if weight.ndim != 2:
         raise ValueError(f"a weight has two dimensions, not {weight.ndim}")
-    if bits not in (4, 8):
-        raise ValueError(f"weights have 4 or 8 bits, not {bits}")
     rows, columns = weight.shape
-    groups = -(-rows // group_size)
-    codes = np.empty((rows, columns), np.uint8)
-    scales = np.empty((groups, columns), np.float16)
-    zeros = None if symmetric else np.empty((groups, columns), np.uint8)
-    reach = np.empty((groups, columns), np.uint8) if progressive and bits == 4 else None
-    error_weight = np.zeros((groups * group_size, 1), np.float32)
-    error_weight[:rows] = 1.0
-    if importance is not None and search == "output":
-        # Normalised so that squared errors of tiny activations don't vanish in float32.
-        error_weight[:rows, 0] = importance / max(float(np.mean(importance)), 1e-30)
-    error_weight = error_weight.reshape(groups, group_size, 1)
+    groups, size = form.groups(rows), form.group_size
+    made = _empty(rows, columns, form)
+    error_weight = _error_weight(rows, form, importance if search == "output" else None)
     peak = 0.0
-    step = max(1, _CHUNK // max(1, groups * group_size))
+    step = max(1, _CHUNK // max(1, groups * size))
     for start in range(0, columns, step):
-        block = np.zeros((groups * group_size, min(step, columns - start)), np.float32)
+        block = np.zeros((groups * size, min(step, columns - start)), np.float32)
         block[:rows] = weight[:, start : start + step]
         if not np.isfinite(block).all():
             raise ValueError("the weight holds NaN or infinity")
         peak = max(peak, float(np.abs(block).max()))
-        grouped = block.reshape(groups, group_size, -1)
-        chosen = slice(start, start + block.shape[1])
-        unit = units(block) if reach is not None else None
-        with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused below
-            if symmetric:
-                q, scale = _symmetric(grouped, bits, search, error_weight, _storable(unit))
-            else:
-                q, scale, zero = _asymmetric(grouped, bits, search, error_weight, _storable(unit))
-                assert zeros is not None  # set above for every asymmetric scheme
-                zeros[:, chosen] = zero[:, 0]
-            if reach is not None and unit is not None:
-                reach[:, chosen] = code_reach(scale[:, 0], unit)
-        codes[:, chosen] = q.reshape(groups * group_size, -1)[:rows]
-        scales[:, chosen] = scale[:, 0]
-    if not np.isfinite(scales).all():
+        part = made.columns(slice(start, start + block.shape[1]))
+        _fill(part, block, search, error_weight)
+    if not np.isfinite(made.scales).all():
         raise ValueError("a group's scale is beyond float16 (weights larger than 4e5)")
-    if 0.0 < peak < _COARSE * ((1 << bits) - 1):
+    if 0.0 < peak < _COARSE * form.top:
         raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
-    return QuantizedWeight(codes, scales, zeros, bits, group_size, reach)
+    return made
+
+
+def _empty(rows: int, columns: int, form: WeightFormat) -> QuantizedWeight:
+    """A weight whose arrays are to be filled."""
+    shape = (form.groups(rows), columns)
+    return QuantizedWeight(
+        np.empty((rows, columns), np.uint8),
+        np.empty(shape, np.float16),
+        None if form.symmetric else np.empty(shape, np.uint8),
+        form,
+        np.empty(shape, np.uint8) if form.progressive else None,
+    )
+
+
+def _error_weight(rows: int, form: WeightFormat, importance: NDArray[Any] | None) -> Float:
+    """How much the squared error of each channel counts, [G, group, 1]; nothing beyond `rows`."""
+    groups, size = form.groups(rows), form.group_size
+    counts = np.zeros((groups * size, 1), np.float32)
+    counts[:rows] = 1.0
+    if importance is not None:
+        # Normalised so that squared errors of tiny activations don't vanish in float32.
+        counts[:rows, 0] = importance / max(float(np.mean(importance)), 1e-30)
+    return counts.reshape(groups, size, 1)
+
+
+def _fill(part: QuantizedWeight, block: Float, search: Search, error_weight: Float) -> None:
+    """Quantize `block`, some columns of a weight with the last group padded by zeros."""
+    form, rows = part.form, part.codes.shape[0]
+    grouped = block.reshape(part.scales.shape[0], form.group_size, -1)
+    unit = None if part.reach is None else units(block)
+    with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused afterwards
+        if part.zero_points is None:
+            q, scale = _symmetric(grouped, form, search, error_weight, _storable(unit))
+        else:
+            q, scale, zero = _asymmetric(grouped, form, search, error_weight, _storable(unit))
+            part.zero_points[:] = zero[:, 0]
+        if part.reach is not None and unit is not None:
+            part.reach[:] = code_reach(scale[:, 0], unit)
+    part.codes[:] = q.reshape(len(block), -1)[:rows]
+    part.scales[:] = scale[:, 0]
 
 
 def _storable(unit: Float | None) -> Callable[[Float], Float]:
@@ -176,19 +202,19 @@ def _half(scale: Float) -> Float:
 
 def _symmetric(
     grouped: Float,
-    bits: int,
+    form: WeightFormat,
     search: Search,
     error_weight: Float,
     storable: Callable[[Float], Float],
 ) -> tuple[NDArray[np.uint8], Float]:
     """Codes and storable scales of [G, group, n] weights around the middle code."""
-    middle = 1 << (bits - 1)
+    middle = form.middle
     peak = np.abs(grouped).max(axis=1, keepdims=True)
     candidates = [peak / (middle - 1)]
     if search != "none":
         signed = np.where(grouped.max(axis=1, keepdims=True) >= peak, -1.0, 1.0)
         full = (signed * peak / middle).astype(np.float32)
-        shrinks = np.arange(1.0, 0.69, -0.04) if bits == 4 else np.array([1.0, 0.95])
+        shrinks = np.arange(1.0, 0.69, -0.04) if form.narrow else _WIDE_SHRINKS
         candidates += [candidates[0] * np.float32(s) for s in shrinks[1:]]
         candidates += [full * np.float32(s) for s in shrinks]
     best_error: Float | None = None
@@ -209,18 +235,18 @@ def _symmetric(
 
 def _asymmetric(
     grouped: Float,
-    bits: int,
+    form: WeightFormat,
     search: Search,
     error_weight: Float,
     storable: Callable[[Float], Float],
 ) -> tuple[NDArray[np.uint8], Float, Float]:
     """Codes, storable scales and integer zero points of [G, group, n] weights."""
-    top = (1 << bits) - 1
+    top = form.top
     low = np.minimum(grouped.min(axis=1, keepdims=True), 0.0)
     high = np.maximum(grouped.max(axis=1, keepdims=True), 0.0)
     candidates = [(low, high)]
     if search != "none":
-        shrinks = np.arange(1.0, 0.75, -0.04) if bits == 4 else np.array([1.0, 0.95])
+        shrinks = np.arange(1.0, 0.75, -0.04) if form.narrow else _WIDE_SHRINKS
         candidates += [(low * np.float32(s), high * np.float32(s)) for s in shrinks[1:]]
         # One end only: an outlier sits on one side of its group.
         candidates += [(low * np.float32(s), high) for s in shrinks[1:]]

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.numerics.equalization import (
     activation_aware,
     logarithmic,
@@ -28,7 +29,6 @@ from qcompiler.numerics.equalization import (
 from qcompiler.numerics.rounding import quantize_weight
 
 Float = NDArray[np.float32]
-Granularity = Literal["none", "per-tensor", "per-token", "per-group"]
 
 TOKENS = 2048
 """Rows of X that judge a scale."""
@@ -46,10 +46,9 @@ _SPAN = 1e-3  # least threshold, as a share of the largest
 class Rounding:
     """How weights, and the activations of the layers, become integers."""
 
-    bits: int = 4
-    group_size: int = 128
-    symmetric: bool = True
-    activations: Granularity = "none"
+    weights: WeightFormat | None
+    """None: they stay in float."""
+    activations: Granularity = Granularity.NONE
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,9 @@ def rounded_activations(x: Float, granularity: Granularity, group_size: int) -> 
 
     One scale a tensor (from the sample), a row, or a group of a row.
     """
-    if granularity == "none":
+    if granularity is Granularity.NONE:
         return x
-    if granularity == "per-group" and x.shape[1] > group_size:
+    if granularity is Granularity.PER_GROUP and x.shape[1] > group_size:
         tokens, channels = x.shape
         padded = np.zeros((tokens, -(-channels // group_size) * group_size), np.float32)
         padded[:, :channels] = x
@@ -130,8 +129,13 @@ def rounded_activations(x: Float, granularity: Granularity, group_size: int) -> 
         return _int8(groups, np.abs(groups).max(axis=1, keepdims=True)).reshape(tokens, -1)[
             :, :channels
         ]
-    axis = None if granularity == "per-tensor" else 1
+    axis = None if granularity is Granularity.PER_TENSOR else 1
     return _int8(x, np.abs(x).max(axis=axis, keepdims=True))
+
+
+def rounded_weight(weight: Float, form: WeightFormat | None) -> Float:
+    """A weight [K, N] as its codes stand for it."""
+    return weight if form is None else quantize_weight(weight, form).dequantize()
 
 
 def _int8(values: Float, peak: Float) -> Float:
@@ -146,6 +150,8 @@ def output_errors(
 
     `x` [T, K], `weights` [K, N_i] each. A scale whose weights can't be quantized has error inf.
     """
+    form = rounding.weights
+    size = x.shape[1] if form is None else form.group_size
     errors = np.zeros(len(scales))
     counted = 0
     for weight in weights:
@@ -157,16 +163,11 @@ def output_errors(
         counted += 1
         for index, scale in enumerate(scales):
             try:
-                quantized = quantize_weight(
-                    w * scale[:, None],
-                    bits=rounding.bits,
-                    group_size=rounding.group_size,
-                    symmetric=rounding.symmetric,
-                ).dequantize()
+                quantized = rounded_weight(w * scale[:, None], form)
             except ValueError:
                 errors[index] = np.inf
                 continue
-            given = rounded_activations(x / scale, rounding.activations, rounding.group_size)
+            given = rounded_activations(x / scale, rounding.activations, size)
             errors[index] += _energy(given @ quantized - true) / signal
     return [float(np.sqrt(error / max(counted, 1))) for error in errors]
 

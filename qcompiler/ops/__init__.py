@@ -6,6 +6,7 @@ where the op library is registered, its kernels take over. `docs/ops.md` describ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -24,13 +25,38 @@ OPSET_VERSION = 1
 LAYOUT = 1
 """The packed layout this version writes and reads."""
 
+WIDTHS: tuple[int, ...] = (4, 8)
+"""Bits of the weights that there are ops for."""
+
+
+def matmul_op(bits: int, *, static: bool = False) -> str:
+    """The op of a layer with weights of `bits` bits; `static`: with a constant activation scale."""
+    return f"MatMulW{bits}A8{'Static' if static else ''}"
+
+
+def gather_op(bits: int) -> str:
+    """The op that looks rows up in a table of `bits` bits."""
+    return f"GatherW{bits}"
+
+
+def width_of(op_type: str) -> int | None:
+    """Bits of the weights an op reads, None for ops without quantized weights."""
+    found = re.match(r"(?:MatMul|Gather)W(\d+)", op_type)
+    return None if found is None else int(found[1])
+
+
+def is_static(op_type: str) -> bool:
+    """Whether an op of a layer has a constant activation scale."""
+    return any(op_type == matmul_op(bits, static=True) for bits in WIDTHS)
+
+
 _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
-    "MatMulW4A8": partial(matmul_function, bits=4, static=False),
-    "MatMulW4A8Static": partial(matmul_function, bits=4, static=True),
-    "MatMulW8A8": partial(matmul_function, bits=8, static=False),
-    "MatMulW8A8Static": partial(matmul_function, bits=8, static=True),
-    "GatherW4": partial(gather_function, bits=4),
-    "GatherW8": partial(gather_function, bits=8),
+    **{
+        matmul_op(bits, static=static): partial(matmul_function, bits=bits, static=static)
+        for bits in WIDTHS
+        for static in (False, True)
+    },
+    **{gather_op(bits): partial(gather_function, bits=bits) for bits in WIDTHS},
     "GroupQueryAttention": attention_function,
     "MultiHeadAttention": multi_head_attention_function,
     "SwiGLU": swiglu_function,
@@ -60,5 +86,10 @@ __all__ = [
     "ONNX_OPSET",
     "OPSET_VERSION",
     "OP_TYPES",
+    "WIDTHS",
     "function",
+    "gather_op",
+    "is_static",
+    "matmul_op",
+    "width_of",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import onnx
 import onnx.parser
@@ -12,8 +11,6 @@ DOMAIN = "ai.qcompiler"
 CONTRIB_DOMAIN = "com.microsoft"
 """Of ONNX Runtime's own operators."""
 ONNX_OPSET = 21
-
-Bits = Literal[4, 8]
 
 SIZES = """
     k = Constant <value_int : int = @K> ()
@@ -28,7 +25,8 @@ SIZES = """
 """K and N as scalars and as one-element vectors, and small constants."""
 
 # Codes in order k, column: dword c of a block is column c, its bytes are k .. k+3.
-_QUADS_4 = """
+_QUADS = {
+    4: """
     low_bits = Constant <value = uint8 {15}> ()
     four = Constant <value = uint8 {4}> ()
     low = BitwiseAnd (W, low_bits)
@@ -37,11 +35,12 @@ _QUADS_4 = """
     low_quads = Reshape (low, quad_shape)
     high_quads = Reshape (high, quad_shape)
     quads = Concat <axis = 3> (low_quads, high_quads)
-"""
-_QUADS_8 = """
+""",
+    8: """
     quad_shape = Constant <value_ints = [0, 0, 16, 1, 4]> ()
     quads = Reshape (W, quad_shape)
-"""
+""",
+}
 
 # Groups are spread over k by an index, so that the last one may be short.
 _DEQUANTIZE = """
@@ -81,9 +80,9 @@ _DEQUANTIZE = """
 """
 
 
-def unpack_weights(bits: Bits) -> str:
+def unpack_weights(bits: int) -> str:
     """Nodes that make ``w_dequantized``, float [K, N], from W, scales and zero_points."""
-    return SIZES + (_QUADS_4 if bits == 4 else _QUADS_8) + _DEQUANTIZE
+    return SIZES + _QUADS[bits] + _DEQUANTIZE
 
 
 def parse(

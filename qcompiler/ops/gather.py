@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import onnx
 
-from qcompiler.ops._text import SIZES, Bits, parse
+from qcompiler.formats import depth
+from qcompiler.ops._text import SIZES, parse
 
 # An id outside -N .. N-1 is sent past the last panel, where Gather refuses it.
 _BODY = """
@@ -72,23 +73,28 @@ _BODY = """
 """
 
 
-# Codes in order of k: the low nibbles of a block, then the high ones.
-_NIBBLES = """
+# By width, what gives codes in order of k and their name: of 4 bits the low nibbles of a block,
+# then the high ones.
+_UNPACK = {
+    4: (
+        """
     low_bits = Constant <value = uint8 {15}> ()
     four_bits = Constant <value = uint8 {4}> ()
     low = BitwiseAnd (quads, low_bits)
     high = BitShift <direction = "RIGHT"> (quads, four_bits)
     row_codes = Concat <axis = -1> (low, high)
-"""
+""",
+        "row_codes",
+    ),
+    8: ("", "quads"),
+}
 
 
-def gather_function(op_type: str, bits: Bits) -> onnx.FunctionProto:
+def gather_function(op_type: str, bits: int) -> onnx.FunctionProto:
     """The function of one op type of the family."""
-    body = _BODY.replace("{depth}", str(32 // bits))
-    if bits == 4:
-        body = body.replace("{unpack}", _NIBBLES).replace("{codes}", "row_codes")
-    else:
-        body = body.replace("{unpack}", "").replace("{codes}", "quads")
+    unpack, codes = _UNPACK[bits]
+    body = _BODY.replace("{depth}", str(depth(bits)))
+    body = body.replace("{unpack}", unpack).replace("{codes}", codes)
     return parse(
         op_type,
         attributes=["K", "N", "group_size", "layout"],

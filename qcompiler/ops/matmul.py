@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from qcompiler.ops._text import Bits, parse, unpack_weights
+from qcompiler.ops._text import parse, unpack_weights
 
 _STATIC = """
     one_shape = Constant <value_ints = [-1, 1]> ()
@@ -85,7 +85,7 @@ _TAIL = """
 """
 
 
-def matmul_function(op_type: str, bits: Bits, *, static: bool) -> onnx.FunctionProto:
+def matmul_function(op_type: str, bits: int, *, static: bool) -> onnx.FunctionProto:
     """The function of one op type of the family.
 
     `row_probe` is 0 for a row of finite values and NaN for any other: it carries a non-finite value

@@ -7,7 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcompiler.passmanager import Record, Remark
+from qcompiler.formats import Granularity
+from qcompiler.passmanager import Record
+from qcompiler.remarks import (
+    Equalized,
+    Folded,
+    LeftAlone,
+    Lowered,
+    Merged,
+    Planned,
+    Remark,
+    Rotated,
+    Rounded,
+)
 
 KEPT_AS_QDQ = "Q/DQ"
 """The `op` of a quantized layer no target pass replaced."""
@@ -72,71 +84,94 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
     """Layers in the order they were first spoken of; other matrix products last."""
     layers: dict[str, Layer] = {}
     members: dict[str, Sequence[str]] = {}
-    for record in history:
-        for remark in record.remarks:
-            if "merged_into" in remark.data:
-                members[str(remark.data["merged_into"])] = remark.data["merged"]
-            for name in members.get(remark.layer, (remark.layer,)):
-                layer = layers.get(name, Layer(name=name))
-                change = _change(record.name, remark, layer)
-                layers[name] = dataclasses.replace(layer, **change)
+    for remark in (remark for record in history for remark in record.remarks):
+        if isinstance(remark, Merged):
+            members[remark.into] = remark.members
+        for name in members.get(remark.layer, (remark.layer,)):
+            layer = layers.get(name, Layer(name=name))
+            layers[name] = dataclasses.replace(layer, **_change(remark, layer))
     finished = [_finished(layer) for layer in layers.values()]
     return tuple(sorted(finished, key=lambda layer: layer.kind == "other"))
 
 
-_SETTLED = (
-    *("input_absmax", "activation_errors", "sqnr_db", "output_error", "output_error_nearest"),
-    *("sensitivity", "sensitivity_rank", "op", "bytes_before", "bytes_after", "tied"),
-)
-
-
-def _change(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
+def _change(remark: Remark, layer: Layer) -> dict[str, Any]:
     """The fields a remark settles."""
-    data = remark.data
-    change = {key: data[key] for key in ("kind", "K", "N") if key in data}
-    if "activation" in data:
-        change["activation"] = data["activation"]
-    if step == "equalize":
-        return change | _equalized(remark)
-    if step == "merge-linears":
-        others = [name for name in data.get("merged", ()) if name != layer.name]
-        return change | {"merged_with": tuple(others)}
+    match remark:
+        case LeftAlone():
+            return _told(kind=remark.kind, **_sizes(remark.shape)) | {"reason": remark.message}
+        case Planned():
+            return _planned(remark)
+        case Folded() | Rotated():
+            return _transformed(remark, layer)
+        case Equalized():
+            return _told(activation=_named(remark.activation)) | _equalized(remark)
+        case Rounded():
+            return _rounded(remark)
+        case Merged():
+            others = tuple(name for name in remark.members if name != layer.name)
+            return {"merged_with": others}
+        case Lowered():
+            return {"op": remark.op} | _told(activation=_named(remark.activation))
+        case _:
+            return {}
+
+
+def _told(**fields: Any) -> dict[str, Any]:
+    """Those that are said: None leaves what was known before."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _sizes(shape: tuple[int, int] | None) -> dict[str, Any]:
+    return {} if shape is None else {"K": shape[0], "N": shape[1]}
+
+
+def _named(granularity: Granularity | None) -> str | None:
+    return None if granularity is None else granularity.value
+
+
+def _planned(remark: Planned) -> dict[str, Any]:
+    errors = remark.activation_errors
+    return {
+        "kind": remark.kind,
+        **_sizes(remark.shape),
+        **_told(
+            activation=_named(remark.activation),
+            input_absmax=remark.input_absmax,
+            activation_errors=errors and {each.value: error for each, error in errors.items()},
+            sensitivity=remark.sensitivity,
+            sensitivity_rank=remark.sensitivity_rank,
+        ),
+    }
+
+
+def _transformed(remark: Folded | Rotated, layer: Layer) -> dict[str, Any]:
     # A layer that these leave alone may be quantized all the same.
-    if step in ("fold-norm", "rotate"):
-        return change | _transformed(step, remark, layer)
-    if step in ("correct-bias", "tweak-norms"):
-        return change
-    if not remark.applied:
-        return change | {"reason": remark.message}
-    for key in _SETTLED:
-        if key in data:
-            change[key] = data[key]
-    if "bits" in data:
-        change |= {"scheme": scheme(data), "reason": data.get("fallback")}
-    return change
-
-
-def _transformed(step: str, remark: Remark, layer: Layer) -> dict[str, Any]:
     if not remark.applied:
         return {"not_transformed": (*layer.not_transformed, remark.message)}
-    if step == "fold-norm":
+    if isinstance(remark, Folded):
         return {"norm_folded": remark.message}
     return {"rotated": (*layer.rotated, remark.message)}
 
 
-def _equalized(remark: Remark) -> dict[str, Any]:
+def _equalized(remark: Equalized) -> dict[str, Any]:
     if not remark.applied:
         return {"not_equalized": remark.message.removeprefix("not equalized: ")}
-    return {"equalized": f"{remark.data['method']} through {remark.data['edge']}"}
+    return {"equalized": f"{remark.method} through {remark.edge}"}
 
 
-def scheme(data: Mapping[str, Any]) -> str:
-    """A weight's scheme in one word each: type, group, symmetry; rounding and scales if unusual."""
-    symmetry = "sym" if data["symmetric"] else "asym"
-    rounding = data.get("rounding", "nearest")
-    suffix = " progressive" if data.get("progressive") else ""
-    suffix += "" if rounding == "nearest" else f" {rounding}"
-    return f"int{data['bits']} g{data['group_size']} {symmetry}{suffix}"
+def _rounded(remark: Rounded) -> dict[str, Any]:
+    told = ("sqnr_db", "bytes_before", "bytes_after", "tied")
+    errors = _told(
+        output_error=remark.output_error, output_error_nearest=remark.output_error_nearest
+    )
+    return {
+        "kind": remark.kind,
+        **_sizes(remark.shape),
+        **{name: getattr(remark, name) for name in told},
+        **errors,
+        "scheme": remark.scheme,
+        "reason": remark.fallback,
+    }
 
 
 def _finished(layer: Layer) -> Layer:

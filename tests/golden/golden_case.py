@@ -2,13 +2,12 @@
 
     // Free comment, kept.
     options:
-      quantize-weights{bits=4}              the pipeline, as for `qc opt -p`
+      quantize-weights{search=mse}          the pipeline, as for `qc opt -p`
       plan: fc per-token                    LAYER GRANULARITY [equalize] [WEIGHT FORMAT], * for all
       statistics: x absmax=ramp(1, 4)       TENSOR [absmax=GEN] [mean_square=GEN],
                                             or minimum=GEN and maximum=GEN in place of absmax
       calibrate: 3                          batches of random feeds for the calibrate pass
       exclude: lm_head                      a regular expression
-      target: qdq
     input:
       g (float[N, 32] x) => (float[N, 8] y) {
         // weight w float[32, 8] normal(seed=0, std=0.1)
@@ -192,7 +191,7 @@ def read_case(path: Path) -> Case:
     context: dict[str, list[str]] = {}
     for line in more:
         key, _, value = line.partition(":")
-        if key.strip() not in ("plan", "statistics", "calibrate", "exclude", "target"):
+        if key.strip() not in ("plan", "statistics", "calibrate", "exclude"):
             raise ValueError(f"{path}: unknown option '{key}'")
         context.setdefault(key.strip(), []).append(value.strip())
     return Case(path, preamble, texts, pipeline.strip(), context)

@@ -6,6 +6,7 @@ Add a case: write `options:` and `input:` to tests/golden/<pass>/<case>.qir, run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,29 +16,21 @@ import onnxruntime as ort
 import pytest
 from golden_case import Case, generate, read_case, same_text
 from onnx import shape_inference
+from qcompiler.analysis.layers import find_layers
 
-from qcompiler.analysis.linears import find_linears
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.calibration.stream import stream
 from qcompiler.errors import QcError
 from qcompiler.feeds import as_taken
+from qcompiler.formats import Granularity, LayerPlan, WeightFormat
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.printer import print_graph
-from qcompiler.numerics.allocation import WeightFormat
 from qcompiler.passes import registry
-from qcompiler.passmanager import (
-    ActivationPlan,
-    Fact,
-    Granularity,
-    Numerics,
-    Pass,
-    PassContext,
-    PassManager,
-)
+from qcompiler.passmanager import Fact, NoData, Numerics, Pass, PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
 
 FOLDER = Path(__file__).parent
@@ -51,10 +44,10 @@ def context_of(case: Case, graph) -> PassContext:
     plan = {}
     for line in case.context.get("plan", []):
         layer, granularity, *rest = line.split()
-        names = [linear.name for linear in find_linears(graph)[0]] if layer == "*" else [layer]
+        names = [each.name for each in find_layers(graph)[0]] if layer == "*" else [layer]
         form = " ".join(word for word in rest if word != "equalize")
-        chosen = ActivationPlan(
-            granularity=Granularity(granularity),
+        chosen = LayerPlan(
+            activation=Granularity(granularity),
             equalize="equalize" in rest,
             weight=WeightFormat.parse(form) if form else None,
         )
@@ -75,25 +68,32 @@ def context_of(case: Case, graph) -> PassContext:
         statistics = Statistics(found, "golden")
     batches = int(case.context.get("calibrate", ["0"])[0])
 
-    def feeds():
-        model = case.model()
-        return [case.feeds(model, seed) for seed in range(batches)]
-
-    def run_observers(graph, names):
-        return observe(graph, names, feeds(), source="golden")
-
-    def run_probe(graph, output, names, variants):
-        return probe(graph, output, names, feeds(), variants)
-
     return PassContext(
-        target=case.context.get("target", ["ort-custom"])[0],
         exclude=tuple(case.context.get("exclude", [])),
         statistics=statistics,
         plan=plan,
-        observe=run_observers if batches else None,
-        stream=(lambda graph, names: stream(graph, names, feeds())) if batches else None,
-        probe=run_probe if batches else None,
+        data=Batches(case, batches) if batches else NoData(),
     )
+
+
+class Batches:
+    """Calibration data of a case: batches of random feeds."""
+
+    def __init__(self, case: Case, count: int) -> None:
+        self.case, self.count = case, count
+
+    def feeds(self):
+        model = self.case.model()
+        return [self.case.feeds(model, seed) for seed in range(self.count)]
+
+    def observe(self, graph, names):
+        return observe(graph, names, self.feeds(), source="golden")
+
+    def stream(self, graph, names):
+        return stream(graph, names, self.feeds())
+
+    def probe(self, graph, output, names, variants):
+        return probe(graph, output, names, self.feeds(), variants)
 
 
 def import_case(case: Case):
@@ -107,7 +107,7 @@ def import_case(case: Case):
 def learned(before: PassContext, after: PassContext) -> str:
     """Plans and statistics the passes added or changed, one a line."""
     lines = [
-        f"plan: {name} {plan.granularity.value}{' equalize' if plan.equalize else ''}"
+        f"plan: {name} {plan.activation.value}{' equalize' if plan.equalize else ''}"
         f"{f' {plan.weight}' if plan.weight else ''}"
         for name, plan in after.plan.items()
         if before.plan.get(name) != plan
@@ -185,6 +185,13 @@ class Snapshot:
         self.model = to_model(graph)
 
 
+def known_facts(passes: Sequence[Pass], ctx: PassContext) -> frozenset[Fact]:
+    """What the passes require of the graph of a case, and what its context says."""
+    given = frozenset[Fact]().union(*(step.requires for step in passes))
+    given -= frozenset[Fact]().union(*(step.provides for step in passes))
+    return given | {Fact.CALIBRATED} if ctx.statistics is not None else given
+
+
 @dataclass
 class Recorder:
     """Keeps the model after every pass."""
@@ -201,8 +208,9 @@ def transform(case: Case):
     before = Snapshot(graph)
     ctx = context_of(case, graph)
     recorder = Recorder()
+    passes = parse_pipeline(case.pipeline)
     manager = PassManager(
-        parse_pipeline(case.pipeline), [VerifyInstrument(), recorder], given=frozenset(Fact)
+        passes, [VerifyInstrument(), recorder], given=known_facts(passes, ctx)
     )
     graph, after = manager.run(graph, ctx)
     remarks = [

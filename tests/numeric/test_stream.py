@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from block_models import HIDDEN, INNER, MODELS, feeds
+from qcompiler.analysis.linears import find_linears
 from stock_runtime import inner_values
 
 from qcompiler import ir
-from qcompiler.analysis.linears import find_linears
 from qcompiler.analysis.qdq import activation_qdq, weight_dq
 from qcompiler.calibration import stream as streaming
 from qcompiler.calibration.stream import stream

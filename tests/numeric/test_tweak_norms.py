@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 from block_models import MODELS, feeds
+from qcompiler.analysis.linears import find_linears
 from stock_runtime import inner_values
 
 from qcompiler import ir
-from qcompiler.analysis.linears import find_linears
 from qcompiler.analysis.qdq import before_rounding, weight_dq
 from qcompiler.calibration.stream import stream
 from qcompiler.errors import RecipeError

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from qcompiler.analysis.linears import find_linears
 
 from qcompiler.analysis.foldable import find_fold_edges
-from qcompiler.analysis.linears import find_linears
 from qcompiler.analysis.residual import find_streams
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.tensors import array

@@ -1,0 +1,139 @@
+"""plan-weights: which layers and tables get which format.
+
+The one place where a recipe names its formats. Layers whose result is an output of the model (the
+language-model head), and those that only such layers read, have a width of their own; tables have a
+format of their own, and a head tied to a table shares it. `allocate-bits` may choose other formats
+later; whatever rounds or searches reads the plan.
+
+The graph is not changed; the decisions travel in the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+from qcompiler.analysis.layers import Layer, find_layers, is_head
+from qcompiler.analysis.tables import Table, find_tables
+from qcompiler.formats import Bits, GroupSize, LayerPlan, WeightFormat
+from qcompiler.passmanager import (
+    Fact,
+    Numerics,
+    Pass,
+    PassContext,
+    PassResult,
+    excluding_pattern,
+    require_matches,
+)
+from qcompiler.remarks import LeftAlone, Planned, Remark
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanWeights(Pass):
+    """Choose the formats of the weights of linear layers and of embedding tables."""
+
+    name: ClassVar[str] = "plan-weights"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_PLANNED})
+    forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
+
+    bits: Bits = 4
+    group_size: GroupSize = 128
+    """Input channels that share a scale."""
+    symmetric: bool = True
+    """Without zero points."""
+    progressive: bool = False
+    """Of 4 bits: the scales of a column's groups are small multiples of one number, so that codes
+    become int8 values by integer arithmetic alone, as in QServe, arXiv 2405.04532."""
+    head_bits: Bits = 8
+    """Bits of layers whose result is an output of the model (the language-model head), and of those
+    that only such layers read, as the one `rotate` puts before a head."""
+    table_bits: Bits = 8
+    """4 where size counts most: asymmetric groups, and a head tied to the table has them too."""
+    table_group_size: GroupSize = 64
+    """64 divides the hidden size of nearly every model, which sharing with the head can need."""
+    min_channels: int = 32
+    """Layers with fewer input channels are left alone: nothing to gain."""
+    min_rows: int = 1024
+    """Tables with fewer rows (positions, token types) are left in float."""
+
+    @property
+    def linear(self) -> WeightFormat:
+        """The format of most layers."""
+        return self._layer(self.bits)
+
+    @property
+    def head(self) -> WeightFormat:
+        """The format of heads."""
+        return self._layer(self.head_bits)
+
+    @property
+    def table(self) -> WeightFormat:
+        """The format of tables: only narrow codes are worth a zero point."""
+        form = WeightFormat(bits=self.table_bits, group_size=self.table_group_size)
+        return replace(form, symmetric=not form.narrow)
+
+    def _layer(self, bits: int) -> WeightFormat:
+        form = WeightFormat(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+        return form.with_scales(progressive=self.progressive)
+
+    def may_plan(self) -> Sequence[LayerPlan]:
+        return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]
+
+    def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
+        require_matches(ctx, [node.name for node in graph.nodes])
+        layers, others = find_layers(graph)
+        tables = find_tables(graph)
+        remarks: list[Remark] = [LeftAlone(layer=o.name, message=o.reason) for o in others]
+        said = {table.name: self._table(table, ctx) for table in tables}
+        tied = {id(t.constant) for t in tables if t.ties and isinstance(said[t.name], Planned)}
+        for layer in layers:
+            said[layer.name] = self._linear(graph, layer, ctx, tied=id(layer.weight) in tied)
+        remarks += [said[layer.name] for layer in layers]
+        remarks += [said[table.name] for table in tables]
+        planned = [remark for remark in remarks if isinstance(remark, Planned)]
+        plan = {**ctx.plan, **{each.layer: LayerPlan(weight=each.weight) for each in planned}}
+        return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
+
+    def _linear(
+        self, graph: gs.Graph, layer: Layer, ctx: PassContext, *, tied: bool
+    ) -> Planned | LeftAlone:
+        pattern, shape = excluding_pattern(ctx, layer.name), layer.shape
+        reason = None
+        if pattern is not None:
+            reason = f"excluded by pattern '{pattern}'"
+        elif shape[0] < self.min_channels:
+            reason = f"only {shape[0]} input channels"
+        if reason is not None:
+            return LeftAlone(layer=layer.name, message=reason, kind="linear", shape=shape)
+        form = self.linear
+        if tied:
+            form = self.table
+        elif is_head(graph, layer.output):
+            form = self.head
+        message = f"weights {form}"
+        return Planned(layer=layer.name, message=message, shape=shape, weight=form)
+
+    def _table(self, table: Table, ctx: PassContext) -> Planned | LeftAlone:
+        pattern, shape = excluding_pattern(ctx, table.name), table.shape
+        reason = None
+        if pattern is not None:
+            reason = f"excluded by pattern '{pattern}'"
+        elif table.rows < self.min_rows:
+            reason = f"a small table ({table.rows} rows), kept in float"
+        elif ir.tensor_rank(table.gather.outputs[0]) == 1:  # ORT blocks no vectors
+            reason = "it looks up a single row, kept in float"
+        if reason is not None:
+            return LeftAlone(layer=table.name, message=reason, kind="embedding", shape=shape)
+        return Planned(
+            layer=table.name,
+            message=f"table {self.table}",
+            kind="embedding",
+            shape=shape,
+            weight=self.table,
+        )

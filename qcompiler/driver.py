@@ -1,0 +1,85 @@
+"""What every run of passes over a model begins with: its files, its data, and the pass manager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+from qcompiler.calibration.sources import default_spec
+from qcompiler.calibration.supply import Supply
+from qcompiler.instruments import DumpInstrument, TargetInstrument, VerifyInstrument
+from qcompiler.models import ModelPackage
+from qcompiler.passmanager import Fact, Instrument, Pass, PassContext, PassManager
+from qcompiler.targets import Target
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Which data a run may ask for."""
+
+    source: str | Path | None = None
+    """See `qcompiler.calibration.sources`; None: what suits the model."""
+    samples: int = 16
+    length: int = 512
+    """Tokens of a sample."""
+    seed: int = 0
+    held_back: int = 0
+    """Samples that are kept from the passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model and the passes that are to run over it."""
+
+    package: ModelPackage
+    supply: Supply
+    manager: PassManager
+    context: PassContext
+
+    def run(self) -> tuple[gs.Graph, PassContext]:
+        """Read the model and run the passes; the graph, and what the passes learned."""
+        return self.manager.run(ir.read_model(self.package.onnx_path), self.context)
+
+
+def open_job(
+    package: ModelPackage,
+    passes: Sequence[Pass],
+    *,
+    target: Target | None,
+    calibration: Calibration,
+    exclude: Sequence[str] = (),
+    dump_ir: str | Path | None = None,
+    given: frozenset[Fact] = frozenset(),
+    progress: Progress | None = None,
+) -> Job:
+    """Check everything that can be known before the model is read.
+
+    `target`: what the plans are held against. `given`: facts that hold of the model already.
+    RecipeError for passes in an order that can't work, formats that the target can't run, or a
+    pattern that is no regular expression.
+    """
+    instruments: list[Instrument] = [VerifyInstrument()]
+    if target is not None:
+        for step in passes:
+            target.require(step.may_plan(), f"layers that pass '{step.name}' plans")
+        instruments.append(TargetInstrument(target))
+    if dump_ir is not None:
+        instruments.append(DumpInstrument(Path(dump_ir)))
+    manager = PassManager(passes, instruments, given=given)
+    supply = Supply(
+        package,
+        calibration.source or default_spec(package),
+        samples=calibration.samples,
+        length=calibration.length,
+        seed=calibration.seed,
+        held_back=calibration.held_back,
+        progress=progress,
+    )
+    context = PassContext(exclude=tuple(exclude), data=supply, progress=progress)
+    return Job(package=package, supply=supply, manager=manager, context=context)

@@ -1,0 +1,195 @@
+"""What a layer can become: formats of weights, granularities of activations, and the plan of both.
+
+Every fact about a width of weights (its codes, its storage in ONNX, its bytes) is stated here,
+once: another width is a number more in `Bits`, and a row more in `_STORAGE`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+Bits = Literal[4, 8]
+"""Widths of weights, for options."""
+GroupSize = Literal[32, 64, 128, 256]
+"""Input channels of a group that shares a scale, for options."""
+
+WIDTHS: tuple[int, ...] = get_args(Bits)
+GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
+
+
+class Granularity(enum.Enum):
+    """How activations share an int8 scale."""
+
+    NONE = "none"
+    PER_TENSOR = "per-tensor"
+    PER_TOKEN = "per-token"
+    PER_GROUP = "per-group"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """An integer type of ONNX that holds codes, signed around the middle or unsigned from 0."""
+
+    element_type: int
+    """As in onnx.TensorProto."""
+    dtype: np.dtype
+    bits: int
+    signed: bool
+
+    @property
+    def middle(self) -> int:
+        """What makes stored values unsigned: stored + middle = code."""
+        return 1 << (self.bits - 1) if self.signed else 0
+
+
+_INT4 = Storage(onnx.TensorProto.INT4, np.dtype(ml_dtypes.int4), 4, True)
+_UINT4 = Storage(onnx.TensorProto.UINT4, np.dtype(ml_dtypes.uint4), 4, False)
+_INT8 = Storage(onnx.TensorProto.INT8, np.dtype(np.int8), 8, True)
+_UINT8 = Storage(onnx.TensorProto.UINT8, np.dtype(np.uint8), 8, False)
+
+# The narrowest types that hold a width: signed, unsigned.
+_STORAGE: dict[int, tuple[Storage, Storage]] = {4: (_INT4, _UINT4), 8: (_INT8, _UINT8)}
+
+
+def depth(bits: int) -> int:
+    """Values of k in a dword of packed codes."""
+    return 32 // bits
+
+
+def storage_of(element_type: int) -> Storage | None:
+    """The type of codes that an ONNX element type is, None for any other."""
+    known = {each.element_type: each for pair in _STORAGE.values() for each in pair}
+    return known.get(element_type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFormat:
+    """How the weight of a layer is stored: unsigned codes in groups of input channels.
+
+    w ≈ (code - zero point) · scale, a scale a group and column, and a zero point where it is not
+    symmetric.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool = True
+    """Whether every zero point is the middle code."""
+    progressive: bool = False
+    """Whether the scales of a column are small multiples of one number, so that codes become int8
+    values by integer arithmetic alone."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"weights have 2 to 8 bits, not {self.bits}")
+        if self.group_size < 1:
+            raise ValueError(f"a group has at least one channel, not {self.group_size}")
+        if self.progressive and not self.narrow:
+            raise ValueError(f"codes of {self.bits} bits have no progressive groups")
+
+    @property
+    def top(self) -> int:
+        """The largest code; the least is 0."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of symmetric codes."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether codes are so few that which range they span is worth a search, and so few values
+        that progressive groups can do with whole multiples."""
+        return self.bits < 8
+
+    @property
+    def depth(self) -> int:
+        """Values of k in a dword of packed codes."""
+        return depth(self.bits)
+
+    @property
+    def storage(self) -> Storage:
+        """The type of codes and zero points as ONNX holds them."""
+        return _STORAGE[self.bits][0 if self.symmetric else 1]
+
+    def __str__(self) -> str:
+        """Such as "int4 g64 asym"."""
+        suffix = " progressive" if self.progressive else ""
+        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}{suffix}"
+
+    def in_words(self) -> str:
+        """Such as "int4 asymmetric, group 64"."""
+        suffix = ", progressive" if self.progressive else ""
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        return f"int{self.bits} {symmetry}, group {self.group_size}{suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> WeightFormat:
+        """The format that `str` writes. ValueError for anything else."""
+        try:
+            kind, group, symmetry, *more = text.split()
+            found = cls(
+                bits=int(kind.removeprefix("int")),
+                group_size=int(group.removeprefix("g")),
+                symmetric=symmetry == "sym",
+                progressive=bool(more),
+            )
+        except ValueError:
+            found = None
+        if found is None or str(found) != text:
+            raise ValueError(f"'{text}' is no weight format such as 'int4 g64 asym'")
+        if found.bits not in WIDTHS:
+            raise ValueError(f"'{text}': weights have {_listed(WIDTHS)} bits")
+        if found.group_size not in GROUP_SIZES:
+            raise ValueError(f"'{text}': groups have {_listed(GROUP_SIZES)} channels")
+        return found
+
+    def groups(self, rows: int) -> int:
+        """Groups of a column of `rows` input channels; the last may be short."""
+        return -(-rows // self.group_size)
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of a rows × columns weight: codes, float16 scales, zero points of a byte."""
+        per_group = 2 if self.symmetric else 3
+        return rows * columns * self.bits // 8 + self.groups(rows) * columns * per_group
+
+    def with_scales(self, *, progressive: bool) -> WeightFormat:
+        """This format, progressive where that is asked for and its width allows it."""
+        return replace(self, progressive=progressive and self.narrow)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """What is to become of one layer; passes that plan fill it, passes that rewrite obey it."""
+
+    weight: WeightFormat | None = None
+    """None: the weight stays in float."""
+    activation: Granularity = Granularity.NONE
+    """How its input becomes int8; none: it stays in float."""
+    equalize: bool = False
+    """Whether its input asks for equalization."""
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}"
+
+
+__all__ = [
+    "GROUP_SIZES",
+    "WIDTHS",
+    "Bits",
+    "Granularity",
+    "GroupSize",
+    "LayerPlan",
+    "Storage",
+    "WeightFormat",
+    "depth",
+    "storage_of",
+]

@@ -1,0 +1,44 @@
+"""The layout of ONNX Runtime's MatMulNBits: codes of a column in blocks along K."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.numerics.rounding import QuantizedWeight
+
+
+def pack(weight: QuantizedWeight) -> list[NDArray[Any]]:
+    """B [N, G, group·bits/8], scales float32 [N, G] and, where asymmetric, zero points.
+
+    Codes lie along K with the even one in the low nibble; rows past K hold the zero point, so
+    that they decode to 0.
+    """
+    form = weight.form
+    rows, columns = weight.codes.shape
+    groups = form.groups(rows)
+    codes = np.full((groups * form.group_size, columns), form.middle, np.uint8)
+    codes[:rows] = weight.codes
+    if weight.zero_points is not None and groups * form.group_size != rows:
+        codes[rows:] = weight.zero_points[-1]
+    by_column = np.ascontiguousarray(codes.T).reshape(columns, groups, form.group_size)
+    scales = np.ascontiguousarray(weight.scales.T.astype(np.float32))
+    arrays = [_together(by_column, form.bits), scales]
+    if weight.zero_points is not None:
+        zeros = np.ascontiguousarray(weight.zero_points.T)
+        lacking = -groups % (8 // form.bits)
+        if lacking:
+            zeros = np.pad(zeros, ((0, 0), (0, lacking)), constant_values=form.middle)
+        arrays.append(_together(zeros, form.bits))
+    return arrays
+
+
+def _together(codes: NDArray[Any], bits: int) -> NDArray[Any]:
+    """As many codes in a byte as fit, the first in its low bits."""
+    share = 8 // bits
+    packed = codes[..., 0::share]
+    for part in range(1, share):
+        packed = packed | (codes[..., part::share] << np.uint8(part * bits))
+    return np.ascontiguousarray(packed)

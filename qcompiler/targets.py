@@ -1,0 +1,112 @@
+"""Targets: what a compiled model is to run on, each with everything that sets it apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompiler import ops, runtime
+from qcompiler.errors import RecipeError
+from qcompiler.formats import GROUP_SIZES, LayerPlan
+from qcompiler.passmanager import Pass
+from qcompiler.recipe import did_you_mean, parse_pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpLibrary:
+    """The op library that a target's models want."""
+
+    name: str
+    """Its file's name where a model folder asks for it."""
+    path: Callable[[], Path | None]
+    """The file, None where it was not built."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What runs a compiled model."""
+
+    name: str
+    summary: str
+    lowering: str
+    """The passes behind a recipe's, as text."""
+    minimum_onnxruntime: str
+    widths: frozenset[int] | None = None
+    """Bits of weights it has kernels for; None: of any."""
+    library: OpLibrary | None = None
+    provider_options: tuple[Mapping[str, Any], ...] = ()
+    """What onnxruntime-genai is told of providers."""
+
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes that turn Q/DQ into what it runs."""
+        return parse_pipeline(self.lowering) if self.lowering else ()
+
+    def accepts(self, plan: LayerPlan) -> str | None:
+        """Why it can't run a layer planned so, None where it can."""
+        form = plan.weight
+        if form is None or self.widths is None:
+            return None
+        if form.bits not in self.widths:
+            return f"it has no kernels for weights of {form.bits} bits"
+        if form.group_size not in GROUP_SIZES:
+            return f"it has no kernels for groups of {form.group_size} channels"
+        return None
+
+    def require(self, plans: Iterable[LayerPlan], where: str) -> None:
+        """RecipeError for the first of `plans` that it can't run."""
+        for plan in plans:
+            reason = self.accepts(plan)
+            if reason is not None:
+                raise RecipeError(
+                    f"target '{self.name}' can't run {where}, planned as {plan.weight}: {reason}; "
+                    "choose another format, or --target qdq"
+                )
+
+
+_KNOWN = (
+    Target(
+        name="ort-custom",
+        summary="ai.qcompiler ops with function bodies: any ONNX Runtime, fast with the library",
+        lowering=(
+            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,lower-attention,"
+            "lower-multi-head-attention,lower-norm,lower-activation"
+        ),
+        minimum_onnxruntime="1.20",
+        widths=frozenset(ops.WIDTHS),
+        library=OpLibrary(name=runtime.LIBRARY, path=runtime.library_path),
+    ),
+    Target(
+        name="cuda",
+        summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
+        lowering="fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision",
+        minimum_onnxruntime="1.20",
+        widths=frozenset(ops.WIDTHS),
+        library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
+        provider_options=({"cuda": {}},),
+    ),
+    Target(
+        name="ort-contrib",
+        summary="ONNX Runtime's own MatMulNBits, no library",
+        lowering="fuse-norm,compute-rotary,lower-ort-contrib",
+        minimum_onnxruntime="1.23",
+        widths=frozenset({4, 8}),
+    ),
+    Target(
+        name="qdq",
+        summary="standard QuantizeLinear and DequantizeLinear, for any runtime",
+        lowering="",
+        minimum_onnxruntime="1.20",
+    ),
+)
+
+TARGETS: Mapping[str, Target] = {target.name: target for target in _KNOWN}
+"""The targets by name."""
+
+
+def get(name: str) -> Target:
+    """A target by name; RecipeError with what was probably meant for an unknown one."""
+    if name not in TARGETS:
+        raise RecipeError(f"unknown target '{name}'; {did_you_mean(name, list(TARGETS))}")
+    return TARGETS[name]
