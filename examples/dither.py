@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qcompiler.analysis.linears import find_linears
 
 from qcompiler import ir
+from qcompiler.analysis.layers import find_layers
 from qcompiler.errors import QcError
 from qcompiler.models import open_package
 from qcompiler.passmanager import PassContext, PassManager
@@ -43,7 +43,7 @@ def dither_model(source: Path, output: Path, seed: int) -> None:
     manager = PassManager(parse_pipeline("import,canonicalize"))
     graph, _ = manager.run(ir.read_model(package.onnx_path), PassContext())
     count = 0
-    for linear in find_linears(graph)[0]:
+    for linear in find_layers(graph)[0]:
         if len(ir.consumers(linear.weight)) > 1:
             continue
         weight = ir.array(linear.weight)

@@ -20,10 +20,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
-from qcompiler.analysis.linears import find_linears
 
 from qcompiler import ir
+from qcompiler.analysis.layers import find_layers
 from qcompiler.errors import QcError
+from qcompiler.formats import WeightFormat
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir.io import import_proto
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
@@ -60,12 +61,14 @@ class KeepSensitive(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         plan = dict(ctx.plan)
         remarks: list[Remark] = []
-        for linear in find_linears(graph)[0]:
+        for linear in find_layers(graph)[0]:
             head = ir.is_graph_output(graph, linear.output)  # heads get 8 bits anyway
             if linear.name not in plan or head:
                 continue
             weight = np.asarray(ir.array(linear.weight), np.float32)
-            rounded = quantize_weight(weight, bits=4, group_size=self.group_size).dequantize()
+            rounded = quantize_weight(
+                weight, WeightFormat(bits=4, group_size=self.group_size)
+            ).dequantize()
             kept = sqnr_db(weight, rounded)
             if kept >= self.min_db:
                 continue

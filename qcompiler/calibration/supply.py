@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,35 @@ Feed = Mapping[str, np.ndarray[Any, Any]]
 
 _PROBED = 3  # samples
 _SHORT = 128  # tokens
+
+
+@dataclass(frozen=True)
+class FeedData:
+    """Data for passes from feeds at hand."""
+
+    feeds: Sequence[Feed]
+    source: str
+    """What they are, for the statistics."""
+    progress: Callable[[int], None] | None = None
+    """Called with the number of feeds that observers have seen."""
+
+    def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
+        """Statistics of activations."""
+        return observe(graph, names, self.feeds, source=self.source, progress=self.progress)
+
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """Values of activations, one after the other."""
+        return stream(graph, names, self.feeds)
+
+    def probe(
+        self,
+        graph: gs.Graph,
+        output: str,
+        names: Sequence[str],
+        variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    ) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """An output for other values of constants, over the first tokens of a few feeds."""
+        return probe(graph, output, names, short(self.feeds[:_PROBED]), variants)
 
 
 class Supply:
@@ -73,17 +103,11 @@ class Supply:
 
     def observe(self, graph: gs.Graph, names: Sequence[str]) -> Statistics:
         """Statistics of activations over the data not held back."""
-        data, feeds = self._load(), self._feeds()
-
-        def tick(done: int) -> None:
-            if self._progress is not None:
-                self._progress("calibrating", done, len(feeds))
-
-        return observe(graph, names, feeds, source=data.description, progress=tick)
+        return self._given().observe(graph, names)
 
     def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
         """Values of activations over the data not held back, one after the other."""
-        return stream(graph, names, self._feeds())
+        return self._given().stream(graph, names)
 
     def probe(
         self,
@@ -93,14 +117,20 @@ class Supply:
         variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
     ) -> Iterator[list[np.ndarray[Any, Any]]]:
         """An output for other values of constants, over the first tokens of a few samples."""
-        return probe(graph, output, names, short(self._feeds()[:_PROBED]), variants)
+        return self._given().probe(graph, output, names, variants)
 
-    def _feeds(self) -> list[Feed]:
+    def _given(self) -> FeedData:
         """The data not held back, which is used from then on."""
         self.used = True
         data = self._load()
         feeds: list[Feed] = list(data.feeds)
-        return feeds[: -self._held_back] if self._spares(data) else feeds
+        feeds = feeds[: -self._held_back] if self._spares(data) else feeds
+
+        def tick(done: int) -> None:
+            if self._progress is not None:
+                self._progress("calibrating", done, len(feeds))
+
+        return FeedData(feeds, data.description, tick)
 
     def _spares(self, data: CalibrationData) -> bool:
         """Whether there is something to hold back, and more than that."""

@@ -16,8 +16,8 @@ import onnxruntime as ort
 import pytest
 from golden_case import Case, generate, read_case, same_text
 from onnx import shape_inference
-from qcompiler.analysis.layers import find_layers
 
+from qcompiler.analysis.layers import find_layers
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
@@ -209,9 +209,7 @@ def transform(case: Case):
     ctx = context_of(case, graph)
     recorder = Recorder()
     passes = parse_pipeline(case.pipeline)
-    manager = PassManager(
-        passes, [VerifyInstrument(), recorder], given=known_facts(passes, ctx)
-    )
+    manager = PassManager(passes, [VerifyInstrument(), recorder], given=known_facts(passes, ctx))
     graph, after = manager.run(graph, ctx)
     remarks = [
         f"{'+' if remark.applied else '-'} {remark.layer}: {remark.message}"

@@ -10,7 +10,7 @@ import pytest
 from block_models import MODELS, feeds
 from stock_runtime import open_session
 
-from qcompiler.calibration.stream import stream
+from qcompiler.calibration.supply import FeedData
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
@@ -20,8 +20,8 @@ from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
 
 QUANTIZED = (
-    "import,canonicalize,fuse-norm{standard_only=true},plan-activations,"
-    "quantize-weights{group_size=32},insert-qdq"
+    "import,canonicalize,fuse-norm{standard_only=true},plan-weights{group_size=32},"
+    "plan-activations,quantize-weights,insert-qdq"
 )
 
 
@@ -35,7 +35,7 @@ def compiled(name: str, pipeline: str):
     """A model after a pipeline, and the remarks of its last pass."""
     batches = [shifted(MODELS[name](), seed) for seed in range(12)]
     manager = PassManager(parse_pipeline(pipeline), [VerifyInstrument()])
-    context = PassContext(stream=lambda graph, names: stream(graph, names, batches))
+    context = PassContext(data=FeedData(batches, "test"))
     graph, _ = manager.run(import_proto(MODELS[name]()), context)
     return to_model(graph), manager.history[-1].remarks
 
@@ -81,5 +81,5 @@ def test_every_quantized_layer_is_spoken_of(name: str) -> None:
     weights = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1].endswith("_dq")]
     assert set(layers) == {node.name for node in weights}
     for remark in remarks:
-        lower = remark.data["mean_error_after"] < remark.data["mean_error_before"]
+        lower = remark.error_after < remark.error_before
         assert remark.applied == lower

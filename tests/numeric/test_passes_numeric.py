@@ -12,10 +12,8 @@ import pytest
 from block_models import MODELS, feeds
 from stock_runtime import open_session
 
-from qcompiler.calibration.observe import observe
-from qcompiler.calibration.probe import probe
-from qcompiler.calibration.stream import stream
-from qcompiler.compiler import pipeline
+from qcompiler import targets
+from qcompiler.calibration.supply import FeedData
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
@@ -23,6 +21,7 @@ from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passes import registry
 from qcompiler.passmanager import Fact, Numerics, PassContext, PassManager
 from qcompiler.recipe import load, parse_pipeline
+from qcompiler.remarks import Rounded
 
 EXACT = 1e-5
 """Of the largest output."""
@@ -63,7 +62,7 @@ PIPELINES = {
     "aqas on ort-custom": (
         "w4a8-fast",
         "ort-custom",
-        ("equalize.method=aqas", "equalize.symmetric=false", "equalize.through_cache=true"),
+        ("equalize.method=aqas", "equalize.through_cache=true"),
     ),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
     "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=5.5}"),
@@ -82,7 +81,8 @@ ROTATED = {"decoder": (9, 2), "encoder": (0, 2), "perceptron": (0, 0)}
 def steps_of(name: str):
     """The passes of a pipeline above; thin layers are quantized too."""
     recipe, target, overrides, *extra = PIPELINES[name]
-    steps = pipeline(load(recipe, ["quantize-weights.group_size=32", *overrides]), target)
+    chosen = load(recipe, ["plan-weights.group_size=32", *overrides])
+    steps = chosen.passes + targets.get(target).passes()
     added = [step for text in extra for step in parse_pipeline(text)]
     names = [step.name for step in steps]
     at = names.index("fuse-norm") + 1  # before what decides
@@ -114,7 +114,8 @@ class Judge:
         noise = sqnr_db(self._before, after)
         print(f"{step.name}: {noise:.1f} dB")
         if step.numerics is Numerics.LOSSY:
-            four_bits = step.name == "quantize-embedding" and step.bits == 4
+            forms = [each.form for each in result.remarks if isinstance(each, Rounded)]
+            four_bits = step.name == "quantize-embedding" and any(form.narrow for form in forms)
             least = FOUR_BIT_TABLES_DB if four_bits else LOSSY_DB[step.name]
             assert noise >= least, step.name
         elif self._rounded:
@@ -144,21 +145,10 @@ def _without_contrib(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("model_name", MODELS)
 def test_passes_keep_their_promise(model_name: str, name: str) -> None:
     model = MODELS[model_name]()
-
     data = [feeds(model, seed, batch=16) for seed in range(1, 8)]
-
-    def run_observers(graph, names):
-        return observe(graph, names, data, source="test")
-
     steps = steps_of(name)
     manager = PassManager(steps, [VerifyInstrument(), Judge(model, feeds(model, seed=0))])
-    context = PassContext(
-        target=PIPELINES[name][1],
-        observe=run_observers,
-        stream=lambda graph, names: stream(graph, names, data),
-        probe=lambda graph, output, names, variants: probe(graph, output, names, data, variants),
-    )
-    manager.run(import_proto(model), context)
+    manager.run(import_proto(model), PassContext(data=FeedData(data, "test")))
     quantized = next(r for r in manager.history if r.name == "quantize-weights")
     assert any(remark.applied for remark in quantized.remarks)
     rotated = [r for step in manager.history if step.name == "rotate" for r in step.remarks]
@@ -187,15 +177,13 @@ def test_equalization_lowers_the_noise_of_static_activations() -> None:
     reference = run_model(model, inputs)
 
     def noise(middle: str) -> float:
-        def run_observers(graph, names):
-            return observe(graph, names, [feeds(model, 1, batch=32)], source="test")
-
         steps = parse_pipeline(
-            "import,canonicalize,fuse-norm,calibrate,plan-activations{policy=per-tensor},"
-            f"{middle}quantize-weights{{bits=8,group_size=32}},insert-qdq"
+            "import,canonicalize,fuse-norm,plan-weights{bits=8,group_size=32},calibrate,"
+            f"plan-activations{{policy=per-tensor}},{middle}quantize-weights,insert-qdq"
         )
         graph, _ = PassManager(steps).run(
-            import_proto(MODELS["encoder"]()), PassContext(observe=run_observers)
+            import_proto(MODELS["encoder"]()),
+            PassContext(data=FeedData([feeds(model, 1, batch=32)], "test")),
         )
         return sqnr_db(reference, run_model(to_model(graph), inputs))
 

@@ -8,13 +8,15 @@ import numpy as np
 import onnx
 import pytest
 from block_models import HIDDEN, INNER, MODELS, feeds
-from qcompiler.analysis.linears import find_linears
 from stock_runtime import inner_values
 
 from qcompiler import ir
-from qcompiler.analysis.qdq import activation_qdq, weight_dq
+from qcompiler.analysis.activation_qdq import activation_qdq
+from qcompiler.analysis.layers import find_layers
+from qcompiler.analysis.qdq import weight_dq
 from qcompiler.calibration import stream as streaming
 from qcompiler.calibration.stream import stream
+from qcompiler.calibration.supply import FeedData
 from qcompiler.compiler import compile as compile_model
 from qcompiler.errors import CalibrationError
 from qcompiler.instruments import VerifyInstrument
@@ -24,8 +26,10 @@ from qcompiler.opt import run_pipeline
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
 
-PREPARED = "import,canonicalize,fuse-norm{standard_only=true},plan-activations"
-SHIPPED = f"{PREPARED},quantize-embedding,quantize-weights{{group_size=32}},insert-qdq"
+PREPARED = (
+    "import,canonicalize,fuse-norm{standard_only=true},plan-weights{group_size=32},plan-activations"
+)
+SHIPPED = f"{PREPARED},quantize-embedding,quantize-weights,insert-qdq"
 
 
 def prepared(name: str, pipeline: str = PREPARED, **context):
@@ -81,7 +85,7 @@ def test_every_node_runs_once_and_only_what_is_read_stays(name: str) -> None:
 def test_nodes_ahead_may_change() -> None:
     graph, _ = prepared("decoder")
     names = matmul_inputs(graph)
-    up = next(linear for linear in find_linears(graph)[0] if linear.name == "up_proj")
+    up = next(linear for linear in find_layers(graph)[0] if linear.name == "up_proj")
     values = stream(graph, names, data("decoder"))
     for tensor in names:
         found = next(values)
@@ -129,12 +133,10 @@ def calibrated(name: str, options: str, *, count: int = 12, policy: str = "per-t
     """A model after the passes up to insert-qdq, and the remarks of quantize-weights."""
     batches = data(name, count)
     pipeline = (
-        f"import,canonicalize,fuse-norm{{standard_only=true}},plan-activations{{policy={policy}}},"
-        f"quantize-weights{{{options}}},insert-qdq"
+        "import,canonicalize,fuse-norm{standard_only=true},plan-weights{group_size=32},"
+        f"plan-activations{{policy={policy}}},quantize-weights{{{options}}},insert-qdq"
     )
-    graph, history = prepared(
-        name, pipeline, stream=lambda graph, names: stream(graph, names, batches)
-    )
+    graph, history = prepared(name, pipeline, data=FeedData(batches, "test"))
     remarks = next(step.remarks for step in history if step.name == "quantize-weights")
     return graph, {remark.layer: remark for remark in remarks}
 
@@ -143,12 +145,12 @@ def calibrated(name: str, options: str, *, count: int = 12, policy: str = "per-t
 @pytest.mark.parametrize("name", MODELS)
 def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: str) -> None:
     """The layers' inputs in the finished Q/DQ graph give the errors the remarks speak of."""
-    graph, remarks = calibrated(name, f"group_size=32,rounding={rounding}")
+    graph, remarks = calibrated(name, f"rounding={rounding}")
     source, _ = prepared(name)
     batches = data(name, 12)
-    linears = {linear.name: linear for linear in find_linears(source)[0]}
+    linears = {linear.name: linear for linear in find_layers(source)[0]}
     nodes = {node.name: node for node in graph.nodes}
-    layers = [layer for layer, remark in remarks.items() if remark.data.get("output_error")]
+    layers = [layer for layer, remark in remarks.items() if remark.output_error is not None]
     assert layers
     signal, noise = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for inputs in batches:
@@ -164,10 +166,10 @@ def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: 
             signal[layer] += np.square(wanted).sum()
             noise[layer] += np.square(wanted - x @ rounded.astype(np.float64)).sum()
     for layer in layers:
-        reported = remarks[layer].data
+        reported = remarks[layer]
         measured = np.sqrt(noise[layer] / signal[layer])
-        assert reported["output_error"] == pytest.approx(measured, rel=1e-3)
-        assert reported["output_error"] < reported["output_error_nearest"]
+        assert reported.output_error == pytest.approx(measured, rel=1e-3)
+        assert reported.output_error < reported.output_error_nearest
 
 
 @pytest.mark.parametrize("policy", ["per-token", "per-group", "none"])
@@ -177,9 +179,7 @@ def test_outputs_are_closer_than_rounded_to_nearest(policy: str) -> None:
     reference = inner_values(source, ["logits"], [fresh])[0][0]
     errors = []
     for rounding in ("nearest", "gptq", "gptaq"):
-        graph, _ = calibrated(
-            "decoder", f"group_size=32,rounding={rounding}", count=60, policy=policy
-        )
+        graph, _ = calibrated("decoder", f"rounding={rounding}", count=60, policy=policy)
         logits = inner_values(graph, ["logits"], [fresh])[0][0]
         errors.append(float(np.square(logits - reference).sum()))
     assert errors[1] < 0.95 * errors[0]
@@ -187,13 +187,13 @@ def test_outputs_are_closer_than_rounded_to_nearest(policy: str) -> None:
 
 
 def test_too_little_data_and_shared_weights_are_named() -> None:
-    _, few = calibrated("decoder", "group_size=32,rounding=gptq", count=1)
+    _, few = calibrated("decoder", "rounding=gptq", count=1)
     assert few["q_proj"].message == (
         "int4 symmetric, group 32, rounded to nearest: "
         "24 calibration tokens for 64 channels are too few"
     )
-    assert few["q_proj"].data["rounding"] == "nearest"
-    _, shared = calibrated("perceptron", "group_size=32,rounding=gptq", count=30)
+    assert few["q_proj"].rounding == "nearest"
+    _, shared = calibrated("perceptron", "rounding=gptq", count=30)
     for layer in ("fc2", "fc2_again"):
         assert shared[layer].message.endswith(
             "rounded to nearest: other nodes read the same weight"
@@ -210,7 +210,7 @@ def test_the_compiler_and_opt_give_passes_the_data(tmp_path: Path) -> None:
     path = tmp_path / "encoder.onnx"
     onnx.save(MODELS["encoder"](), path)
     result = compile_model(
-        path, recipe="gptq", target="qdq", overrides=["quantize-weights.group_size=32"]
+        path, recipe="gptq", target="qdq", overrides=["plan-weights.group_size=32"]
     )
     layers = [layer for layer in result.report.layers if layer.kind == "linear"]
     assert {layer.scheme for layer in layers} == {"int4 g32 sym gptq"}
@@ -218,5 +218,5 @@ def test_the_compiler_and_opt_give_passes_the_data(tmp_path: Path) -> None:
     assert result.report.calibration.startswith("random: 18 feeds")
     few = compile_model(path, recipe="gptq", target="qdq", calib_samples=1, force=True)
     assert "tokens for 64 channels are too few" in few.report.layers[0].reason
-    done = run_pipeline(path, f"{PREPARED},quantize-weights{{group_size=32,rounding=gptaq}}")
+    done = run_pipeline(path, f"{PREPARED},quantize-weights{{rounding=gptaq}}")
     assert all("gptaq: output error" in remark.message for remark in done.history[-1].remarks)

@@ -7,20 +7,23 @@ import re
 import numpy as np
 import pytest
 from block_models import MODELS, feeds
-from qcompiler.analysis.linears import find_linears
 from stock_runtime import inner_values
 
 from qcompiler import ir
-from qcompiler.analysis.qdq import before_rounding, weight_dq
-from qcompiler.calibration.stream import stream
+from qcompiler.analysis.activation_qdq import before_rounding
+from qcompiler.analysis.layers import find_layers
+from qcompiler.analysis.qdq import weight_dq
+from qcompiler.calibration.supply import FeedData
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import make_pass, parse_pipeline
 
-PREPARED = "import,canonicalize,fuse-norm{standard_only=true},plan-activations"
-QUANTIZED = f"{PREPARED},quantize-embedding,quantize-weights{{group_size=32}},insert-qdq"
+PREPARED = (
+    "import,canonicalize,fuse-norm{standard_only=true},plan-weights{group_size=32},plan-activations"
+)
+QUANTIZED = f"{PREPARED},quantize-embedding,quantize-weights,insert-qdq"
 
 
 def data(name: str, count: int = 12, batch: int = 16) -> list[dict[str, np.ndarray]]:
@@ -30,7 +33,7 @@ def data(name: str, count: int = 12, batch: int = 16) -> list[dict[str, np.ndarr
 def compiled(name: str, pipeline: str, batches: list[dict[str, np.ndarray]]):
     """A graph after a pipeline, and the remarks of its last pass by layer."""
     manager = PassManager(parse_pipeline(pipeline), [VerifyInstrument()])
-    context = PassContext(stream=lambda graph, names: stream(graph, names, batches))
+    context = PassContext(data=FeedData(batches, "test"))
     graph, _ = manager.run(import_proto(MODELS[name]()), context)
     return graph, {remark.layer: remark for remark in manager.history[-1].remarks}
 
@@ -44,7 +47,7 @@ def values(graph, names: list[str], batches: list[dict[str, np.ndarray]]) -> lis
 def output_error(graph, source, layers: list[str], batches: list[dict[str, np.ndarray]]) -> float:
     """How far layers behind one norm are from the float model's, activations not rounded."""
     nodes = {node.name: node for node in graph.nodes}
-    linears = {linear.name: linear for linear in find_linears(source)[0]}
+    linears = {linear.name: linear for linear in find_layers(source)[0]}
     x = before_rounding(nodes[layers[0]].inputs[0]).name
     rounded = values(graph, [x], batches)[0].astype(np.float64)
     true = values(source, [linears[layers[0]].x.name], batches)[0].astype(np.float64)
@@ -61,8 +64,8 @@ def by_norm(remarks) -> dict[str, list[str]]:
     """The layers behind each norm that was tried."""
     norms: dict[str, list[str]] = {}
     for layer, remark in remarks.items():
-        if "norm" in remark.data:
-            norms.setdefault(remark.data["norm"], []).append(layer)
+        if remark.norm is not None:
+            norms.setdefault(remark.norm, []).append(layer)
     return norms
 
 
@@ -89,10 +92,10 @@ def test_reported_errors_are_those_of_the_graph_that_ships() -> None:
     source, _ = compiled("decoder", PREPARED, batches)
     assert list(by_norm(remarks)) == ["h_norm", "h2_norm", "h3_norm"]
     for layers in by_norm(remarks).values():
-        reported = remarks[layers[0]].data["norm_error_after"]
+        reported = remarks[layers[0]].error_after
         measured = output_error(graph, source, layers, batches[-3:])
         assert reported == pytest.approx(measured, rel=1e-3)
-        assert measured < remarks[layers[0]].data["norm_error_before"]
+        assert measured < remarks[layers[0]].error_before
 
 
 def test_what_does_not_help_is_left() -> None:
@@ -103,13 +106,13 @@ def test_what_does_not_help_is_left() -> None:
     kept = [remark for remark in remarks.values() if not remark.applied]
     assert kept
     for remark in remarks.values():
-        lower = remark.data["norm_error_after"] < remark.data["norm_error_before"]
+        lower = remark.error_after < remark.error_before
         assert remark.applied == lower
     weights = [
         {t.name for t in graph.tensors().values() if ir.is_constant(t)}
         for graph in (plain, tweaked)
     ]
-    norms = {r.data["norm"] for r in remarks.values() if r.applied}
+    norms = {r.norm for r in remarks.values() if r.applied}
     assert len(weights[1] - weights[0]) == len(norms)
 
 

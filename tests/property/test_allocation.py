@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.numerics.allocation import WeightFormat, allocate
+from qcompiler.formats import WeightFormat
+from qcompiler.numerics.allocation import allocate
 
 
 def tables(seed: int, units: int, formats: int):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.bias import correction, means
 from qcompiler.numerics.rounding import quantize_weight
 
@@ -20,7 +21,7 @@ def layer(seed: int, samples: int, offset: float):
         for _ in range(samples)
     ]
     w = rng.standard_normal((32, 12)).astype(np.float32)
-    return xs, w, quantize_weight(w, group_size=32).dequantize()
+    return xs, w, quantize_weight(w, WeightFormat(bits=4, group_size=32)).dequantize()
 
 
 def total(xs, w, rounded, shift):

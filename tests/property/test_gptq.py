@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import (
     BLOCK,
@@ -65,7 +66,7 @@ def naive(weight, start: QuantizedWeight, found: Moments, alpha: float) -> np.nd
 def test_equals_a_naive_version(rows: int, alpha: float, symmetric: bool) -> None:
     x, true, weight = problem(3, rows, 5)
     found = moments([x], [true])
-    start = quantize_weight(weight, group_size=32, symmetric=symmetric)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=32, symmetric=symmetric))
     fast = gptq(weight, start, found, dampening=DAMPENING, act_order=False, alpha=alpha)
     np.testing.assert_array_equal(fast.codes, naive(weight, start, found, alpha))
     assert fast.scales is start.scales and fast.zero_points is start.zero_points
@@ -94,7 +95,7 @@ def test_two_channels_by_hand() -> None:
 def test_error_is_less_than_to_nearest(rows, columns, size, symmetric, act_order, seed) -> None:
     x, _, weight = problem(seed, rows, columns)
     found = moments([x])
-    start = quantize_weight(weight, group_size=size, symmetric=symmetric)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=size, symmetric=symmetric))
     chosen = gptq(weight, start, found, act_order=act_order)
     nearest, after = output_errors(weight, [start, chosen], found)
     # Greedy: no worse on the whole, but on problems of a few channels it can be.
@@ -107,7 +108,7 @@ def test_error_is_less_than_to_nearest(rows, columns, size, symmetric, act_order
 def test_asymmetric_calibration_gets_closer_to_the_float_output(act_order, alpha) -> None:
     x, true, weight = problem(5, 192, 48)
     found = moments([x[:300], x[300:]], [true[:300], true[300:]])
-    start = quantize_weight(weight, group_size=64)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=64))
     plain = gptq(weight, start, found, act_order=act_order)
     pulled = gptq(weight, start, found, act_order=act_order, alpha=alpha)
     goal = true.astype(np.float64) @ weight
@@ -126,7 +127,7 @@ def test_asymmetric_calibration_gets_closer_to_the_float_output(act_order, alpha
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weights_on_the_grid_come_back_exactly(symmetric: bool, act_order: bool) -> None:
     x, _, weight = problem(7, 160, 20)
-    start = quantize_weight(weight, group_size=32, symmetric=symmetric)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=32, symmetric=symmetric))
     on_grid = start.dequantize()
     chosen = gptq(on_grid, start, moments([x]), act_order=act_order)
     np.testing.assert_array_equal(chosen.dequantize(), on_grid)
@@ -137,7 +138,7 @@ def test_dead_channels_are_rounded_to_nearest_and_leave_the_others_alone() -> No
     x, true, weight = problem(11, 96, 8)
     dead = np.array([0, 17, 95])
     x[:, dead] = 0.0
-    start = quantize_weight(weight, group_size=32)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=32))
     chosen = gptq(weight, start, moments([x], [true]), alpha=0.25)
     np.testing.assert_array_equal(chosen.codes[dead], start.codes[dead])
     changed = weight.copy()
@@ -154,7 +155,7 @@ def test_dead_channels_are_rounded_to_nearest_and_leave_the_others_alone() -> No
 
 def test_singular_moments_are_dampened() -> None:
     x, _, weight = problem(13, 96, 8, tokens=20)
-    start = quantize_weight(weight, group_size=32)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=32))
     chosen = gptq(weight, start, moments([x]))
     before, after = output_errors(weight, [start, chosen], moments([x]))
     assert after < before
@@ -185,7 +186,7 @@ def test_the_factor_is_upper_triangular_and_of_the_inverse(rows: int) -> None:
 
 def test_bad_data_is_refused() -> None:
     x, _, weight = problem(19, 32, 4)
-    start = quantize_weight(weight, group_size=32)
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=32))
     found = moments([x])
     broken = x.copy()
     broken[3, 5] = np.nan
@@ -241,7 +242,7 @@ def test_descent_never_loses(seed, symmetric, alpha) -> None:
     x, true, w = problem(seed, rows, 5)
     x[:, 7] = true[:, 7] = 0.0
     found = moments([x], [true])
-    near = quantize_weight(w, bits=4, group_size=64, symmetric=symmetric)
+    near = quantize_weight(w, WeightFormat(bits=4, group_size=64, symmetric=symmetric))
     start = gptq(w, near, found, dampening=DAMPENING, alpha=alpha)
     target = x @ w + alpha * (true - x) @ w
     extra = DAMPENING * np.square(x, dtype=np.float64).sum(axis=0)
@@ -263,7 +264,7 @@ def test_descent_never_loses(seed, symmetric, alpha) -> None:
 def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
     x, _, w = problem(3, 40, 3)
     found = moments([x])
-    start = quantize_weight(w, bits=4, group_size=32)
+    start = quantize_weight(w, WeightFormat(bits=4, group_size=32))
     still = descend(w, start, found, sweeps=50)
     again = descend(w, still, found, sweeps=1)
     np.testing.assert_array_equal(again.codes, still.codes)

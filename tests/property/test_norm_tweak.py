@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.norm_tweak import scaled, tweak
 from qcompiler.numerics.rounding import quantize_weight
 
@@ -25,7 +26,12 @@ def problem(seed: int, samples: int, drift: float, bias: bool, readers: int = 2)
         xs.append(x.astype(np.float32))
         others.append((x + drift * np.roll(x, 1, axis=-1)).astype(np.float32))
     weights = [rng.standard_normal((K, n)).astype(np.float32) for n in (5, 17)[:readers]]
-    return xs, others, shift, [(w, quantize_weight(w, group_size=32)) for w in weights]
+    return (
+        xs,
+        others,
+        shift,
+        [(w, quantize_weight(w, WeightFormat(bits=4, group_size=32))) for w in weights],
+    )
 
 
 def rows(parts) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import gptq, moments
 from qcompiler.numerics.progressive import PROTECTED, STEP_MAX, levels, units
@@ -58,11 +59,9 @@ def test_int8_values_come_back_from_the_file(shape, group_size, symmetric, searc
     importance = np.random.default_rng(seed).gamma(0.5, 1.0, shape[0])
     q = quantize_weight(
         w,
-        group_size=group_size,
-        symmetric=symmetric,
+        WeightFormat(bits=4, group_size=group_size, symmetric=symmetric, progressive=True),
         search=search,
         importance=importance,
-        progressive=True,
     )
     check(q, w)
     least, greatest = q.limits()  # rounding to nearest never meets them
@@ -75,7 +74,9 @@ def test_int8_values_come_back_from_the_file(shape, group_size, symmetric, searc
 @given(shapes, group_sizes, st.booleans(), st.integers(0, 2**31))
 def test_error_is_at_most_a_step_and_a_bit(shape, group_size, symmetric, seed) -> None:
     w = weights(shape, seed)
-    q = quantize_weight(w, group_size=group_size, symmetric=symmetric, progressive=True)
+    q = quantize_weight(
+        w, WeightFormat(bits=4, group_size=group_size, symmetric=symmetric, progressive=True)
+    )
     step = np.repeat(np.abs(q.scales.astype(np.float32)), group_size, axis=0)[: shape[0]]
     # Half a step by rounding, half by the zero point. The range found is met to half of s1 in a
     # step, so that 15 of them miss it by 7.5 · s1; over all of the protected range 16 steps do,
@@ -98,10 +99,11 @@ def test_error_is_close_to_that_of_free_scales(symmetric: bool, search: str) -> 
             for quantized in [
                 quantize_weight(
                     w,
-                    symmetric=symmetric,
+                    WeightFormat(
+                        bits=4, group_size=128, symmetric=symmetric, progressive=progressive
+                    ),
                     search=search,
                     importance=importance,
-                    progressive=progressive,
                 )
             ]
         ]
@@ -124,7 +126,9 @@ def test_int8_whatever_moves_the_codes(rows, columns, size, symmetric, alpha, se
     w = rng.uniform(-1.0, 1.0, (rows, columns)).astype(np.float32)
     x = rng.standard_normal((4 * rows, 1)) + 0.1 * rng.standard_normal((4 * rows, rows))
     found = moments([x], [x + 0.1 * rng.standard_normal(x.shape)])
-    start = quantize_weight(w, group_size=size, symmetric=symmetric, progressive=True)
+    start = quantize_weight(
+        w, WeightFormat(bits=4, group_size=size, symmetric=symmetric, progressive=True)
+    )
     chosen = gptq(w, start, found, alpha=alpha)
     better = descend(w, chosen, found, alpha=alpha, sweeps=3)
     for q in (chosen, better):
@@ -135,7 +139,7 @@ def test_int8_whatever_moves_the_codes(rows, columns, size, symmetric, alpha, se
 def test_limits_bind_and_are_needed() -> None:
     """A group that reaches to both ends of the column: s2 = 16, and 8 · 16 is no int8 value."""
     w = np.array([[PROTECTED, 50.0], [-PROTECTED, 40.0], [4.0, 0.0]], np.float32)
-    q = quantize_weight(w, group_size=32, symmetric=False, progressive=True)
+    q = quantize_weight(w, WeightFormat(bits=4, group_size=32, symmetric=False, progressive=True))
     assert q.zero_points is not None and q.reach is not None
     np.testing.assert_array_equal(q.reach, [[7, 15]])
     least, greatest = q.limits()
@@ -158,8 +162,15 @@ def test_tiny_and_large_columns_are_exact(size: float, symmetric: bool) -> None:
     w[:, 0] = np.float32(16 * size / 17)
     w[:, 1] *= np.float32(2.0**-8) if size < 1.0 else np.float32(1.0)
     w[0, 2] = max(float(w[0, 2]), 2e-5)  # float16 can't hold a whole weight below that
-    q = quantize_weight(w, group_size=64, symmetric=symmetric, progressive=True)
+    q = quantize_weight(
+        w, WeightFormat(bits=4, group_size=64, symmetric=symmetric, progressive=True)
+    )
     check(q, w)
+
+
+def test_wide_codes_have_no_progressive_groups() -> None:
+    with pytest.raises(ValueError, match="codes of 8 bits have no progressive groups"):
+        WeightFormat(bits=8, group_size=32, progressive=True)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -169,13 +180,8 @@ def test_units_and_other_scales(bits: int) -> None:
     ratio = np.abs(w).max(axis=0)[unit > 2.0**-24] / unit[unit > 2.0**-24]
     assert np.all(ratio <= PROTECTED)
     assert np.all(ratio > PROTECTED * (1 - 2.0**-6))
-    # Nothing is progressive about 8 bits, and 4-bit scales are not by chance.
-    plain = quantize_weight(w, bits=bits, group_size=32)
-    if bits == 8:
-        other = quantize_weight(w, bits=bits, group_size=32, progressive=True)
-        np.testing.assert_array_equal(other.scales, plain.scales)
-        np.testing.assert_array_equal(other.codes, plain.codes)
-        assert other.reach is None
+    # Scales are not progressive by chance.
+    plain = quantize_weight(w, WeightFormat(bits=bits, group_size=32))
     with pytest.raises(ValueError, match="not progressive"):
         levels(plain.scales)
     assert np.array_equal(plain.limits()[1], np.full(plain.scales.shape, (1 << bits) - 1))
@@ -183,13 +189,20 @@ def test_units_and_other_scales(bits: int) -> None:
 
 def test_scales_beyond_float16_are_refused() -> None:
     with pytest.raises(ValueError, match="float16"):
-        quantize_weight(np.full((32, 2), 1e7, np.float32), progressive=True)
+        quantize_weight(
+            np.full((32, 2), 1e7, np.float32),
+            WeightFormat(bits=4, group_size=128, progressive=True),
+        )
 
 
 def test_result_does_not_depend_on_chunks(monkeypatch) -> None:
     w = weights((96, 50), 5)
-    whole = quantize_weight(w, group_size=32, symmetric=False, progressive=True)
+    whole = quantize_weight(
+        w, WeightFormat(bits=4, group_size=32, symmetric=False, progressive=True)
+    )
     monkeypatch.setattr("qcompiler.numerics.rounding._CHUNK", 96 * 7)
-    parts = quantize_weight(w, group_size=32, symmetric=False, progressive=True)
+    parts = quantize_weight(
+        w, WeightFormat(bits=4, group_size=32, symmetric=False, progressive=True)
+    )
     for name in ("codes", "scales", "zero_points", "reach"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics import scale_search
 from qcompiler.numerics.rounding import quantize_weight
 from qcompiler.numerics.scale_search import (
@@ -50,7 +51,9 @@ def test_errors_are_those_of_the_rounded_layers(granularity, symmetric):
     for s, error in zip((np.ones_like(scale), scale), found, strict=True):
         relative = []
         for w in weights:
-            q = quantize_weight(w * s[:, None], bits=4, group_size=32, symmetric=symmetric)
+            q = quantize_weight(
+                w * s[:, None], WeightFormat(bits=4, group_size=32, symmetric=symmetric)
+            )
             y = rounded_activations(x / s, granularity, 32) @ q.dequantize()
             relative.append(np.sum((y - x @ w) ** 2) / np.sum((x @ w) ** 2))
         assert error == pytest.approx(np.sqrt(np.mean(relative)), rel=1e-4)

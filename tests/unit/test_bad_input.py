@@ -12,6 +12,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from qcompiler.cli import app
+from qcompiler.formats import WeightFormat
 from qcompiler.ir.io import import_proto, read_model, to_model
 from qcompiler.models import ModelPackage
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
@@ -480,6 +481,8 @@ def test_overwriting_is_seen_through_links(model: Path, tmp_path: Path) -> None:
 
 def test_scales_of_small_weights() -> None:
     with pytest.raises(ValueError, match="too small"):
-        quantize_weight(normal(K, N, std=1e-8))
+        quantize_weight(normal(K, N, std=1e-8), WeightFormat(bits=4, group_size=128))
     dead = np.concatenate([W, normal(K, N, std=1e-8)])  # some groups may be dead
-    assert sqnr_db(dead, quantize_weight(dead, group_size=64).dequantize()) > 15
+    assert (
+        sqnr_db(dead, quantize_weight(dead, WeightFormat(bits=4, group_size=64)).dequantize()) > 15
+    )

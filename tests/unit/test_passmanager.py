@@ -14,19 +14,18 @@ import pytest
 from qcompiler import ir
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError, PassError, RecipeError
+from qcompiler.formats import Granularity, LayerPlan
 from qcompiler.passes import register, registry
 from qcompiler.passmanager import (
-    ActivationPlan,
     Fact,
-    Granularity,
     Numerics,
     Pass,
     PassContext,
     PassManager,
     PassResult,
-    Remark,
 )
 from qcompiler.recipe import parse_pipeline
+from qcompiler.remarks import Remark
 
 GRAPH = '<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
 
@@ -44,7 +43,7 @@ class Planner(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLANNED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        plan = {"fc": ActivationPlan(granularity=Granularity.PER_TOKEN)}
+        plan = {"fc": LayerPlan(activation=Granularity.PER_TOKEN)}
         return PassResult(graph=graph, changed=False, plan=plan, statistics=Statistics({}, "here"))
 
 
@@ -67,11 +66,11 @@ class Worker(Pass):
 def test_context_travels_and_history_remembers() -> None:
     seen: list[PassContext] = []
     manager = PassManager([Planner(), Worker(work=lambda _, ctx: seen.append(ctx))])
-    first = PassContext(target="qdq")
+    first = PassContext(exclude=("head",))
     _, last = manager.run(graph(), first)
-    assert seen[0].plan["fc"].granularity is Granularity.PER_TOKEN
+    assert seen[0].plan["fc"].activation is Granularity.PER_TOKEN
     assert seen[0].statistics is not None and seen[0].statistics.source == "here"
-    assert (last.target, first.plan) == ("qdq", {}), "contexts are never changed in place"
+    assert (last.exclude, first.plan) == (("head",), {}), "contexts are never changed in place"
     names = [(record.name, record.changed) for record in manager.history]
     assert names == [("planner", False), ("worker", True)]
     assert manager.history[1].remarks[0].layer == "fc"

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from qcompiler.passmanager import Record, Remark
+from qcompiler.formats import Granularity, WeightFormat
+from qcompiler.passmanager import Record
 from qcompiler.recipe import load
+from qcompiler.remarks import (
+    Equalized,
+    Folded,
+    LeftAlone,
+    Lowered,
+    Merged,
+    Planned,
+    Remark,
+    Rotated,
+    Rounded,
+)
 from qcompiler.report import Report, build_report, summary, table, write_html, write_json
 
 
@@ -18,80 +31,93 @@ def record(name: str, *remarks: Remark) -> Record:
     return Record(name=name, changed=bool(remarks), seconds=0.25, remarks=remarks)
 
 
-def done(layer: str, message: str = "done", **data: object) -> Remark:
-    return Remark(layer=layer, applied=True, message=message, data=data)
+UP = WeightFormat(bits=4, group_size=32, symmetric=False)
+TABLE = WeightFormat(bits=8, group_size=32)
 
 
-def left(layer: str, message: str, **data: object) -> Remark:
-    return Remark(layer=layer, applied=False, message=message, data=data)
+def rounded(layer: str, sqnr_db: float = 20.0, **fields: Any) -> Rounded:
+    usual = {"kind": "linear", "shape": (64, 32), "form": UP, "message": "done"}
+    sizes = {"bytes_before": 8192, "bytes_after": 1280, "sqnr_db": sqnr_db}
+    return Rounded(layer=layer, **(usual | sizes | fields))
 
 
-def weight(kind: str = "linear", **data: object) -> dict[str, object]:
-    usual = {"K": 64, "N": 32, "bits": 4, "group_size": 32, "symmetric": False, "sqnr_db": 20.0}
-    return {"kind": kind, "bytes_before": 8192, "bytes_after": 1280, **usual, **data}
+def planned(layer: str, activation: Granularity, **fields: Any) -> Planned:
+    return Planned(layer=layer, message="done", shape=(64, 32), activation=activation, **fields)
 
+
+GATES = [f"layer.{i}.{name}" for i in range(2) for name in ("gate", "up")]
+LAYERS = [f"layer.{i}.{name}" for i in range(2) for name in ("gate", "up", "down")]
+STREAM = "residual stream not rotated: it is shared"
+HALF_FOLDED = "norm folded, but for its bias: not every layer behind it has one"
 
 HISTORY = [
     record(
         "fold-norm",
-        done("layer.1.up", "norm folded, but for its bias: not every layer behind it has one"),
-        *(done(f"layer.{i}.gate", "norm and its bias folded") for i in range(2)),
+        Folded(layer="layer.1.up", message=HALF_FOLDED),
+        *(Folded(layer=f"layer.{i}.gate", message="norm and its bias folded") for i in range(2)),
     ),
     record(
         "rotate",
-        left("layer.0.gate", "residual stream not rotated: it is shared"),
-        left("layer.0.down", "residual stream not rotated: it is shared"),
-        done("layer.1.up", "residual stream rotated, hadamard 64"),
-        done("layer.1.up", "value heads rotated (2), hadamard 16"),
+        *(Rotated(layer=f"layer.0.{n}", applied=False, message=STREAM) for n in ("gate", "down")),
+        Rotated(layer="layer.1.up", message="residual stream rotated, hadamard 64"),
+        Rotated(layer="layer.1.up", message="value heads rotated (2), hadamard 16"),
+    ),
+    record(
+        "plan-weights",
+        LeftAlone(layer="attention", message="both operands are computed (attention)"),
+        LeftAlone(
+            layer="lm_head", message="excluded by pattern 'head'", kind="linear", shape=(64, 100)
+        ),
+        LeftAlone(
+            layer="positions", message="a small table (2 rows), kept in float", kind="embedding"
+        ),
     ),
     record(
         "plan-activations",
-        left("attention", "both operands are computed (attention)"),
-        left("lm_head", "excluded by pattern 'head'", kind="linear", K=64, N=100),
-        *(
-            done(f"layer.{i}.{name}", activation="per-tensor", input_absmax=3.5)
-            for i in range(2)
-            for name in ("gate", "up", "down")
-        ),
+        *(planned(name, Granularity.PER_TENSOR, input_absmax=3.5) for name in LAYERS),
     ),
     record(
         "equalize",
-        *(
-            done(f"layer.{i}.{name}", method="lae", edge="norm")
-            for i in range(2)
-            for name in ("gate", "up")
+        *(Equalized(layer=name, message="done", method="lae", edge="norm") for name in GATES),
+        Equalized(
+            layer="layer.1.down",
+            applied=False,
+            message="not equalized: Gelu 'g1' reads it",
+            method="lae",
+            edge="none",
+            activation=Granularity.PER_TOKEN,
         ),
-        left("layer.1.down", "not equalized: Gelu 'g1' reads it", activation="per-token"),
     ),
     record(
         "quantize-embedding",
-        done("embed", **weight("embedding", bits=8, symmetric=True, sqnr_db=np.float32(44.0))),
-        left("positions", "a small table (2 rows), kept in float", kind="embedding"),
+        rounded("embed", np.float32(44.0), kind="embedding", form=TABLE),
     ),
     record(
         "quantize-weights",
-        *(done(f"layer.{i}.{name}", **weight()) for i in range(2) for name in ("gate", "up")),
-        done("layer.0.down", **weight(sqnr_db=float("inf"))),
-        done("layer.1.down", **weight(sqnr_db=17.5)),
+        *(rounded(name) for name in GATES),
+        rounded("layer.0.down", float("inf")),
+        rounded("layer.1.down", 17.5),
     ),
     record(
         "merge-linears",
         *(
-            done(
-                f"layer.{i}.{name}",
-                merged=[f"layer.{i}.gate", f"layer.{i}.up"],
-                merged_into=f"layer.{i}.gate+up",
+            Merged(
+                layer=name,
+                message="done",
+                members=(f"layer.{name[6]}.gate", f"layer.{name[6]}.up"),
+                into=f"layer.{name[6]}.gate+up",
             )
-            for i in range(2)
-            for name in ("gate", "up")
+            for name in GATES
         ),
     ),
     record(
         "lower-ort-custom",
-        *(done(f"layer.{i}.gate+up", op="MatMulW4A8Static") for i in range(2)),
-        done("layer.0.down", op="MatMulW4A8Static"),
-        left("layer.1.down", "kept as Q/DQ: no kernel"),
-        done("embed", op="GatherW8"),
+        *(
+            Lowered(layer=name, message="done", op="MatMulW4A8Static")
+            for name in ("layer.0.gate+up", "layer.1.gate+up", "layer.0.down")
+        ),
+        LeftAlone(layer="layer.1.down", message="kept as Q/DQ: no kernel"),
+        Lowered(layer="embed", message="done", op="GatherW8"),
     ),
 ]
 
@@ -238,16 +264,20 @@ def test_grouped_rows_fold_blocks_that_were_treated_alike(report: Report) -> Non
 
 
 def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
-    errors = {"per-tensor": 0.25, "per-token": 0.0123, "per-group": 0.004}
+    errors = {
+        Granularity.PER_TENSOR: 0.25,
+        Granularity.PER_TOKEN: 0.0123,
+        Granularity.PER_GROUP: 0.004,
+    }
     layers = {
-        f"layer.{i}.up": {name: error * (i + 1) for name, error in errors.items()} for i in range(2)
+        f"layer.{i}.up": {each: error * (i + 1) for each, error in errors.items()} for i in range(2)
     }
     history = [
         record(
             "plan-activations",
-            *(done(n, activation="per-token", activation_errors=e) for n, e in layers.items()),
+            *(planned(n, Granularity.PER_TOKEN, activation_errors=e) for n, e in layers.items()),
         ),
-        record("quantize-weights", *(done(name, **weight()) for name in layers)),
+        record("quantize-weights", *map(rounded, layers)),
     ]
     made = report_of(history)
     notes = [row[-1] for row in table(made)[1]]
@@ -256,7 +286,9 @@ def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
     assert [row[-1] for row in grouped] == [
         "output error up to 50% per-tensor, 2.5% per-token, 0.8% per-group"
     ]
-    assert made.to_dict()["layers"][0]["activation_errors"] == errors
+    assert made.to_dict()["layers"][0]["activation_errors"] == {
+        each.value: error for each, error in errors.items()
+    }
 
 
 class Checker(HTMLParser):
@@ -289,8 +321,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report: Report, tmp_path: Path
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>'
-    made = report_of(
-        [record("plan-activations", left(evil, f"because {evil}", kind="linear", K=1, N=1))]
-    )
+    left = LeftAlone(layer=evil, message=f"because {evil}", kind="linear", shape=(1, 1))
+    made = report_of([record("plan-weights", left)])
     write_html(made, tmp_path / "r.html")
     assert "<script" not in (tmp_path / "r.html").read_text()

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from qcompiler.analysis.linears import find_linears
 
 from qcompiler.analysis.foldable import find_fold_edges
+from qcompiler.analysis.layers import find_layers
 from qcompiler.analysis.residual import find_streams
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.tensors import array
@@ -43,7 +43,7 @@ def graph_of(body: str, outputs: str = "float[N, 2] y", inputs: str = "int64[N] 
 
 def stream_of(*args: str):
     graph = graph_of(*args)
-    streams = find_streams(graph, find_linears(graph)[0])
+    streams = find_streams(graph, find_layers(graph)[0])
     assert len(streams) == 1
     return streams[0]
 
@@ -81,7 +81,7 @@ def test_two_streams():
         """,
         "float[N, 2] y, float[N, 4] z",
     )
-    streams = find_streams(graph, find_linears(graph)[0])
+    streams = find_streams(graph, find_layers(graph)[0])
     assert [stream.veto for stream in streams] == [None, None]
     assert [[linear.name for linear in stream.layers] for stream in streams] == [["f1"], ["f2"]]
 
@@ -157,7 +157,7 @@ def test_heads_are_runs_of_channels(split, back, head):
     ):
         model.graph.initializer.append(numpy_helper.from_array(values, name))
     graph = import_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
-    edge = next(e for e in find_fold_edges(graph, find_linears(graph)[0]) if e.kind == "v-o")
+    edge = next(e for e in find_fold_edges(graph, find_layers(graph)[0]) if e.kind == "v-o")
     assert edge.veto is None
     assert edge.head == head
 

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from qcompiler.cli import app
-from qcompiler.numerics.allocation import WeightFormat
+from qcompiler.formats import WeightFormat
 
 LAYERS = 12
 SIZE = 64

@@ -13,7 +13,8 @@ from qcompiler.errors import PassError
 from qcompiler.instruments import DumpInstrument, TimingInstrument, VerifyInstrument
 from qcompiler.ir.tensors import array, constant
 from qcompiler.ir.verifier import skeleton, verify
-from qcompiler.passmanager import Numerics, Pass, PassContext, PassManager, PassResult, Remark
+from qcompiler.passmanager import Numerics, Pass, PassContext, PassManager, PassResult
+from qcompiler.remarks import Remark
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 21]>
