@@ -8,8 +8,6 @@ the same model.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import command
 import llama
 from machine import Machine, cores
 
@@ -91,12 +90,11 @@ def _ratio(run: dict[str, Any], model: str, figure: str) -> str:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = command.parser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="ours the last one")
     parser.add_argument("--gguf", type=Path, help="the model's GGUF file, for llama.cpp")
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}))
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    command.add_out(parser)
     arguments = parser.parse_args()
     if arguments.gguf and not llama.available():
         print(llama.MISSING, file=sys.stderr)
@@ -106,8 +104,7 @@ def main() -> None:
     except QcError as error:
         sys.exit(f"error: {error}")
     show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    command.write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

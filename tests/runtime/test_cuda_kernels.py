@@ -5,7 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA, Output, Product
+from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA
+from cuda_structures import Output, Product
 from op_models import ACTIVATIONS, X_SCALE, assert_close, extreme_problem, make_layer
 from test_kernel_quantize import rows
 
