@@ -1,9 +1,9 @@
-"""What the pass manager runs around every pass: verify, dump, time."""
+"""What the pass manager runs around every pass: verify, dump."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from qcompiler.ir.printer import print_graph
@@ -24,7 +24,6 @@ class DumpInstrument:
     """Writes the graph after every pass to `folder`, as `003_quantize-weights.qir`."""
 
     folder: Path
-    full_values: bool = False
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Write one file: what the pass said as comments, then the graph."""
@@ -34,21 +33,5 @@ class DumpInstrument:
             sign = "+" if remark.applied else "-"
             lines.append(f"// {sign} {remark.layer}: {remark.message}")
         file = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{index:03d}_{step.name}.qir")
-        text = "\n".join(lines) + "\n" + print_graph(result.graph, self.full_values)
+        text = "\n".join(lines) + "\n" + print_graph(result.graph)
         (self.folder / file).write_text(text, encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class TimingInstrument:
-    """Collects the seconds each pass took, in order."""
-
-    seconds: list[tuple[str, float]] = field(default_factory=list)
-
-    def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
-        """Append one line."""
-        self.seconds.append((step.name, seconds))
-
-    @property
-    def total(self) -> float:
-        """Seconds all passes took together."""
-        return sum(seconds for _, seconds in self.seconds)
