@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from op_models import ACTIVATIONS, assert_close, gather_model, make_layer, matmul_model
+from op_models import ACTIVATIONS, BITS, assert_close, gather_model, make_layer, matmul_model
 from test_op_matmul import FORMS
 from test_op_refusals import ATTRIBUTES
 
@@ -102,7 +102,7 @@ def test_op_agrees_with_reference(gpu_session, form, dtype):
 
 
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("where", ["emulated_session", "gpu_session"])
 def test_gather_is_exact(request, where, bits, ids_type):
     layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
