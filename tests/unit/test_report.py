@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,22 +97,22 @@ HISTORY = [
 ]
 
 
-def report_of(history: list[Record]) -> Report:
-    """Of a compilation of which only the passes matter."""
-    return build_report(
-        history,
-        recipe=load("rtn"),
-        target="qdq",
-        source=Path("a"),
-        output=Path("b"),
-        source_bytes=1,
-        output_bytes=1,
-    )
+def report_of(history: list[Record], **changes: Any) -> Report:
+    """Of a compilation of which only the passes matter, and `changes`."""
+    given = {
+        "recipe": load("rtn"),
+        "target": "qdq",
+        "source": Path("a"),
+        "output": Path("b"),
+        "source_bytes": 1,
+        "output_bytes": 1,
+    }
+    return build_report(history, **(given | changes))
 
 
 @pytest.fixture
 def report() -> Report:
-    return build_report(
+    return report_of(
         HISTORY,
         recipe=load("w4a8"),
         target="ort-custom",
