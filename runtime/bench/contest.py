@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import command
 import onnxruntime as ort
 from machine import Machine, cores
 
 from qcompiler import console, runtime
+from qcompiler.errors import QcError
 
 Action = Callable[[], object]
 
@@ -73,3 +77,17 @@ def show(
         ],
         title=title,
     )
+
+
+def finish(
+    measured: Callable[[], dict[str, Any]],
+    shown: Callable[[dict[str, Any]], None],
+    out: Path | None,
+) -> None:
+    """What every program does: measure, show, write; an error of ours is one line."""
+    try:
+        result = measured()
+    except QcError as error:
+        sys.exit(f"error: {error}")
+    shown(result)
+    command.write_json(out, result)

@@ -8,7 +8,6 @@ onnxruntime.quantization makes of it, and ours what `qc compile` does. They take
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from contest import open_session, race
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import qcompiler
-from qcompiler.errors import QcError
 from qcompiler.export import export_model
 from qcompiler.feeds import Signature
 
@@ -110,12 +108,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("build/bench/encoder"))
     command.add_out(parser)
     arguments = parser.parse_args()
-    try:
-        result = report(arguments.models, default_setting(arguments.quick))
-    except QcError as error:
-        sys.exit(f"error: {error}")
-    show(result)
-    command.write_json(arguments.out, result)
+    setting = default_setting(arguments.quick)
+    contest.finish(lambda: report(arguments.models, setting), show, arguments.out)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import command
+import contest
 import llama
 from machine import Machine, cores
 
 from qcompiler import console
-from qcompiler.errors import QcError
 from qcompiler.evaluation.benchmark import Setting, load, result, take_turns
 
 FIGURES = ("prefill", "decode", "sentences_per_second")
@@ -99,12 +99,8 @@ def main() -> None:
     if arguments.gguf and not llama.available():
         print(llama.MISSING, file=sys.stderr)
     setting = QUICK if arguments.quick else Setting()
-    try:
-        result = report(arguments.models, arguments.gguf, arguments.threads, setting)
-    except QcError as error:
-        sys.exit(f"error: {error}")
-    show(result)
-    command.write_json(arguments.out, result)
+    files, threads = (arguments.models, arguments.gguf), arguments.threads
+    contest.finish(lambda: report(*files, threads, setting), show, arguments.out)
 
 
 if __name__ == "__main__":

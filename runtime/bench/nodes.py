@@ -121,9 +121,8 @@ def main() -> None:
     parser = command.parser(__doc__)
     command.add_out(parser)
     arguments = parser.parse_args()
-    result = report(default_setting(arguments.quick))
-    show(result)
-    command.write_json(arguments.out, result)
+    setting = default_setting(arguments.quick)
+    contest.finish(lambda: report(setting), show, arguments.out)
 
 
 if __name__ == "__main__":

@@ -199,17 +199,7 @@ def test_summary(report: Report) -> None:
 
 
 def test_an_unverified_compilation_says_so(report: Report) -> None:
-    assert "not verified" in summary(
-        build_report(
-            HISTORY,
-            recipe=load("rtn"),
-            target="qdq",
-            source=Path("a"),
-            output=Path("b"),
-            source_bytes=1,
-            output_bytes=0,
-        )
-    )
+    assert "not verified" in summary(report_of(HISTORY, output_bytes=0))
 
 
 def test_table_rows(report: Report) -> None:
