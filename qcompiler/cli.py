@@ -8,15 +8,18 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from qcompiler import __version__, cli_compile, console
 from qcompiler.errors import QcError
+
+if TYPE_CHECKING:
+    from qcompiler.evaluation import Evaluation
 
 INTERRUPTED = 130
 
@@ -204,6 +207,11 @@ def evaluate(
     if json:
         console.print_json([result.to_dict() for result in results])
         return
+    _show_quality(results)
+
+
+def _show_quality(results: Sequence[Evaluation]) -> None:
+    """A table with the columns that apply to models of this kind."""
     columns = ["model", "size MB"]
     rows = [[result.model, console.megabytes(result.size_bytes)] for result in results]
     if results[0].perplexity is not None:

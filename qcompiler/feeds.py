@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -25,22 +24,7 @@ IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "to
 _SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
-_ORT_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(bfloat16)": ml_dtypes.bfloat16,
-    "tensor(double)": np.float64,
-    "tensor(int8)": np.int8,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(uint8)": np.uint8,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint64)": np.uint64,
-    "tensor(bool)": np.bool_,
-    "tensor(string)": np.object_,
-}
+_FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
@@ -115,16 +99,6 @@ class Signature:
         attention = [n for n in all_nodes(model) if n.op_type == "GroupQueryAttention"]
         facts = _CacheFacts.of(config, model, attention)
         return _signature(inputs, outputs, facts, shares_buffer=bool(attention))
-
-    @classmethod
-    def of_session(
-        cls, session: ort.InferenceSession, config: Mapping[str, Any] | None = None
-    ) -> Signature:
-        """Read the signature of an open session, for apps that have no file at hand."""
-        inputs = tuple(_of_session(v) for v in session.get_inputs())
-        outputs = tuple(_of_session(v) for v in session.get_outputs())
-        facts = _CacheFacts.of(config, None, [])
-        return _signature(inputs, outputs, facts, shares_buffer=False)
 
     @property
     def logits(self) -> str:
@@ -201,12 +175,11 @@ class Signature:
 
 def as_taken(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, Any]:
     """`feed` with its floats in the types that a session takes: float16 caches, for example."""
-    floats = (np.float16, np.float32)
     taken = dict(feed)
     for spec in session.get_inputs():
-        wanted = _ORT_TYPES.get(spec.type)
-        if wanted in floats and spec.name in feed and feed[spec.name].dtype in floats:
-            taken[spec.name] = feed[spec.name].astype(wanted, copy=False)
+        wanted, given = _FLOATS.get(spec.type), feed.get(spec.name)
+        if wanted is not None and given is not None and given.dtype in _FLOATS.values():
+            taken[spec.name] = given.astype(wanted, copy=False)
     return taken
 
 
@@ -253,13 +226,13 @@ class _CacheFacts:
     def of(
         cls,
         config: Mapping[str, Any] | None,
-        model: onnx.ModelProto | None,
+        model: onnx.ModelProto,
         attention: list[onnx.NodeProto],
     ) -> _CacheFacts:
         decoder: Any = (config or {}).get("model", {})
         decoder = decoder.get("decoder", {}) if isinstance(decoder, Mapping) else {}
         heads, width = decoder.get("num_key_value_heads"), decoder.get("head_size")
-        if model is not None and attention:
+        if attention:
             node = attention[0]
             count = {a.name: a.i for a in node.attribute}
             heads = heads or count.get("kv_num_heads")
@@ -378,9 +351,3 @@ def _of_value(value: onnx.ValueInfoProto) -> TensorSpec:
         else:
             shape.append(dim.dim_param or None)
     return TensorSpec(value.name, dtype, tuple(shape))
-
-
-def _of_session(value: Any) -> TensorSpec:
-    dtype = _ORT_TYPES.get(value.type)
-    shape = tuple(value.shape) if value.shape is not None else None
-    return TensorSpec(value.name, None if dtype is None else np.dtype(dtype), shape)

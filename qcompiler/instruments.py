@@ -25,7 +25,6 @@ class DumpInstrument:
     """Writes the graph after every pass to `folder`, as `003_quantize-weights.qir`."""
 
     folder: Path
-    full_values: bool = False
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Write one file: what the pass said as comments, then the graph."""
@@ -35,7 +34,7 @@ class DumpInstrument:
             sign = "+" if remark.applied else "-"
             lines.append(f"// {sign} {remark.layer}: {remark.message}")
         file = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{index:03d}_{step.name}.qir")
-        text = "\n".join(lines) + "\n" + print_graph(result.graph, self.full_values)
+        text = "\n".join(lines) + "\n" + print_graph(result.graph)
         (self.folder / file).write_text(text, encoding="utf-8")
 
 

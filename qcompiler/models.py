@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, QcError
 
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -172,7 +172,7 @@ class ModelPackage:
 
     def _side(self, name: str) -> Mapping[str, Any]:
         file = self.onnx_path.parent / name
-        return _read_json(file) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
 
 def open_package(path: str | Path) -> ModelPackage:
@@ -340,7 +340,7 @@ def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
 
 def _genai_config(folder: Path) -> Mapping[str, Any] | None:
     file = folder / GENAI_CONFIG
-    return _read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def _onnx_name(folder: Path, config: Mapping[str, Any] | None) -> str:
@@ -354,11 +354,12 @@ def _onnx_name(folder: Path, config: Mapping[str, Any] | None) -> str:
     return name
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
+def read_json(file: Path, refusal: type[QcError] = ModelError) -> dict[str, Any]:
+    """The object a JSON file holds; an error of type `refusal` where it holds none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is not readable JSON: {error}") from error
+        raise refusal(f"{file} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{file}: expected a JSON object")
+        raise refusal(f"{file}: expected a JSON object")
     return value

@@ -23,11 +23,6 @@ PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 _log = logging.getLogger(__name__)
 
 
-def uses_op_library(path: str | Path) -> bool:
-    """Whether the model has nodes of the domain ai.qcompiler."""
-    return _uses_op_library(open_package(path).onnx_path)
-
-
 def providers_of(name: str) -> tuple[str, ...]:
     """The execution providers of that name, one of PROVIDERS; ModelError for any other."""
     if name not in PROVIDERS:
@@ -41,7 +36,6 @@ def create_session(
     threads: int | None = None,
     library: bool | None = None,
     options: Mapping[str, str] | None = None,
-    log_severity: int = 4,
     providers: Sequence[str] = (CPU,),
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
@@ -49,15 +43,14 @@ def create_session(
     `threads`: intra-op threads, None for ORT's choice. `library`: None registers the op library
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
-    kernels for it, where that was built. `options` are session config entries. ORT logs nothing
-    by default: what goes wrong is raised.
+    kernels for it, where that was built. `options` are session config entries.
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
     """
     onnx_path = open_package(path).onnx_path
     session_options = ort.SessionOptions()
-    session_options.log_severity_level = log_severity
+    session_options.log_severity_level = 4  # what goes wrong is raised
     if threads is not None:
         if threads < 1:
             raise ModelError(f"threads must be at least 1, not {threads}")

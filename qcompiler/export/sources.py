@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
+from qcompiler.models import read_json
 
 PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -63,14 +63,7 @@ def is_decoder(folder: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ExportError(f"{file}: expected a JSON object")
-    return config
+    return read_json(folder / "config.json", ExportError)
 
 
 def package_folder(name: str) -> Path | None:

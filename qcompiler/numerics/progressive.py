@@ -8,8 +8,9 @@ then stays within 119 + 8 = 127. Source of both: QServe, arXiv 2405.04532.
 
 A file holds one float16 scale a group, here s1 · s2 without any error: s1 has 7 significant bits
 and s2 adds at most 4, as 16 adds none; float16 has 11. Below 2^-14 a float16 still holds every
-multiple of 2^-24 exactly, so s1 is rounded to one of those: coarser, never inexact. `levels` reads
-both back. QServe keeps s2 in a byte and s1 apart, which would save a byte a group.
+multiple of 2^-24 exactly, so s1 is rounded to one of those: coarser, never inexact. Both can be
+read back: all scales of a column are multiples of s1. QServe keeps s2 in a byte and s1 apart, which
+would save a byte a group.
 """
 
 from __future__ import annotations
@@ -52,19 +53,3 @@ def code_reach(scales: Float, unit: Float) -> NDArray[np.uint8]:
     distance to the last code times s2 is above 127: s2 = 16, or s2 > 8 and few codes on one side.
     """
     return (127 // np.rint(np.abs(scales) / unit)).astype(np.uint8)
-
-
-def levels(scales: NDArray[np.float16]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """s1 [N] and s2 [G, N] from the scales [G, N] of a progressive weight; s1 · s2 are the scales.
-
-    s1 is the largest number of which all scales of a column are multiples. Where the s2 chosen had
-    a common factor, it has gone into s1: the int8 values are smaller, the weight is the same.
-    s2 is negative where a scale is. ValueError if an s2 is beyond 16, so the scales are others.
-    """
-    # Every float16 is a multiple of 2^-24, and at most 2^40 of them.
-    multiples = (scales.astype(np.float64) * 2.0**-_LEAST).astype(np.int64)
-    common = np.gcd.reduce(multiples, axis=0)
-    steps = multiples // np.maximum(common, 1)
-    if np.abs(steps).max(initial=0) > STEP_MAX:
-        raise ValueError("the scales are not small multiples of one a column: not progressive")
-    return common * 2.0**_LEAST, steps

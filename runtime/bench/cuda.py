@@ -12,50 +12,26 @@ memory as they do in a model. Ours includes the quantization of X; cuBLASLt's do
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
-import statistics
 import sys
 from collections.abc import Callable
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_void_p
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import torch
+from cuda_timing import graph_microseconds
+
+# The tests of the kernels use the same structures.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda" / "testing"))
+from cuda_structures import Output, Product, Tuning
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SHAPES = ((4096, 4096), (4096, 11008), (8192, 28672))
-REPLAYS = 15
 OURS = "MatMulW4A8"
 KERNELS = ("auto", "small", "large", "wgmma")
-
-
-class Output(Structure):
-    """`Output` of runtime/cuda/matmul.h."""
-
-    _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
-
-
-class Product(Structure):
-    """`Product` of runtime/cuda/matmul.h."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        *((name, c_int64) for name in ("rows", "k", "n", "group_size", "activation_block")),
-        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "bias")),
-        ("outputs", Output * 3),
-        ("element", c_int32),
-        ("static_scale", c_float),
-        *((name, c_int32) for name in ("bits", "one_zero_point", "one_bias")),
-    )
-
-
-class Tuning(Structure):
-    """`Tuning` of runtime/cuda/matmul.h."""
-
-    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
 
 
 class Library:
@@ -133,28 +109,6 @@ class Row:
     ratios: dict[str, float]
     gb_per_s: float
     bandwidth_percent: float
-
-
-def graph_microseconds(actions: list[Callable[[], object]]) -> float:
-    """The median time of one of the actions, all captured into a graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for action in actions:  # libraries set themselves up at the first call
-            action()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for action in actions:
-            action()
-    times = []
-    for _ in range(REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * begin.elapsed_time(end) / len(actions))
-    return statistics.median(times)
 
 
 def copies(size: int) -> int:
@@ -263,15 +217,14 @@ def show(row: Row) -> None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--library", type=Path, required=True, help="libqcompiler_cuda_test.so")
     parser.add_argument("--group-size", type=int, default=128, choices=(32, 64, 128, 256))
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of rows M")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--splits", type=int, default=0, help="of k, in the large kernel")
     parser.add_argument("--serial", action="store_true", help="kernels do not overlap")
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    command.add_out(parser)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device, or a PyTorch without CUDA")
@@ -291,7 +244,7 @@ def main() -> None:
             "rows": [asdict(row) for row in results],
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        command.write_json(arguments.out, found)
 
 
 if __name__ == "__main__":

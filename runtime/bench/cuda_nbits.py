@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from cuda_timing import event_microseconds
 from onnx import TensorProto, helper, numpy_helper
 
 CUDA = "CUDAExecutionProvider"
-REPLAYS = 15
 
 if CUDA not in ort.get_available_providers():
     raise ImportError("this onnxruntime has no CUDA provider")
@@ -71,15 +70,10 @@ def contender(K: int, N: int, group_size: int, copies: int) -> Callable[[torch.T
         keep = [torch.empty((len(X), N), dtype=torch.float16, device="cuda") for _ in range(nodes)]
         for i, Y in enumerate(keep):
             binding.bind_output(f"Y{i}", "cuda", 0, half, tuple(Y.shape), Y.data_ptr())
-        times = []
         with torch.cuda.stream(stream):
-            for _ in range(REPLAYS + 3):
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
+            for _ in range(3):  # these warm up and capture
                 session.run_with_iobinding(binding)
-                end.record()
-                end.synchronize()
-                times.append(1e3 * begin.elapsed_time(end) / nodes)
-        return statistics.median(times[3:])  # the first ones warm up and capture
+            stream.synchronize()
+            return event_microseconds(lambda: session.run_with_iobinding(binding)) / nodes
 
     return measure

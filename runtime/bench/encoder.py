@@ -8,23 +8,19 @@ onnxruntime.quantization makes of it, and ours what `qc compile` does. They take
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
+import contest
 import numpy as np
 import onnx
 import onnxruntime as ort
-from machine import Machine, cores
-from nodes import open_session, race
+from contest import open_session, race
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import qcompiler
-from qcompiler import console
-from qcompiler.errors import QcError
 from qcompiler.export import export_model
 from qcompiler.feeds import Signature
 
@@ -92,46 +88,28 @@ def _action(session: ort.InferenceSession, fed: dict[str, Any]) -> Any:
 
 def report(folder: Path, setting: Setting) -> dict[str, Any]:
     """Make the models and measure, for JSON."""
-    rows = [asdict(row) for row in measure(prepare(folder), setting)]
-    return {"machine": Machine.here().to_dict(), "setting": asdict(setting), "rows": rows}
+    return contest.report(setting, measure(prepare(folder), setting))
 
 
 def show(result: dict[str, Any]) -> None:
     """Print a result, ratios first."""
-    others = list(result["rows"][0]["ratios"])
-    console.print_table(
-        ["threads", "batch", "tokens", *(f"over {name}" for name in others), "ours ms"],
-        [
-            [
-                *(str(row[key]) for key in ("threads", "batch", "tokens")),
-                *(f"{row['ratios'][name]:.2f}x" for name in others),
-                f"{row['milliseconds']['w4a8']:.2f}",
-            ]
-            for row in result["rows"]
-        ],
-        title=f"{NAME}, w4a8",
-    )
+    columns = {key: key for key in ("threads", "batch", "tokens")}
+    contest.show(result["rows"], columns, "w4a8", 2, f"{NAME}, w4a8")
 
 
 def default_setting(quick: bool) -> Setting:
     """The full one asks for as many threads as there are cores, up to two."""
-    return QUICK if quick else Setting(threads=(1, 2) if cores() > 1 else (1,))
+    return QUICK if quick else Setting(threads=contest.thread_counts())
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
+    parser = command.parser(__doc__)
     parser.add_argument("--models", type=Path, default=Path("build/bench/encoder"))
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    command.add_out(parser)
     arguments = parser.parse_args()
-    try:
-        result = report(arguments.models, default_setting(arguments.quick))
-    except QcError as error:
-        sys.exit(f"error: {error}")
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    setting = default_setting(arguments.quick)
+    contest.finish(lambda: report(arguments.models, setting), show, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ the same model.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import command
+import contest
 import llama
 from machine import Machine, cores
 
 from qcompiler import console
-from qcompiler.errors import QcError
 from qcompiler.evaluation.benchmark import Setting, load, result, take_turns
 
 FIGURES = ("prefill", "decode", "sentences_per_second")
@@ -91,23 +90,17 @@ def _ratio(run: dict[str, Any], model: str, figure: str) -> str:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = command.parser(__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="ours the last one")
     parser.add_argument("--gguf", type=Path, help="the model's GGUF file, for llama.cpp")
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}))
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    command.add_out(parser)
     arguments = parser.parse_args()
     if arguments.gguf and not llama.available():
         print(llama.MISSING, file=sys.stderr)
     setting = QUICK if arguments.quick else Setting()
-    try:
-        result = report(arguments.models, arguments.gguf, arguments.threads, setting)
-    except QcError as error:
-        sys.exit(f"error: {error}")
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    files, threads = (arguments.models, arguments.gguf), arguments.threads
+    contest.finish(lambda: report(*files, threads, setting), show, arguments.out)
 
 
 if __name__ == "__main__":

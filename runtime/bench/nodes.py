@@ -9,22 +9,17 @@ Weights stay in the caches as far as they fit.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import command
+import contest
 import node_models
 import numpy as np
 import onnxruntime as ort
-from machine import Machine, cores
+from contest import open_session, race
 from node_models import Layer
-
-from qcompiler import console, runtime
 
 GROUPS = (32, 128)
 
@@ -67,16 +62,6 @@ def contenders(K: int, N: int) -> dict[str, bytes]:
     return models
 
 
-def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
-    """A session on the CPU, its threads asleep between runs."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    runtime.register(options)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def measure(setting: Setting) -> list[Row]:
     """Time every op for all numbers of threads and rows."""
     models = contenders(setting.K, setting.N)
@@ -100,27 +85,6 @@ def _action(session: ort.InferenceSession, X: np.ndarray, N: int) -> Callable[[]
     return lambda: session.run_with_iobinding(binding)
 
 
-def race(
-    actions: dict[str, Callable[[], object]], rounds: int, turn_seconds: float
-) -> dict[str, float]:
-    """Median milliseconds of each action, over rounds of turns."""
-    turns: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
-            turns[name].append(_turn(action, turn_seconds))
-    return {name: 1e3 * statistics.median(times) for name, times in turns.items()}
-
-
-def _turn(action: Callable[[], object], seconds: float) -> float:
-    action()  # brings the weights back into the caches
-    times: list[float] = []
-    while not times or sum(times) < seconds:
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
 def _row(threads: int, rows: int, group: int, times: dict[str, float]) -> Row:
     """The result for one group size: our op, and what it is compared with."""
     chosen: dict[str, float] = {}
@@ -137,42 +101,28 @@ def _row(threads: int, rows: int, group: int, times: dict[str, float]) -> Row:
 
 def report(setting: Setting) -> dict[str, Any]:
     """Measure, for JSON."""
-    rows = [asdict(row) for row in measure(setting)]
-    return {"machine": Machine.here().to_dict(), "setting": asdict(setting), "rows": rows}
+    return contest.report(setting, measure(setting))
 
 
 def show(result: dict[str, Any]) -> None:
     """Print a result, ratios first."""
-    ops_beside = list(result["rows"][0]["ratios"])
-    console.print_table(
-        ["threads", "M", "group", *(f"over {op}" for op in ops_beside), "ours ms"],
-        [
-            [
-                *(str(row[key]) for key in ("threads", "rows", "group_size")),
-                *(f"{row['ratios'][op]:.2f}x" for op in ops_beside),
-                f"{row['milliseconds']['MatMulW4A8']:.3f}",
-            ]
-            for row in result["rows"]
-        ],
-        title=f"MatMulW4A8, K={result['setting']['K']} N={result['setting']['N']}",
-    )
+    columns = {"threads": "threads", "rows": "M", "group_size": "group"}
+    title = f"MatMulW4A8, K={result['setting']['K']} N={result['setting']['N']}"
+    contest.show(result["rows"], columns, "MatMulW4A8", 3, title)
 
 
 def default_setting(quick: bool) -> Setting:
     """The full one asks for as many threads as there are cores, up to two."""
-    return QUICK if quick else Setting(threads=(1, 2) if cores() > 1 else (1,))
+    return QUICK if quick else Setting(threads=contest.thread_counts())
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser = command.parser(__doc__)
+    command.add_out(parser)
     arguments = parser.parse_args()
-    result = report(default_setting(arguments.quick))
-    show(result)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    setting = default_setting(arguments.quick)
+    contest.finish(lambda: report(setting), show, arguments.out)
 
 
 if __name__ == "__main__":

@@ -113,19 +113,27 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rule, *rows))
 
 
-def _node_table(nodes: dict[str, Any]) -> str:
-    others = list(nodes["rows"][0]["ratios"])
+def _ratio_table(
+    rows: Sequence[dict[str, Any]], columns: dict[str, str], ours: str, digits: int
+) -> str:
+    """Rows of a race; `columns`: headings by key of a row."""
+    others = list(rows[0]["ratios"])
     return _table(
-        ["threads", "M", "group", *(f"over {other}" for other in others), "ours, ms"],
+        [*columns.values(), *(f"over {other}" for other in others), "ours, ms"],
         (
             [
-                *(str(row[key]) for key in ("threads", "rows", "group_size")),
+                *(str(row[key]) for key in columns),
                 *(f"{row['ratios'][other]:.2f}" for other in others),
-                f"{row['milliseconds']['MatMulW4A8']:.3f}",
+                f"{row['milliseconds'][ours]:.{digits}f}",
             ]
-            for row in nodes["rows"]
+            for row in rows
         ),
     )
+
+
+def _node_table(nodes: dict[str, Any]) -> str:
+    columns = {"threads": "threads", "rows": "M", "group_size": "group"}
+    return _ratio_table(nodes["rows"], columns, "MatMulW4A8", 3)
 
 
 def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
@@ -142,18 +150,8 @@ def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
 
 
 def _encoder_table(encoder: dict[str, Any]) -> str:
-    others = list(encoder["rows"][0]["ratios"])
-    return _table(
-        ["threads", "sentences", "tokens", *(f"over {other}" for other in others), "ours, ms"],
-        (
-            [
-                *(str(row[key]) for key in ("threads", "batch", "tokens")),
-                *(f"{row['ratios'][other]:.2f}" for other in others),
-                f"{row['milliseconds']['w4a8']:.2f}",
-            ]
-            for row in encoder["rows"]
-        ),
-    )
+    columns = {"threads": "threads", "batch": "sentences", "tokens": "tokens"}
+    return _ratio_table(encoder["rows"], columns, "w4a8", 2)
 
 
 def _encoder_panel(encoder: dict[str, Any]) -> Panel:

@@ -9,13 +9,11 @@ is skipped with a message.
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+import command
 import encoder
 import llama
 import models
@@ -50,7 +48,7 @@ def run_nodes(out: Path, quick: bool) -> None:
     """One layer in ONNX Runtime."""
     result = nodes.report(nodes.default_setting(quick))
     nodes.show(result)
-    save(out, result)
+    command.write_json(out, result)
 
 
 def run_encoder(folder: Path, out: Path, quick: bool) -> None:
@@ -61,7 +59,7 @@ def run_encoder(folder: Path, out: Path, quick: bool) -> None:
         skip("encoder", str(error))
         return
     encoder.show(result)
-    save(out, result)
+    command.write_json(out, result)
 
 
 def run_models(demo: Path, out: Path, quick: bool) -> None:
@@ -74,7 +72,7 @@ def run_models(demo: Path, out: Path, quick: bool) -> None:
     setting = models.QUICK if quick else models.Setting()
     result = models.report(folders, None if quick else gguf(), threads, setting)
     models.show(result)
-    save(out, result)
+    command.write_json(out, result)
 
 
 def gguf() -> Path | None:
@@ -95,15 +93,9 @@ def skip(what: str, why: str) -> None:
     print(f"{what}: skipped, {why}", flush=True)
 
 
-def save(file: Path, value: Any) -> None:
-    """Write JSON."""
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test, of no meaning")
+    parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="for the JSON files")
     parser.add_argument("--kernels", type=Path, help="the program qcompiler_kernels_bench")
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="what `make demo` wrote")

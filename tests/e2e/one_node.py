@@ -20,24 +20,37 @@ def tapped(path: Path, folder: Path) -> int:
     """
     import onnx
 
-    from qcompiler import ops, runtime
-    from qcompiler.feeds import Signature
-    from qcompiler.models import open_package
+    from qcompiler import ops
 
     model = onnx.load(path)
     nodes = [node for node in model.graph.node if node.domain == ops.DOMAIN]
-    initializers = {each.name: each for each in model.graph.initializer}
-    functions = {function.name: function for function in model.functions}
+    stored = {each.name for each in model.graph.initializer}
     inputs = {each.name for each in model.graph.input}
-    known = {each.name for each in model.graph.output} | inputs
-    wanted = list(
-        dict.fromkeys(
-            t
-            for n in nodes
-            for t in [*n.input, *n.output]
-            if t and t not in inputs and t not in initializers
-        )
-    )
+    touched = dict.fromkeys(name for node in nodes for name in [*node.input, *node.output])
+    wanted = [name for name in touched if name and name not in inputs | stored]
+    values = _values(path, model, wanted)
+    (folder / "nodes").mkdir()
+    for index, node in enumerate(nodes):
+        single = _one(model, node, values)
+        (folder / "nodes" / f"{index}.onnx").write_bytes(single.SerializeToString())
+        names = {
+            "inputs": [each.name for each in single.graph.input],
+            "outputs": [each.name for each in single.graph.output],
+        }
+        (folder / "nodes" / f"{index}.json").write_text(json.dumps(names), encoding="utf-8")
+    np.savez(folder / "values.npz", **{name: values[name] for name in touched if name in values})
+    return len(nodes)
+
+
+def _values(path: Path, model, wanted: list[str]) -> dict[str, np.ndarray]:
+    """The tensors `wanted` and the inputs of a run; what is wanted becomes an output."""
+    import onnx
+
+    from qcompiler import runtime
+    from qcompiler.feeds import Signature
+    from qcompiler.models import open_package
+
+    known = {each.name for each in [*model.graph.output, *model.graph.input]}
     for name in wanted:
         if name not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
@@ -47,37 +60,34 @@ def tapped(path: Path, folder: Path) -> int:
     session = ort.InferenceSession(model.SerializeToString(), options)
     ids = np.random.default_rng(0).integers(1000, 20000, (1, 20))
     feeds = Signature.of(open_package(path)).feeds(ids)
-    values = dict(zip(wanted, session.run(wanted, feeds), strict=True)) | feeds
-    (folder / "nodes").mkdir()
-    for index, node in enumerate(nodes):
-        fed = [name for name in node.input if name not in initializers]
-        outputs = [name for name in node.output if name]
-        graph = onnx.helper.make_graph(
-            [node],
-            "one",
-            [
-                onnx.helper.make_tensor_value_info(
-                    name,
-                    onnx.helper.np_dtype_to_tensor_dtype(values[name].dtype),
-                    values[name].shape,
-                )
-                for name in fed
-            ],
-            [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
-            [initializers[name] for name in node.input if name in initializers],
-        )
-        single = onnx.helper.make_model(
-            graph,
-            functions=[functions[node.op_type]],
-            opset_imports=model.opset_import,
-            ir_version=model.ir_version,
-        )
-        (folder / "nodes" / f"{index}.onnx").write_bytes(single.SerializeToString())
-        names = json.dumps({"inputs": fed, "outputs": outputs})
-        (folder / "nodes" / f"{index}.json").write_text(names, encoding="utf-8")
-    used = {t: values[t] for n in nodes for t in [*n.input, *n.output] if t in values}
-    np.savez(folder / "values.npz", **used)
-    return len(nodes)
+    return dict(zip(wanted, session.run(wanted, feeds), strict=True)) | feeds
+
+
+def _one(model, node, values: dict[str, np.ndarray]):
+    """A model of one node, with its constants and its function."""
+    import onnx
+    from onnx import helper
+
+    initializers = {each.name: each for each in model.graph.initializer}
+    fed = [(name, values[name]) for name in node.input if name and name not in initializers]
+    graph: onnx.GraphProto = helper.make_graph(
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
+            )
+            for name, value in fed
+        ],
+        [helper.make_empty_tensor_value_info(name) for name in node.output if name],
+        [initializers[name] for name in node.input if name in initializers],
+    )
+    return helper.make_model(
+        graph,
+        functions=[each for each in model.functions if each.name == node.op_type],
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
 
 
 def run_nodes(folder: Path, values) -> float:

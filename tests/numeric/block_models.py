@@ -64,6 +64,43 @@ def _rms_norm(x: str, weight: str, out: str) -> str:
     """
 
 
+def _heads(x: str, shape: str, perm: str = "0, 2, 1, 3") -> str:
+    """Heads of `x` apart, as `{x}t`."""
+    return f"""
+        {x}4 = Reshape({x}, {shape})
+        {x}t = Transpose <perm = [{perm}]> ({x}4)
+    """
+
+
+def _repeated(x: str, joined: str, out: str) -> str:
+    """Each key or value head as often as query heads read it."""
+    return f"""
+        {x}5 = Unsqueeze({x}t, second)
+        {x}6 = Expand({x}5, repeats)
+        {out} = Reshape({x}6, {joined})
+    """
+
+
+def _mixed(k: str, v: str) -> str:
+    """Attention of the heads `qt` over `k` and `v`, the heads joined again as `a`."""
+    return f"""
+        qk = MatMul(qt, {k})
+        scores = Mul(qk, scale)
+        p = Softmax <axis = -1> (scores)
+        mixed = MatMul(p, {v})
+        back = Transpose <perm = [0, 2, 1, 3]> (mixed)
+        a = Reshape(back, joined)
+    """
+
+
+def _shared_constants(w: Weights) -> None:
+    w.integers("last", [-1])
+    w.integers("joined", [0, 0, HIDDEN])
+    w.scalar("two", 2.0)
+    w.scalar("epsilon", 1e-5)
+    w.scalar("scale", HEAD**-0.5)
+
+
 def decoder() -> onnx.ModelProto:
     """Tied embedding, RMSNorm, grouped attention, SwiGLU, head."""
     w = Weights(1)
@@ -76,17 +113,13 @@ def decoder() -> onnx.ModelProto:
     w.matrix("w_gate", HIDDEN, INNER)
     w.matrix("w_up", HIDDEN, INNER)
     w.matrix("w_down", INNER, HIDDEN)
-    w.integers("last", [-1])
+    _shared_constants(w)
     w.integers("second", [2])
     w.integers("q_heads", [0, 0, HEADS, HEAD])
     w.integers("kv_heads", [0, 0, KV_HEADS, HEAD])
     w.integers("repeats", [1, 1, HEADS // KV_HEADS, 1, 1])
     w.integers("all_k", [0, HEADS, HEAD, -1])
     w.integers("all_v", [0, HEADS, -1, HEAD])
-    w.integers("joined", [0, 0, HIDDEN])
-    w.scalar("two", 2.0)
-    w.scalar("epsilon", 1e-5)
-    w.scalar("scale", HEAD**-0.5)
     return w.model(f"""
     decoder (int64[B, {TOKENS}] input_ids) => (float[B, {TOKENS}, {VOCABULARY}] logits) {{
         [embed] x = Gather <axis = 0> (table, input_ids)
@@ -94,24 +127,12 @@ def decoder() -> onnx.ModelProto:
         [q_proj] q = MatMul(h, w_q)
         [k_proj] k = MatMul(h, w_k)
         [v_proj] v = MatMul(h, w_v)
-        q4 = Reshape(q, q_heads)
-        k4 = Reshape(k, kv_heads)
-        v4 = Reshape(v, kv_heads)
-        qt = Transpose <perm = [0, 2, 1, 3]> (q4)
-        kt = Transpose <perm = [0, 2, 3, 1]> (k4)
-        vt = Transpose <perm = [0, 2, 1, 3]> (v4)
-        k5 = Unsqueeze(kt, second)
-        k6 = Expand(k5, repeats)
-        k7 = Reshape(k6, all_k)
-        v5 = Unsqueeze(vt, second)
-        v6 = Expand(v5, repeats)
-        v7 = Reshape(v6, all_v)
-        qk = MatMul(qt, k7)
-        scores = Mul(qk, scale)
-        p = Softmax <axis = -1> (scores)
-        mixed = MatMul(p, v7)
-        back = Transpose <perm = [0, 2, 1, 3]> (mixed)
-        a = Reshape(back, joined)
+        {_heads("q", "q_heads")}
+        {_heads("k", "kv_heads", "0, 2, 3, 1")}
+        {_heads("v", "kv_heads")}
+        {_repeated("k", "all_k", "k7")}
+        {_repeated("v", "all_v", "v7")}
+        {_mixed("k7", "v7")}
         [o_proj] o = MatMul(a, w_o)
         x2 = Add(x, o)
         {_rms_norm("x2", "norm2", "h2")}
@@ -129,58 +150,47 @@ def decoder() -> onnx.ModelProto:
     """)
 
 
-def encoder() -> onnx.ModelProto:
-    """Biased Q/K/V, LayerNorm spelled out and whole, Gelu."""
-    w = Weights(2)
-    w.norm("norm1")
-    w.norm("norm2")
-    for name, rows, columns in (
-        ("q", HIDDEN, HIDDEN),
-        ("k", HIDDEN, HIDDEN),
-        ("v", HIDDEN, HIDDEN),
-        ("o", HIDDEN, HIDDEN),
-        ("in", HIDDEN, INNER),
-        ("out", INNER, HIDDEN),
-    ):
-        w.matrix(f"w_{name}", rows, columns)
-        w.vector(f"b_{name}", columns)
-    w.vector("shift1", HIDDEN)
-    w.vector("shift2", HIDDEN)
-    w.integers("last", [-1])
-    w.integers("heads", [0, 0, HEADS, HEAD])
-    w.integers("joined", [0, 0, HIDDEN])
-    w.scalar("two", 2.0)
-    w.scalar("epsilon", 1e-5)
-    w.scalar("scale", HEAD**-0.5)
-    return w.model(f"""
-    encoder (float[B, {TOKENS}, {HIDDEN}] x) => (float[B, {TOKENS}, {HIDDEN}] y) {{
-        mean = ReduceMean <keepdims = 1> (x, last)
-        centered = Sub(x, mean)
+def _layer_norm(x: str, out: str) -> str:
+    """The first LayerNorm as exporters spell it out."""
+    return f"""
+        mean = ReduceMean <keepdims = 1> ({x}, last)
+        centered = Sub({x}, mean)
         squared = Pow(centered, two)
         variance = ReduceMean <keepdims = 1> (squared, last)
         safe = Add(variance, epsilon)
         deviation = Sqrt(safe)
         unit = Div(centered, deviation)
         scaled = Mul(unit, norm1)
-        [norm1] h = Add(scaled, shift1)
+        [norm1] {out} = Add(scaled, shift1)
+    """
+
+
+def encoder() -> onnx.ModelProto:
+    """Biased Q/K/V, LayerNorm spelled out and whole, Gelu."""
+    w = Weights(2)
+    w.norm("norm1")
+    w.norm("norm2")
+    for name in ("q", "k", "v", "o", "in", "out"):
+        rows, columns = {"in": (HIDDEN, INNER), "out": (INNER, HIDDEN)}.get(name, (HIDDEN, HIDDEN))
+        w.matrix(f"w_{name}", rows, columns)
+        w.vector(f"b_{name}", columns)
+    w.vector("shift1", HIDDEN)
+    w.vector("shift2", HIDDEN)
+    _shared_constants(w)
+    w.integers("heads", [0, 0, HEADS, HEAD])
+    return w.model(f"""
+    encoder (float[B, {TOKENS}, {HIDDEN}] x) => (float[B, {TOKENS}, {HIDDEN}] y) {{
+        {_layer_norm("x", "h")}
         [q] q0 = MatMul(h, w_q)
         q = Add(q0, b_q)
         [k] k0 = MatMul(h, w_k)
         k = Add(b_k, k0)
         [v] v0 = MatMul(h, w_v)
         v = Add(v0, b_v)
-        q4 = Reshape(q, heads)
-        k4 = Reshape(k, heads)
-        v4 = Reshape(v, heads)
-        qt = Transpose <perm = [0, 2, 1, 3]> (q4)
-        kt = Transpose <perm = [0, 2, 3, 1]> (k4)
-        vt = Transpose <perm = [0, 2, 1, 3]> (v4)
-        qk = MatMul(qt, kt)
-        scores = Mul(qk, scale)
-        p = Softmax <axis = -1> (scores)
-        mixed = MatMul(p, vt)
-        back = Transpose <perm = [0, 2, 1, 3]> (mixed)
-        a = Reshape(back, joined)
+        {_heads("q", "heads")}
+        {_heads("k", "heads", "0, 2, 3, 1")}
+        {_heads("v", "heads")}
+        {_mixed("kt", "vt")}
         [o] o0 = MatMul(a, w_o)
         o = Add(o0, b_o)
         x2 = Add(x, o)

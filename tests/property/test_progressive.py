@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import gptq, moments
-from qcompiler.numerics.progressive import PROTECTED, STEP_MAX, levels, units
+from qcompiler.numerics.progressive import PROTECTED, STEP_MAX, units
 from qcompiler.numerics.rounding import QuantizedWeight, quantize_weight
 
 SEARCHES = ("none", "mse", "output")
@@ -27,6 +27,22 @@ def weights(shape: tuple[int, int], seed: int, spread: float = 1.0) -> np.ndarra
     w[:, rng.random(shape[1]) < 0.1] = 0.0
     w[0, 0] = 0.01  # smaller than all of float16 is refused
     return w.astype(np.float32)
+
+
+def levels(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """s1 [N] and s2 [G, N] from the scales [G, N] of a progressive weight; s1 · s2 are the scales.
+
+    s1 is the largest number of which all scales of a column are multiples. Where the s2 chosen had
+    a common factor, it has gone into s1: the int8 values are smaller, the weight is the same.
+    s2 is negative where a scale is. ValueError if an s2 is beyond 16, so the scales are others.
+    """
+    # Every float16 is a multiple of 2^-24, and at most 2^40 of them.
+    multiples = (scales.astype(np.float64) * 2.0**24).astype(np.int64)
+    common = np.gcd.reduce(multiples, axis=0)
+    steps = multiples // np.maximum(common, 1)
+    if np.abs(steps).max(initial=0) > STEP_MAX:
+        raise ValueError("the scales are not small multiples of one a column: not progressive")
+    return common * 2.0**-24, steps
 
 
 def int8_values(q: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:

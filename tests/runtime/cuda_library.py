@@ -12,6 +12,7 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from dataclasses import dataclass
 
 import numpy as np
+from cuda_structures import Output, Product, Tuning
 from kernel_library import guarded
 
 from qcompiler.numerics.packing import PackedMatrix, ceil_div
@@ -24,26 +25,6 @@ PATH_VARIABLES = {
 }
 ELEMENTS = ("float32", "float16", "bfloat16")
 SMALL, LARGE, WGMMA = 1, 2, 3
-
-
-class Output(Structure):
-    _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
-
-
-class Product(Structure):
-    _fields_ = (
-        ("x", c_void_p),
-        *((name, c_int64) for name in ("rows", "k", "n", "group_size", "activation_block")),
-        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "bias")),
-        ("outputs", Output * 3),
-        ("element", c_int32),
-        ("static_scale", c_float),
-        *((name, c_int32) for name in ("bits", "one_zero_point", "one_bias")),
-    )
-
-
-class Tuning(Structure):
-    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
 
 
 class QuantizeJob(Structure):

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops
 from qcompiler.numerics import packing, reference
 from qcompiler.numerics.packing import PackedMatrix
+
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128, 256)
+"""What the ops and kernels know."""
 
 X_SCALE = 0.02
 ACTIVATIONS = ("row", "group", "static")
@@ -133,44 +138,47 @@ def matmul_model(
     attrs |= attributes or {}
     attrs = {k: v for k, v in attrs.items() if v is not None}
     values |= tensors or {}
-    elem = FLOAT_TYPES[dtype]
     outputs = outputs or [f"Y{i}" if s else "" for i, s in enumerate(splits)]
-    op_outputs = [f"{o}_narrow" if o and dtype == "bfloat16" else o for o in outputs]
-    nodes = []
-    x_name = "X"
-    if dtype == "bfloat16":  # numpy has no such type: the model converts
-        x_name, elem = "X_narrow", TensorProto.FLOAT
-        nodes.append(helper.make_node("Cast", ["X"], [x_name], to=TensorProto.BFLOAT16))
-    node = helper.make_node(
-        op_type, [x_name, *values], op_outputs, name=name, domain=ops.DOMAIN, **attrs
-    )
-    nodes.append(node)
-    for narrow, wide in zip(op_outputs, outputs, strict=True):
-        if narrow != wide:
-            nodes.append(helper.make_node("Cast", [narrow], [wide], to=TensorProto.FLOAT))
-    leading_dims = list(leading)
-    graph_outputs = [
-        helper.make_tensor_value_info(o, elem, [*leading_dims, s])
-        for o, s in zip(outputs, splits, strict=True)
-        if o
-    ]
-    graph_inputs = [helper.make_tensor_value_info("X", elem, [*leading_dims, layer.w.K])]
-    graph_inputs += [
-        helper.make_tensor_value_info(
-            v,
-            helper.np_dtype_to_tensor_dtype(values[v].dtype),
-            [f"{v}_{i}" for i in range(np.ndim(values[v]))],
-        )
-        for v in as_inputs
-    ]
+    node = helper.make_node(op_type, ["X", *values], outputs, name=name, domain=ops.DOMAIN, **attrs)
+    # numpy has no bfloat16: the model converts
+    nodes = _narrow(node) if dtype == "bfloat16" else [node]
+    elem = FLOAT_TYPES["float32" if dtype == "bfloat16" else dtype]
     return _model(
         op_type,
         nodes,
-        graph_inputs,
-        graph_outputs,
+        [
+            helper.make_tensor_value_info("X", elem, [*leading, layer.w.K]),
+            *(_value_info(v, values[v]) for v in as_inputs),
+        ],
+        [
+            helper.make_tensor_value_info(o, elem, [*leading, s])
+            for o, s in zip(outputs, splits, strict=True)
+            if o
+        ],
         {k: v for k, v in values.items() if k not in as_inputs},
         functions=functions,
     )
+
+
+def _narrow(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The node with X and its results in bfloat16, between Casts from and to float32."""
+    x, results = node.input[0], [name for name in node.output if name]
+    node.input[0] = f"{x}_narrow"
+    node.output[:] = [f"{name}_narrow" if name else "" for name in node.output]
+    return [
+        helper.make_node("Cast", [x], [node.input[0]], to=TensorProto.BFLOAT16),
+        node,
+        *(
+            helper.make_node("Cast", [f"{name}_narrow"], [name], to=TensorProto.FLOAT)
+            for name in results
+        ),
+    ]
+
+
+def _value_info(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
+    """An input like `value`, of any size."""
+    elem = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return helper.make_tensor_value_info(name, elem, [f"{name}_{i}" for i in range(np.ndim(value))])
 
 
 def gather_model(
@@ -226,3 +234,19 @@ def assert_close(y, expected, tolerance, dtype="float32") -> None:
     excess = np.abs(np.nan_to_num(y - expected)) - tolerance
     excess -= ROUNDING[dtype] * np.abs(np.nan_to_num(expected))
     assert excess.size == 0 or excess.max() <= 0, f"off by {excess.max():.3g} beyond the tolerance"
+
+
+VARIABLE = pytest.mark.parametrize(
+    "tensors", [("W",), ("scales", "zero_points"), ("bias",), ("x_scale",)]
+)
+
+
+def check_variable_inputs(open_session, tensors: tuple[str, ...]) -> None:
+    """`tensors` may be inputs of the model: what is computed is the same."""
+    layer = make_layer(100, 35, 32, symmetric=False)
+    model = matmul_model(layer, "static", splits=(30, 5, 0), as_inputs=tensors)
+    values = layer.inputs() | {"x_scale": np.array(X_SCALE, np.float32)}
+    x = np.random.default_rng(3).normal(size=(2, 3, 100)).astype(np.float32)
+    feeds = {"X": x} | {name: values[name] for name in tensors}
+    y = np.concatenate(open_session(model).run(None, feeds), axis=-1)
+    assert_close(y, layer.expected(x, "static"), layer.tolerance(x, "static"))

@@ -5,8 +5,17 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA, Output, Product
-from op_models import ACTIVATIONS, X_SCALE, assert_close, extreme_problem, make_layer
+from cuda_library import ELEMENTS, LARGE, SMALL, WGMMA
+from cuda_structures import Output, Product
+from op_models import (
+    ACTIVATIONS,
+    BITS,
+    GROUP_SIZES,
+    X_SCALE,
+    assert_close,
+    extreme_problem,
+    make_layer,
+)
 from test_kernel_quantize import rows
 
 from qcompiler.numerics import reference
@@ -69,7 +78,7 @@ def test_copies_arrive_only_when_waited_for(emulated):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("k", [1, 31, 64, 100, 257, 2080])
 def test_quantize_is_exact(cuda, k, group_size, activation):
     block = group_size if activation == "group" else k
@@ -132,7 +141,7 @@ def test_outputs_of_every_type(cuda, splits, dtype, kernel):
 
 @KERNELS
 @pytest.mark.parametrize("zero_point", [None, "lowest", "highest", "mixed"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_integer_part_is_exact_at_the_extremes(cuda, bits, zero_point, kernel):
     """With all scales 1 the result is the integer sum itself, as on the CPU."""
     w, q = extreme_problem(bits, zero_point)
@@ -168,7 +177,7 @@ def test_integer_part_is_that_of_the_cpu(cuda, kernels, activation):
         np.testing.assert_array_equal(y, on_cpu[:m])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_bits_do_not_depend_on_the_order_of_threads(cuda, bits):
     layer = make_layer(1100, 100, 64, bits=bits, symmetric=False)
     x = RNG.normal(size=(70, 1100)).astype(np.float32)

@@ -8,7 +8,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from op_models import ACTIVATIONS, assert_close, gather_model, make_layer, matmul_model
+from op_models import (
+    ACTIVATIONS,
+    BITS,
+    VARIABLE,
+    assert_close,
+    check_variable_inputs,
+    gather_model,
+    make_layer,
+    matmul_model,
+)
 from test_op_matmul import FORMS
 from test_op_refusals import ATTRIBUTES
 
@@ -102,7 +111,7 @@ def test_op_agrees_with_reference(gpu_session, form, dtype):
 
 
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("where", ["emulated_session", "gpu_session"])
 def test_gather_is_exact(request, where, bits, ids_type):
     layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
@@ -112,16 +121,10 @@ def test_gather_is_exact(request, where, bits, ids_type):
         np.testing.assert_array_equal(y, reference.gather(ids.astype(ids_type), layer.w))
 
 
-@pytest.mark.parametrize("tensors", [("W",), ("scales", "zero_points"), ("bias",), ("x_scale",)])
+@VARIABLE
 @pytest.mark.parametrize("where", ["emulated_session", "gpu_session"])
 def test_inputs_need_not_be_constant(request, where, tensors):
-    layer = make_layer(100, 35, 32, symmetric=False)
-    model = matmul_model(layer, "static", splits=(30, 5, 0), as_inputs=tensors)
-    values = layer.inputs() | {"x_scale": np.array(0.02, np.float32)}
-    x = RNG.normal(size=(2, 3, 100)).astype(np.float32)
-    feeds = {"X": x} | {name: values[name] for name in tensors}
-    y = np.concatenate(request.getfixturevalue(where)(model).run(None, feeds), axis=-1)
-    assert_close(y, layer.expected(x, "static"), layer.tolerance(x, "static"))
+    check_variable_inputs(request.getfixturevalue(where), tensors)
 
 
 def test_an_output_may_be_left_out(emulated_session):

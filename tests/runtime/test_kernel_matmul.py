@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from op_models import ACTIVATIONS, assert_close, extreme_problem, make_layer
+from op_models import ACTIVATIONS, BITS, assert_close, extreme_problem, make_layer
 
 from qcompiler.numerics import reference
 
@@ -46,7 +46,7 @@ def test_agrees_with_reference(kernels, isa, shape, activation, form):
         assert_close(y, layer.expected(x, activation), layer.tolerance(x, activation))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("zero_point", [None, "lowest", "highest", "mixed"])
 def test_integer_part_is_exact_at_the_extremes(kernels, isa, zero_point, bits):
     """With all scales 1 the result is the integer sum itself: nothing saturates or rounds."""
@@ -58,7 +58,7 @@ def test_integer_part_is_exact_at_the_extremes(kernels, isa, zero_point, bits):
 
 
 @pytest.mark.parametrize("rows", [3, 40])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_zero_points_of_any_value(kernels, isa, bits, rows):
     """In 4 bits nothing is beyond 15, but nobody checks: the sums are those of the values."""
     w, q = extreme_problem(bits, "mixed")
@@ -73,7 +73,7 @@ def test_zero_points_of_any_value(kernels, isa, bits, rows):
         np.testing.assert_array_equal(y, reference.integer_dots(codes, hostile).sum(axis=1))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("activation", ["row", "group"])
 def test_bits_do_not_depend_on_the_tile(kernels, isa, activation, bits):
     layer = make_layer(1100, 100, 64, bits=bits, symmetric=False)
@@ -109,7 +109,7 @@ def test_tiles_of_others_stay_configured(kernels):
 
 @pytest.mark.parametrize("shape", [(1, 1, 32), (33, 17, 32), (100, 35, 64)], ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_gather_is_exact(kernels, bits, shape, symmetric):
     w = make_layer(*shape, bits=bits, symmetric=symmetric).w
     dense = w.dequantized()

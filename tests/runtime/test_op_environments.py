@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ISAS
-from op_models import assert_close, gather_model, make_layer, matmul_model
+from op_models import BITS, assert_close, gather_model, make_layer, matmul_model
 
 from qcompiler import runtime
 from qcompiler.numerics import reference
@@ -25,7 +25,7 @@ def cases():
     """Case name -> model, feeds, check of the outputs."""
     rng = np.random.default_rng(9)
     cases = {}
-    for bits in (4, 8):
+    for bits in BITS:
         for activation in ("row", "group", "static"):
             for dtype in ("float32", "float16", "bfloat16"):
                 layer = make_layer(100, 48, 32, bits=bits, symmetric=activation == "row")
@@ -43,7 +43,7 @@ def cases():
                     assert_close(y, expected, layer.tolerance(fed, activation), dtype)
 
                 cases[f"w{bits}_{activation}_{dtype}"] = (model, {"X": fed}, check)
-    for bits in (4, 8):
+    for bits in BITS:
         layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
         ids = rng.integers(-35, 35, (2, 5))
 

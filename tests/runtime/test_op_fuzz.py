@@ -17,7 +17,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 from fuzzing import run_apart
-from op_models import ACTIVATIONS, Layer, assert_close, gather_model, make_layer, matmul_model
+from op_models import (
+    ACTIVATIONS,
+    BITS,
+    GROUP_SIZES,
+    Layer,
+    assert_close,
+    gather_model,
+    make_layer,
+    matmul_model,
+)
 
 from qcompiler import runtime
 from qcompiler.numerics import reference
@@ -130,8 +139,8 @@ def make_case(rng: np.random.Generator) -> Case:
     layer = make_layer(
         int(rng.choice([1, 7, 32, 33, 64, 100, 160, 257])),
         int(rng.choice([1, 15, 16, 17, 35, 64, 130])),
-        int(rng.choice([32, 64, 128, 256])),
-        bits=int(rng.choice([4, 8])),
+        int(rng.choice(GROUP_SIZES)),
+        bits=int(rng.choice(BITS)),
         symmetric=bool(rng.random() < 0.5),
         bias=bool(rng.random() < 0.5),
         seed=int(rng.integers(1000)),

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from op_models import gather_model, make_layer
+from op_models import BITS, gather_model, make_layer
 
 from qcompiler.numerics import reference
 
-BITS = pytest.mark.parametrize("bits", [4, 8])
+EITHER_WIDTH = pytest.mark.parametrize("bits", BITS)
 BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
 
 
 @BOTH
-@BITS
+@EITHER_WIDTH
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 32), (100, 35, 32), (128, 48, 64), (300, 17, 256)])
@@ -31,7 +31,7 @@ def test_is_exact(session, bits, shape, symmetric, ids_type, library):
 
 
 @BOTH
-@BITS
+@EITHER_WIDTH
 @pytest.mark.parametrize("ids_shape", [(), ("a",), ("a", "b", "c")], ids=str)
 def test_any_rank(session, bits, ids_shape, library):
     layer = make_layer(33, 20, 32, bits=bits)
@@ -43,7 +43,7 @@ def test_any_rank(session, bits, ids_shape, library):
 
 
 @BOTH
-@BITS
+@EITHER_WIDTH
 @pytest.mark.parametrize("wrong", [35, -36, 47, 48, 2**40, -(2**63)])
 def test_an_id_out_of_range_is_an_error(session, bits, wrong, library):
     runner = session(gather_model(make_layer(100, 35, 32, bits=bits)), library=library)
@@ -53,7 +53,7 @@ def test_an_id_out_of_range_is_an_error(session, bits, wrong, library):
     assert y.shape == (1, 1, 100)
 
 
-@BITS
+@EITHER_WIDTH
 def test_many_rows_on_threads(session, bits):
     layer = make_layer(576, 1000, 32, bits=bits, symmetric=False)
     ids = np.random.default_rng(0).integers(0, 1000, (2, 333))

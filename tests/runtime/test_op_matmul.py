@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from op_models import ACTIVATIONS, assert_close, make_layer, matmul_model
+from op_models import (
+    ACTIVATIONS,
+    VARIABLE,
+    assert_close,
+    check_variable_inputs,
+    make_layer,
+    matmul_model,
+)
 
 from qcompiler import runtime
 
@@ -117,15 +126,9 @@ def test_more_rows_than_are_quantized_at_once(session):
 
 
 @BOTH
-@pytest.mark.parametrize("tensors", [("W",), ("scales", "zero_points"), ("bias",), ("x_scale",)])
+@VARIABLE
 def test_inputs_need_not_be_constant(session, tensors, library):
-    layer = make_layer(100, 35, 32, symmetric=False)
-    model = matmul_model(layer, "static", splits=(30, 5, 0), as_inputs=tensors)
-    values = layer.inputs() | {"x_scale": np.array(0.02, np.float32)}
-    x = RNG.normal(size=(2, 3, 100)).astype(np.float32)
-    feeds = {"X": x} | {name: values[name] for name in tensors}
-    y = np.concatenate(session(model, library=library).run(None, feeds), axis=-1)
-    assert_close(y, layer.expected(x, "static"), layer.tolerance(x, "static"))
+    check_variable_inputs(partial(session, library=library), tensors)
 
 
 @BOTH

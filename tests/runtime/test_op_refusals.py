@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_models import gather_model, make_layer, matmul_model
+from op_models import BITS, gather_model, make_layer, matmul_model
 
 
 def u8(*shape):
@@ -75,7 +75,7 @@ def layer():
     return make_layer(100, 35, 32, symmetric=False)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("attributes", "cause"), ATTRIBUTES, ids=str)
 def test_attributes(session, attributes, cause, bits):
     if bits == 8:
@@ -136,7 +136,7 @@ def test_wrong_x(session, layer):
         ({}, {"zero_points": u8(1, 1, 2)}, "zero_points has shape [1, 1, 2]"),
     ],
 )
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_gather(session, bits, attributes, tensors, cause):
     layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
     message = refusal(
@@ -157,7 +157,7 @@ def test_other_element_types(session, layer):
     assert "tensor(float)" in message
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("activation", ["row", "static"])
 def test_the_kernel_replaces_the_function(session, activation, bits):
     """Only the kernel looks at the layout: its refusal shows that it is the one in use."""

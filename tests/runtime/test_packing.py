@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_models import BITS, GROUP_SIZES
 
 from qcompiler.numerics import packing
 from qcompiler.numerics.packing import PackedMatrix
@@ -16,7 +17,7 @@ FORMS = {4: (packing.pack_w4, packing.unpack_w4), 8: (packing.pack_w8, packing.u
 @st.composite
 def matrices(draw, bits):
     k, n = draw(st.integers(1, 140)), draw(st.integers(1, 40))
-    group = draw(st.sampled_from([32, 64, 128, 256]))
+    group = draw(st.sampled_from(GROUP_SIZES))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     codes = rng.integers(0, 1 << bits, (k, n), dtype=np.uint8)
     zero_points = None
@@ -25,7 +26,7 @@ def matrices(draw, bits):
     return codes, zero_points, group
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_identity_and_padding(bits):
     pack, unpack = FORMS[bits]
 

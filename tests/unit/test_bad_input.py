@@ -1,4 +1,4 @@
-"""Odd and broken input: it compiles to what the source computes, or one line says why not."""
+"""Broken input: one line says why it is refused."""
 
 from __future__ import annotations
 
@@ -6,193 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
-from typer.testing import CliRunner
+from command_line import qc, refusal
+from odd_models import K, N, W, linear, model_of, no_rank_input, normal
+from onnx import TensorProto, helper
 
-from qcompiler.cli import app
 from qcompiler.formats import WeightFormat
-from qcompiler.ir.io import import_proto, read_model, to_model
+from qcompiler.ir.io import read_model
 from qcompiler.models import ModelPackage
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
 from qcompiler.passes import registry
-
-RANDOM = np.random.default_rng(0)
-K, N = 64, 96
-
-
-def normal(*shape: int, std: float = 0.1) -> np.ndarray:
-    return RANDOM.normal(0, std, shape).astype(np.float32)
-
-
-W, SQUARE = normal(K, N), normal(N, N)
-
-
-def model_of(text: str, **weights) -> onnx.ModelProto:
-    """A model in ONNX's text form with its weights, arrays or tensors."""
-    made = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 21]>\n' + text)
-    for name, values in weights.items():
-        tensor = values
-        if not isinstance(values, TensorProto):
-            tensor = numpy_helper.from_array(np.asarray(values), name)
-        tensor.name = name
-        made.graph.initializer.append(tensor)
-    return made
-
-
-def linear(**weights) -> onnx.ModelProto:
-    return model_of("g (float[n, 64] x) => (float[n, 96] y) { y = MatMul(x, w) }", **weights)
-
-
-def qc(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refusal(*arguments) -> str:
-    """The one line with which a command is refused."""
-    result = qc(*arguments)
-    assert result.exit_code == 1, result.stdout
-    assert isinstance(result.exception, SystemExit)
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
-
-
-def run(path: Path, feeds: dict) -> list[np.ndarray]:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {k: v for k, v in feeds.items() if k in inputs(session)})
-
-
-def inputs(session: ort.InferenceSession) -> set[str]:
-    return {each.name for each in session.get_inputs()}
-
-
-def unnamed_and_shared() -> onnx.ModelProto:
-    made = model_of(
-        "g (float[n, 64] x) => (float[n, 96] y, float[64, 96] w) { h = MatMul(x, w) y = Relu(h) }",
-        w=W,
-    )
-    made.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [K, N]))
-    return made
-
-
-def sparse_bias() -> onnx.ModelProto:
-    made = model_of(
-        "g (float[n, 64] x) => (float[n, 96] y) { h = MatMul(x, w) y = Add(h, b) }", w=W
-    )
-    values = numpy_helper.from_array(normal(3, std=3.0), "b")
-    places = numpy_helper.from_array(np.array([1, 5, 9]), "b_places")
-    made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [N]))
-    return made
-
-
-def sparse_constant() -> onnx.ModelProto:
-    made = model_of("g (float[n, 64] x) => (float[n, 96] y) { h = MatMul(x, w) y = Add(h, b) }")
-    made.graph.initializer.append(numpy_helper.from_array(W, "w"))
-    values = numpy_helper.from_array(normal(2, std=3.0), "")
-    places = numpy_helper.from_array(np.array([[0, 7], [0, 8]]), "")
-    sparse = helper.make_sparse_tensor(values, places, [1, N])
-    made.graph.node.insert(0, helper.make_node("Constant", [], ["b"], sparse_value=sparse))
-    return made
-
-
-def open_rank() -> onnx.ModelProto:
-    made = linear(w=W)
-    made.graph.output[0].type.tensor_type.ClearField("shape")
-    return made
-
-
-BRANCHES = """
-g (float[n, 64] x, bool c) => (float[n, 96] y) {
-    h = MatMul(x, w)
-    y = If (c) <
-        then_branch = yes () => (float[n, 96] p) { p = MatMul(h, v) },
-        else_branch = no () => (float[n, 96] q) { q = Relu(h) }
-    >
-}
-"""
-GOOD = {
-    "unnamed, weight is input and output": unnamed_and_shared(),
-    "K not a multiple of the group": model_of(
-        "g (float[n, 100] x) => (float[n, 96] y) { y = MatMul(x, w) }", w=normal(100, N)
-    ),
-    "one column": model_of(
-        "g (float[n, 64] x) => (float[n, 1] y) { y = MatMul(x, w) }", w=normal(K, 1)
-    ),
-    "few channels beside many": model_of(
-        "g (float[n, 16] x) => (float[n, 96] y) { h = MatMul(x, u) y = MatMul(h, w) }",
-        u=normal(16, K),
-        w=W,
-    ),
-    "large weights": linear(w=normal(K, N, std=1e5)),
-    "an empty weight": model_of(
-        "g (float[n, 64] x) => (float[n, 0] e, float[n, 96] y) "
-        "{ e = MatMul(x, v) y = MatMul(x, w) }",
-        w=W,
-        v=np.zeros((K, 0), np.float32),
-    ),
-    "a batched weight beside": model_of(
-        "g (float[2, 3, 64] x) => (float[2, 3, 96] y) { h = MatMul(x, v) y = MatMul(h, w) }",
-        v=normal(2, 64, N),
-        w=SQUARE,
-    ),
-    "half precision": model_of(
-        "g (float16[n, 64] x) => (float16[n, 96] y) { y = MatMul(x, w) }", w=W.astype(np.float16)
-    ),
-    "a scalar output": model_of(
-        "g (float[n, 64] x) => (float y) "
-        "{ h = MatMul(x, w) s = Mul(h, h) y = ReduceSum <keepdims = 0> (s) }",
-        w=W,
-    ),
-    "whole numbers come first": model_of(
-        "g (float[n, 64] x) => (int64[n] i, float[n, 96] y) "
-        "{ y = MatMul(x, w) i = ArgMax <axis = 1, keepdims = 0> (y) }",
-        w=W,
-    ),
-    "infinities are meant": model_of(
-        "g (float[n, 64] x) => (float[n, 96] y) { h = MatMul(x, w) y = Add(h, m) }",
-        w=W,
-        m=np.where(np.arange(N) % 3, 0, -np.inf).astype(np.float32),
-    ),
-    "an empty list": model_of(
-        "g (float[n, 64] x) => (float[n, 96] y) "
-        "{ h = MatMul(x, w) s = Constant <value_ints: ints = []> () y = Expand(h, s) }",
-        w=W,
-    ),
-    "no rank": open_rank(),
-    "sparse initializer": sparse_bias(),
-    "sparse constant": sparse_constant(),
-    "weights in a branch": model_of(BRANCHES, w=W, v=SQUARE),
-    "a single vector": model_of(
-        "g (float[64] v, float[n, 64] x) => (float[n, 96] y) "
-        "{ a = MatMul(v, w) b = MatMul(x, w) y = Add(a, b) }",
-        w=W,
-    ),
-}
-
-
-@pytest.mark.parametrize("target", ["ort-custom", "cuda", "ort-contrib", "qdq"])
-@pytest.mark.parametrize("name", GOOD)
-def test_compiles_to_what_the_source_computes(name: str, target: str, tmp_path: Path) -> None:
-    source, result = tmp_path / "m.onnx", tmp_path / "o.onnx"
-    source.write_bytes(GOOD[name].SerializeToString())
-    done = qc("compile", source, "-o", result, "-t", target)
-    assert done.exit_code == 0, done.stderr
-    assert done.stderr == ""
-    shape = [d.dim_value or 3 for d in GOOD[name].graph.input[0].type.tensor_type.shape.dim]
-    kind = GOOD[name].graph.input[0].type.tensor_type.elem_type
-    x = normal(*shape, std=1.0).astype(helper.tensor_dtype_to_np_dtype(kind))
-    feeds = {"x": x, "c": np.array(True)}
-    if name == "a single vector":
-        feeds |= {"v": x, "x": normal(3, K, std=1.0)}
-    wanted, found = run(source, feeds), run(result, feeds)
-    assert [a.shape for a in wanted] == [b.shape for b in found]
-    for a, b in zip(wanted, found, strict=True):
-        if a.dtype.kind == "f":
-            sound = np.isfinite(a)
-            assert np.array_equal(a[~sound], b[~sound])
-            assert sqnr_db(a[sound], b[sound]) > 15
 
 
 def cut(made: onnx.ModelProto) -> onnx.ModelProto:
@@ -209,12 +32,6 @@ def with_hole(value: float) -> np.ndarray:
     w = W.copy()
     w[3, 4] = value
     return w
-
-
-def no_rank_input() -> onnx.ModelProto:
-    made = open_rank()
-    made.graph.input[0].type.tensor_type.ClearField("shape")
-    return made
 
 
 BAD = {
@@ -411,57 +228,6 @@ def test_recipe_names_stay_in_the_folder(model: Path, tmp_path: Path) -> None:
 def test_compiling_twice(model: Path, tmp_path: Path, target: str) -> None:
     assert qc("compile", model, "-o", tmp_path / "o.onnx", "-t", target).exit_code == 0
     assert "quantized already" in refusal("compile", tmp_path / "o.onnx")
-
-
-def test_inputs_of_no_rank_take_arrays(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    path.write_bytes(no_rank_input().SerializeToString())
-    np.savez(tmp_path / "c.npz", x=normal(5, 7, K, std=1.0))
-    result = qc("compile", path, "--calib", tmp_path / "c.npz")
-    assert result.exit_code == 0, result.stderr
-
-
-def attributes() -> list[AttributeProto]:
-    """One of every kind that graphsurgeon drops or can't write."""
-    tensor = numpy_helper.from_array(np.ones(2, np.float32), "t")
-    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
-    graph = helper.make_graph([], "inner", [], [])
-    return [
-        helper.make_attribute("ints", [], attr_type=AttributeProto.INTS),
-        helper.make_attribute("floats", [], attr_type=AttributeProto.FLOATS),
-        helper.make_attribute("strings", [], attr_type=AttributeProto.STRINGS),
-        helper.make_attribute("bytes", b"\xff\xfe"),
-        helper.make_attribute("more_bytes", [b"\xff", b"ok"]),
-        helper.make_attribute("type", kind),
-        helper.make_attribute("tensors", [tensor, tensor]),
-        helper.make_attribute("graphs", [graph]),
-    ]
-
-
-def test_every_attribute_survives() -> None:
-    made = linear(w=W)
-    inner = helper.make_node("Bar", [], ["z"], domain="custom")
-    inner.attribute.extend(attributes())
-    body = helper.make_graph([inner], "body", [], [])
-    node = helper.make_node("Foo", ["x"], ["f"], domain="custom", body=body, plain=3)
-    node.attribute.extend(attributes())
-    made.graph.node.append(node)
-    made.opset_import.append(helper.make_opsetid("custom", 1))
-    before = made.SerializeToString()
-    written = to_model(import_proto(made))
-    assert made.SerializeToString() == before
-
-    def by_name(node: onnx.NodeProto) -> dict[str, bytes]:
-        return {
-            each.name: each.SerializeToString()
-            for each in node.attribute
-            if each.type != AttributeProto.GRAPH
-        }
-
-    found = written.graph.node[-1]
-    assert by_name(found) == by_name(node)
-    found_body = next(each.g for each in found.attribute if each.name == "body")
-    assert by_name(found_body.node[0]) == by_name(inner)
 
 
 def test_negative_dimensions(model: Path) -> None:

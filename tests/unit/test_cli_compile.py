@@ -9,10 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command_line import qc
 from onnx import numpy_helper
-from typer.testing import CliRunner
-
-from qcompiler.cli import app
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 21]>
@@ -24,10 +22,6 @@ mlp (float[N, 64] x) => (float[N, 32] y) {
     y = Tanh(m)
 }
 """
-
-
-def qc(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

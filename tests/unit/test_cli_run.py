@@ -9,16 +9,11 @@ import sys
 
 import pytest
 import tiny_models as tiny
-from typer.testing import CliRunner
+from command_line import qc
 
 import qcompiler.evaluation
 from qcompiler import __version__, runtime
-from qcompiler.cli import app
 from qcompiler.errors import RuntimeLibraryError
-
-
-def qc(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -122,22 +122,22 @@ HISTORY = [
 ]
 
 
-def report_of(history: list[Record]) -> Report:
-    """Of a compilation of which only the passes matter."""
-    return build_report(
-        history,
-        recipe=load("rtn"),
-        target="qdq",
-        source=Path("a"),
-        output=Path("b"),
-        source_bytes=1,
-        output_bytes=1,
-    )
+def report_of(history: list[Record], **changes: Any) -> Report:
+    """Of a compilation of which only the passes matter, and `changes`."""
+    given = {
+        "recipe": load("rtn"),
+        "target": "qdq",
+        "source": Path("a"),
+        "output": Path("b"),
+        "source_bytes": 1,
+        "output_bytes": 1,
+    }
+    return build_report(history, **(given | changes))
 
 
 @pytest.fixture
 def report() -> Report:
-    return build_report(
+    return report_of(
         HISTORY,
         recipe=load("w4a8"),
         target="ort-custom",
@@ -224,17 +224,7 @@ def test_summary(report: Report) -> None:
 
 
 def test_an_unverified_compilation_says_so(report: Report) -> None:
-    assert "not verified" in summary(
-        build_report(
-            HISTORY,
-            recipe=load("rtn"),
-            target="qdq",
-            source=Path("a"),
-            output=Path("b"),
-            source_bytes=1,
-            output_bytes=0,
-        )
-    )
+    assert "not verified" in summary(report_of(HISTORY, output_bytes=0))
 
 
 def test_table_rows(report: Report) -> None:

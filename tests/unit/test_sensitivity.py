@@ -10,18 +10,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from command_line import qc
 from onnx import helper, numpy_helper
-from typer.testing import CliRunner
 
-from qcompiler.cli import app
 from qcompiler.formats import WeightFormat
 
 LAYERS = 12
 SIZE = 64
-
-
-def qc(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def gain(layer: int) -> float:

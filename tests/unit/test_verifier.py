@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.errors import PassError
-from qcompiler.instruments import DumpInstrument, TimingInstrument, VerifyInstrument
+from qcompiler.instruments import DumpInstrument, VerifyInstrument
 from qcompiler.ir.tensors import array, constant
 from qcompiler.ir.verifier import skeleton, verify
 from qcompiler.passmanager import Numerics, Pass, PassContext, PassManager, PassResult
@@ -168,12 +168,9 @@ def test_the_verify_instrument_names_the_pass() -> None:
         manager.run(small(), PassContext())
 
 
-def test_dump_and_timing(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    timing = TimingInstrument()
-    manager = PassManager([Breaker()], [DumpInstrument(tmp_path / "ir"), timing])
+def test_the_dump_says_what_the_pass_did(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    manager = PassManager([Breaker()], [DumpInstrument(tmp_path / "ir")])
     manager.run(small(), PassContext())
     text = (tmp_path / "ir" / "000_break-it.qir").read_text()
     assert "// - one: broken on purpose" in text
     assert "%y : float[N, 4] = Relu(%h)" in text
-    assert [name for name, _ in timing.seconds] == ["break-it"]
-    assert timing.total >= 0

@@ -1,0 +1,34 @@
+"""The structures of the kernels' C test interface, as ctypes: for tests and benchmarks.
+
+Needs nothing but Python, so that benchmarks run where qcompiler is not installed.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+
+
+class Output(Structure):
+    """`Output` of runtime/cuda/matmul.h."""
+
+    _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
+
+
+class Product(Structure):
+    """`Product` of runtime/cuda/matmul.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("rows", "k", "n", "group_size", "activation_block")),
+        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "bias")),
+        ("outputs", Output * 3),
+        ("element", c_int32),
+        ("static_scale", c_float),
+        *((name, c_int32) for name in ("bits", "one_zero_point", "one_bias")),
+    )
+
+
+class Tuning(Structure):
+    """`Tuning` of runtime/cuda/matmul.h."""
+
+    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))

@@ -1,0 +1,21 @@
+"""`qc` as tests run it."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner
+
+from qcompiler.cli import app
+
+
+def qc(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refusal(*arguments) -> str:
+    """The one line with which a command is refused."""
+    result = qc(*arguments)
+    assert result.exit_code == 1, result.stdout
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
