@@ -44,7 +44,7 @@ class Step:
     samples: int | None = None
 
 
-_Q, _E = "quantize-weights", "quantize-embedding"
+_P, _Q, _E = "plan-weights", "quantize-weights", "quantize-embedding"
 _DECODERS = ("SmolLM2", "SmolLM2 dithered")
 # On 16 windows, to be compared with the first of them.
 _VARIANTS = {
@@ -55,10 +55,14 @@ _VARIANTS = {
     "rounded to nearest": (f"{_Q}.rounding=nearest",),
     "without rotations": ("rotate.residual=false", "rotate.heads=false"),
     "without smoothing": ("equalize.edges=[]",),
-    "symmetric groups": (f"{_Q}.symmetric=true",),
-    "groups of 64": (f"{_Q}.group_size=64",),
-    "groups of 128": (f"{_Q}.group_size=128",),
-    "table in 8 bits": (f"{_E}.bits=8", f"{_E}.group_size=128", f"{_E}.rounding=nearest"),
+    "symmetric groups": (f"{_P}.symmetric=true",),
+    "groups of 64": (f"{_P}.group_size=64",),
+    "groups of 128": (f"{_P}.group_size=128",),
+    "table in 8 bits": (
+        f"{_P}.table_bits=8",
+        f"{_P}.table_group_size=128",
+        f"{_E}.rounding=nearest",
+    ),
     "table rounded to nearest": (f"{_E}.rounding=nearest",),
 }
 STEPS = (
@@ -66,7 +70,7 @@ STEPS = (
     Step("w4a8-small", "w4a8-small"),
     Step("w4a8-fast", "w4a8-fast"),
     Step("rtn", "rtn"),
-    Step("rtn, asymmetric groups of 32", "rtn", (f"{_Q}.group_size=32", f"{_Q}.symmetric=false")),
+    Step("rtn, asymmetric groups of 32", "rtn", (f"{_P}.group_size=32", f"{_P}.symmetric=false")),
     Step("fptq", "fptq"),
     Step("smoothquant", "smoothquant"),
     Step("smoothquant+", "smoothquant+"),

@@ -1,11 +1,11 @@
 """A pass of your own, outside the tree: python examples/own_pass.py [MODEL.onnx]
 
-`keep-sensitive` leaves those layers in float whose weights int4 would hurt most: it rounds each
-weight on trial and takes the layer out of the plan where too little signal is left. Without MODEL
-a small model is made, one of its layers with heavy-tailed weights.
+`keep-sensitive` leaves those layers in float whose weights rounding would hurt most: it rounds each
+weight on trial, as planned, and takes the layer out of the plan where too little signal is left.
+Without MODEL a small model is made, one of its layers with heavy-tailed weights.
 
 In a program that has registered the pass, recipes know it too: put a `[[pass]]` named
-"keep-sensitive" behind "plan-activations" in mine.toml and call
+"keep-sensitive" behind "plan-weights" in mine.toml and call
 `qcompiler.compile(model, recipe="mine.toml")`.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -24,7 +24,6 @@ from onnx import numpy_helper
 from qcompiler import ir
 from qcompiler.analysis.layers import find_layers
 from qcompiler.errors import QcError
-from qcompiler.formats import WeightFormat
 from qcompiler.instruments import VerifyInstrument
 from qcompiler.ir.io import import_proto
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
@@ -36,45 +35,41 @@ from qcompiler.passmanager import (
     PassContext,
     PassManager,
     PassResult,
-    Remark,
 )
 from qcompiler.recipe import parse_pipeline
+from qcompiler.remarks import LeftAlone
 
 PIPELINE = (
-    "import,canonicalize,plan-activations,keep-sensitive{min_db=19.5,group_size=32},"
-    "quantize-weights{group_size=32},insert-qdq"
+    "import,canonicalize,plan-weights{group_size=32},keep-sensitive{min_db=19.5},"
+    "plan-activations,quantize-weights,insert-qdq"
 )
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class KeepSensitive(Pass):
-    """Leave layers in float whose weights keep fewer than `min_db` of signal-to-noise in int4."""
+    """Leave layers in float that would keep fewer than `min_db` of signal-to-noise."""
 
     name: ClassVar[str] = "keep-sensitive"
     numerics: ClassVar[Numerics] = Numerics.EXACT
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL, Fact.PLANNED})
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL, Fact.WEIGHTS_PLANNED})
 
     min_db: float = 15.0
-    group_size: Literal[32, 64, 128, 256] = 128
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         plan = dict(ctx.plan)
-        remarks: list[Remark] = []
-        for linear in find_layers(graph)[0]:
-            head = ir.is_graph_output(graph, linear.output)  # heads get 8 bits anyway
-            if linear.name not in plan or head:
+        remarks: list[LeftAlone] = []
+        for layer in find_layers(graph)[0]:
+            form = plan[layer.name].weight if layer.name in plan else None
+            if form is None:
                 continue
-            weight = np.asarray(ir.array(linear.weight), np.float32)
-            rounded = quantize_weight(
-                weight, WeightFormat(bits=4, group_size=self.group_size)
-            ).dequantize()
-            kept = sqnr_db(weight, rounded)
+            weight = np.asarray(layer.matrix(), np.float32)
+            kept = sqnr_db(weight, quantize_weight(weight, form).dequantize())
             if kept >= self.min_db:
                 continue
-            del plan[linear.name]
-            message = f"int4 keeps {kept:.1f} dB of the {self.min_db:.1f} dB wanted: left in float"
-            remarks.append(Remark(layer=linear.name, applied=False, message=message))
+            del plan[layer.name]
+            message = f"{form} keeps {kept:.1f} dB of {self.min_db:.1f} dB wanted: left in float"
+            remarks.append(LeftAlone(layer=layer.name, message=message, kind="linear"))
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
 
 

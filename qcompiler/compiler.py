@@ -85,7 +85,7 @@ def compile(
         chosen.passes + wanted.passes(),
         target=wanted,
         calibration=Calibration(
-            source=calib or default_spec(package, chosen.calibration),
+            source=default_spec(package, chosen.calibration) if calib is None else calib,
             samples=calib_samples or chosen.calibration_samples,
             length=calib_length,
             seed=seed,

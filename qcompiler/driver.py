@@ -74,7 +74,7 @@ def open_job(
     manager = PassManager(passes, instruments, given=given)
     supply = Supply(
         package,
-        calibration.source or default_spec(package),
+        default_spec(package) if calibration.source is None else calibration.source,
         samples=calibration.samples,
         length=calibration.length,
         seed=calibration.seed,

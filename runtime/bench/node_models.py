@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.packing import PackedMatrix
 
 MICROSOFT = "com.microsoft"
@@ -52,7 +53,9 @@ def ours(layer: Layer) -> bytes:
     """MatMulW4A8, one scale a row of X."""
     K, N = layer.shape
     attributes: dict[str, Any] = {"K": K, "N": N, "group_size": layer.group_size}
-    packed = PackedMatrix.pack(layer.codes, layer.scales, None, bits=4, group_size=layer.group_size)
+    packed = PackedMatrix.pack(
+        layer.codes, layer.scales, None, WeightFormat(bits=4, group_size=layer.group_size)
+    )
     node = helper.make_node(
         "MatMulW4A8",
         ["X", "W", "scales", "zero_points", "bias"],

@@ -22,7 +22,6 @@ from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passes import registry
 from qcompiler.passmanager import Fact, Numerics, PassContext, PassManager
 from qcompiler.recipe import load, parse_pipeline
-from qcompiler.remarks import Rounded
 
 EXACT = 1e-5
 """Of the largest output."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompiler.formats import Granularity
 from qcompiler.numerics import activation_choice, scale_search
 from qcompiler.numerics.activation_choice import (
     BY_COST,
@@ -40,7 +41,7 @@ def test_errors_are_those_of_the_rounded_layers_on_the_last_quarter(seed, sample
     x = np.concatenate([each[0] for each in inputs[-judged:]])
     scale = max(np.abs(each).max() for each in inputs[:-judged]) / np.float32(127)
     static = np.clip(np.rint(x / scale), -127, 127) * scale
-    assert found["per-tensor"] == pytest.approx(relative(x, static, weights), rel=1e-3)
+    assert found[Granularity.PER_TENSOR] == pytest.approx(relative(x, static, weights), rel=1e-3)
     for name in BY_COST[1:]:
         rounded = rounded_activations(x, name, group)
         assert found[name] == pytest.approx(relative(x, rounded, weights), rel=1e-3)
@@ -69,14 +70,14 @@ def test_a_range_too_tight_for_unseen_samples_is_seen(seed, factor):
     inputs[-1] *= np.float32(factor)
     found = activation_errors(inputs, weights, 32)
     known = activation_errors([*inputs, inputs[-1]], weights, 32)
-    assert found["per-tensor"] > 0.1
-    assert known["per-tensor"] < 0.02
-    assert found["per-token"] == pytest.approx(known["per-token"], rel=1e-5)
+    assert found[Granularity.PER_TENSOR] > 0.1
+    assert known[Granularity.PER_TENSOR] < 0.02
+    assert found[Granularity.PER_TOKEN] == pytest.approx(known[Granularity.PER_TOKEN], rel=1e-5)
 
 
 def test_a_lone_sample_judges_its_own_range():
     inputs, weights = problem(3, samples=1)
-    assert activation_errors(inputs, weights, 32)["per-tensor"] < 0.02
+    assert activation_errors(inputs, weights, 32)[Granularity.PER_TENSOR] < 0.02
 
 
 def test_the_layer_that_suffers_most_decides():
@@ -89,8 +90,8 @@ def test_the_layer_that_suffers_most_decides():
 def test_a_group_as_wide_as_the_row_is_the_row():
     inputs, weights = problem(5)
     found = activation_errors(inputs, weights, 128)
-    assert found["per-group"] == found["per-token"]
-    assert cheapest(found, 0.0) == "per-token", "no finer than needed"
+    assert found[Granularity.PER_GROUP] == found[Granularity.PER_TOKEN]
+    assert cheapest(found, 0.0) == Granularity.PER_TOKEN, "no finer than needed"
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_loud_channels_and_common_means_hide_nothing():
     for each in shifted:
         each[..., 0] = 100.0
     found = activation_errors(shifted, weights[:1], 32)
-    assert found["per-token"] > 20 * quiet["per-token"]
-    assert found["per-group"] < found["per-token"]
+    assert found[Granularity.PER_TOKEN] > 20 * quiet[Granularity.PER_TOKEN]
+    assert found[Granularity.PER_GROUP] < found[Granularity.PER_TOKEN]
 
 
 def test_constant_outputs_do_not_count():
@@ -131,8 +132,8 @@ def test_a_range_of_zero_is_no_range():
     inputs, weights = problem(7)
     quiet = [np.zeros_like(each) for each in inputs[:3]] + inputs[3:]
     found = activation_errors(quiet, weights, 32)
-    assert found["per-tensor"] == np.inf
-    assert cheapest(found, 1.0) == "per-token"
+    assert found[Granularity.PER_TENSOR] == np.inf
+    assert cheapest(found, 1.0) == Granularity.PER_TOKEN
 
 
 @pytest.mark.parametrize("sample", [0, 3])
@@ -163,8 +164,8 @@ def test_the_cheapest_within_the_tolerance_or_the_better_dynamic_one(errors, tol
     if good:
         assert chosen == good[0]
     else:
-        assert chosen != "per-tensor"
-        assert errors[chosen] == min(errors["per-token"], errors["per-group"])
+        assert chosen != Granularity.PER_TENSOR
+        assert errors[chosen] == min(errors[Granularity.PER_TOKEN], errors[Granularity.PER_GROUP])
 
 
 @given(ERRORS, st.floats(0.0, 1.0), st.floats(0.0, 1.0))

@@ -45,12 +45,12 @@ def naive(weight, start: QuantizedWeight, found: Moments, alpha: float) -> np.nd
     rows = len(w)
     damped = found.hessian + DAMPENING * np.diag(np.diagonal(found.hessian))
     codes = np.empty(w.shape, np.uint8)
-    middle = float(1 << (start.bits - 1))
+    middle = float(1 << (start.form.bits - 1))
     for k in range(rows):
-        g = k // start.group_size
+        g = k // start.form.group_size
         s = start.scales[g].astype(np.float64)
         z = middle if start.zero_points is None else start.zero_points[g].astype(np.float64)
-        codes[k] = np.clip(np.rint(w[k] / s) + z, 0, (1 << start.bits) - 1)
+        codes[k] = np.clip(np.rint(w[k] / s) + z, 0, (1 << start.form.bits) - 1)
         left = np.linalg.inv(damped[k:, k:])
         error = (w[k] - (codes[k] - z) * s) / left[0, 0]
         w[k + 1 :] -= np.outer(left[0, 1:], error)
@@ -76,7 +76,9 @@ def test_two_channels_by_hand() -> None:
     """Two equal channels: the second takes up the whole error of the first, but for dampening."""
     weight = np.array([[0.4], [0.4]], np.float32)
     ones = np.ones((1, 1), np.float16)
-    start = QuantizedWeight(np.full((2, 1), 8, np.uint8), ones, None, 4, 32)
+    start = QuantizedWeight(
+        np.full((2, 1), 8, np.uint8), ones, None, WeightFormat(bits=4, group_size=32)
+    )
     found = Moments(np.ones((2, 2)), None, None, 1)
     # 0.4 rounds to 0; the second becomes 0.4 + 0.4 / 1.01 and rounds to 1.
     codes = gptq(weight, start, found, dampening=0.01, act_order=False).codes
@@ -208,12 +210,13 @@ def test_bad_data_is_refused() -> None:
 
 _DIGEST = """
 import hashlib, numpy as np
+from qcompiler.formats import WeightFormat
 from qcompiler.numerics.gptq import gptq, moments
 from qcompiler.numerics.rounding import quantize_weight
 rng = np.random.default_rng(0)
 x = [rng.standard_normal((256, 320)).astype(np.float32) for _ in range(3)]
 weight = rng.standard_normal((320, 200)).astype(np.float32)
-start = quantize_weight(weight, group_size=64)
+start = quantize_weight(weight, WeightFormat(bits=4, group_size=64))
 found = moments(x, [each + np.float32(0.1) * np.roll(each, 1, 1) for each in x])
 codes = gptq(weight, start, found, alpha=0.25).codes
 print(hashlib.sha256(codes.tobytes()).hexdigest(), codes.astype(np.int64).sum())

@@ -53,7 +53,7 @@ def int8_values(q: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
     zero = np.broadcast_to(zero, q.scales.shape)
 
     def spread(values: np.ndarray) -> np.ndarray:
-        return np.repeat(values, q.group_size, axis=0)[:rows]
+        return np.repeat(values, q.form.group_size, axis=0)[:rows]
 
     return (q.codes - spread(zero)) * spread(steps), unit
 

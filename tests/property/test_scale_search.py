@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.formats import WeightFormat
+from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.numerics import scale_search
 from qcompiler.numerics.rounding import quantize_weight
 from qcompiler.numerics.scale_search import (
@@ -20,6 +22,8 @@ from qcompiler.numerics.scale_search import (
     rounded_activations,
     sampled,
 )
+
+WEIGHTS_ONLY = Rounding(weights=WeightFormat(bits=4, group_size=128))
 
 
 def problem(seed: int, channels: int = 48, tokens: int = 200):
@@ -41,12 +45,14 @@ def every_candidate(x, weights):
     }
 
 
-@pytest.mark.parametrize("granularity", ["none", "per-tensor", "per-token", "per-group"])
+@pytest.mark.parametrize("granularity", Granularity)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_errors_are_those_of_the_rounded_layers(granularity, symmetric):
     x, weights = problem(0)
     scale = np.linspace(0.5, 3.0, x.shape[1]).astype(np.float32)
-    rounding = Rounding(bits=4, group_size=32, symmetric=symmetric, activations=granularity)
+    rounding = Rounding(
+        weights=WeightFormat(bits=4, group_size=32, symmetric=symmetric), activations=granularity
+    )
     found = output_errors(x, weights, [np.ones_like(scale), scale], rounding)
     for s, error in zip((np.ones_like(scale), scale), found, strict=True):
         relative = []
@@ -67,7 +73,10 @@ def test_one_is_tried_first_and_the_choice_is_no_worse(seed, method):
     np.testing.assert_array_equal(candidates[0].scale, np.ones(x.shape[1]))
     assert all(np.isfinite(c.scale).all() and (c.scale > 0).all() for c in candidates)
     assert len({c.label for c in candidates}) == len(candidates)
-    rounding = Rounding(activations="none" if method == "awq" else "per-token")
+    rounding = replace(
+        WEIGHTS_ONLY,
+        activations=Granularity.NONE if method == "awq" else Granularity.PER_TOKEN,
+    )
     errors = output_errors(x, weights, [c.scale for c in candidates], rounding)
     # Outliers forty times the rest: every family has something better than doing nothing.
     assert errors[best(candidates, errors)] < 0.9 * errors[0]
@@ -90,17 +99,17 @@ def test_candidates_follow_the_formulas():
 def test_silent_layers_and_impossible_weights():
     x, weights = problem(1)
     one = np.ones(x.shape[1], np.float32)
-    assert output_errors(np.zeros_like(x), weights, [one], Rounding()) == [0.0]
-    assert output_errors(x, weights, [one, one * np.float32(1e9)], Rounding())[1] == np.inf
+    assert output_errors(np.zeros_like(x), weights, [one], WEIGHTS_ONLY) == [0.0]
+    assert output_errors(x, weights, [one, one * np.float32(1e9)], WEIGHTS_ONLY)[1] == np.inf
 
 
 def test_wide_weights_are_judged_by_some_columns(monkeypatch):
     x, weights = problem(2)
     one = [np.ones(x.shape[1], np.float32)]
     monkeypatch.setattr(scale_search, "COLUMNS", 10)
-    few = output_errors(x, weights, one, Rounding())
+    few = output_errors(x, weights, one, WEIGHTS_ONLY)
     # 24 columns: every third; 40: every fourth.
-    assert few == output_errors(x, [weights[0][:, ::3], weights[1][:, ::4]], one, Rounding())
+    assert few == output_errors(x, [weights[0][:, ::3], weights[1][:, ::4]], one, WEIGHTS_ONLY)
 
 
 @settings(deadline=None)

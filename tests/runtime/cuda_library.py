@@ -156,9 +156,9 @@ class CudaLibrary:
         keep = [self.put(a) for a in (ids, w.W, w.scales, w.zero_points)]
         out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
         job = LookUp(
-            *(keep[0].address, ids.size, w.K, w.N, w.group_size),
+            *(keep[0].address, ids.size, w.K, w.N, w.form.group_size),
             *(each.address for each in (*keep[1:], out)),
-            *(int(ids.dtype == np.int64), w.bits, int(w.zero_points.size == 1)),
+            *(int(ids.dtype == np.int64), w.form.bits, int(w.zero_points.size == 1)),
         )
         self._check(self._c.qc_cuda_gather(byref(job), None))
         self._check(self._c.qc_cuda_synchronize())
@@ -197,10 +197,10 @@ class CudaLibrary:
             records.append(Output(data.address if data else None, column, column + width))
             column += width
         product = Product(
-            *(keep[0].address, m, w.K, w.N, w.group_size, block),
+            *(keep[0].address, m, w.K, w.N, w.form.group_size, block),
             *(each.address for each in keep[1:]),
             (Output * 3)(*records),
-            *(ELEMENTS.index(x.dtype.name), scale, w.bits),
+            *(ELEMENTS.index(x.dtype.name), scale, w.form.bits),
             *(int(w.zero_points.size == 1), int(bias.size == 1)),
         )
         assert self.refusal(product) is None

@@ -216,10 +216,10 @@ class KernelLibrary:
         panel_begin, panel_end = panels or (0, w.W.shape[0])
         # What lies past the last block may be anything.
         padded = np.full((m, ceil_div(k, 64) * 64), 99, np.int8)
-        padded[:, : ceil_div(k, 32 // w.bits) * (32 // w.bits)] = 0
+        padded[:, : ceil_div(k, 32 // w.form.bits) * (32 // w.form.bits)] = 0
         padded[:, :k] = codes
         one_zero = w.zero_points.size == 1
-        sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.group_size), axis=1)
+        sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.form.group_size), axis=1)
         starts = -sums * (int(w.zero_points.item()) if one_zero else 1)
         keep = [guarded(a) for a in (padded, x_scales, starts.astype(np.int32), w.W, w.scales)]
         zero_points = None if one_zero else guarded(w.zero_points)
@@ -228,7 +228,7 @@ class KernelLibrary:
         out = guarded(np.full((row_end - row_begin, columns), np.nan, np.float32))
         done = self._c.qc_matmul(
             isa.encode(),
-            w.bits,
+            w.form.bits,
             ctypes.byref(
                 Activations(
                     *(address(keep[0]), padded.shape[1], address(keep[1])),
@@ -239,7 +239,7 @@ class KernelLibrary:
                 Weights(
                     *(address(keep[3]), address(keep[4]), address(zero_points)),
                     *(int(w.zero_points.flat[0]), address(bias)),
-                    *(k, w.N, w.group_size),
+                    *(k, w.N, w.form.group_size),
                 )
             ),
             ctypes.byref(
@@ -337,9 +337,9 @@ class KernelLibrary:
         codes, scales, zero_points = (guarded(a) for a in (w.W, w.scales, w.zero_points))
         one_zero = w.zero_points.size == 1
         table = PackedTable(
-            w.bits,
+            w.form.bits,
             *(address(codes), address(scales), None if one_zero else address(zero_points)),
-            *(int(zero_points.flat[0]), w.K, w.N, w.group_size),
+            *(int(zero_points.flat[0]), w.K, w.N, w.form.group_size),
         )
         self._c.qc_gather(ctypes.byref(table), column, address(out))
         return out

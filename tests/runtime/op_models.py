@@ -11,12 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops
-from qcompiler.numerics import packing, reference
+from qcompiler.formats import WeightFormat
+from qcompiler.numerics import reference
 from qcompiler.numerics.packing import PackedMatrix
 
-BITS = (4, 8)
-GROUP_SIZES = (32, 64, 128, 256)
-"""What the ops and kernels know."""
+BITS = ops.WIDTHS
 
 X_SCALE = 0.02
 ACTIVATIONS = ("row", "group", "static")
@@ -54,7 +53,7 @@ class Layer:
         return reference.quantize_activations(rows, self.block(activation))
 
     def block(self, activation: str) -> int:
-        return self.w.group_size if activation == "group" else self.w.K
+        return self.w.form.group_size if activation == "group" else self.w.K
 
     def expected(self, X, activation: str, x_scale: float = X_SCALE) -> np.ndarray:
         if activation == "static":
@@ -72,13 +71,13 @@ def make_layer(
     K: int, N: int, group_size: int, *, bits=4, symmetric=True, bias=True, seed=0
 ) -> Layer:
     rng = np.random.default_rng(seed + 7919 * K + 104729 * N)
-    groups = packing.ceil_div(K, group_size)
+    form = WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric)
+    groups = form.groups(K)
     codes = rng.integers(0, 1 << bits, (K, N), dtype=np.uint8)
-    zero = packing.SYMMETRIC_ZERO_POINT[bits]
     zp = None if symmetric else rng.integers(0, 1 << bits, (groups, N), dtype=np.uint8)
-    scales = rng.uniform(0.5, 1.5, (groups, N)) / (zero * np.sqrt(K))
+    scales = rng.uniform(0.5, 1.5, (groups, N)) / (form.middle * np.sqrt(K))
     return Layer(
-        PackedMatrix.pack(codes, scales, zp, bits=bits, group_size=group_size),
+        PackedMatrix.pack(codes, scales, zp, form),
         rng.normal(size=N).astype(np.float32) if bias else np.zeros(1, np.float32),
     )
 
@@ -101,7 +100,8 @@ def extreme_problem(bits, zero_point: str | None) -> tuple[PackedMatrix, np.ndar
     ones = np.ones((2, n), np.float16)
     q = rng.choice(np.array([-127, 127], np.int8), (8, k))
     q[0], q[1] = 127, -127
-    return PackedMatrix.pack(codes, ones, zero_points, bits=bits, group_size=group), q
+    form = WeightFormat(bits=bits, group_size=group, symmetric=zero_points is None)
+    return PackedMatrix.pack(codes, ones, zero_points, form), q
 
 
 def matmul_model(
@@ -121,13 +121,13 @@ def matmul_model(
 ) -> onnx.ModelProto:
     """A model of one MatMul node; `attributes` and `tensors` override what the layer says."""
     static = activation == "static"
-    op_type = f"MatMulW{layer.w.bits}A8" + ("Static" if static else "")
+    op_type = ops.matmul_op(layer.w.form.bits, static=static)
     splits = list(splits or (layer.w.N, 0, 0))
     attrs: dict[str, Any] = {
         "K": layer.w.K,
         "N": layer.w.N,
         "splits": splits,
-        "group_size": layer.w.group_size,
+        "group_size": layer.w.form.group_size,
         "layout": 1,
     }
     values = layer.inputs()
@@ -190,10 +190,10 @@ def gather_model(
     tensors: dict[str, np.ndarray] | None = None,
     functions: bool = True,
 ) -> onnx.ModelProto:
-    attrs = {"K": layer.w.K, "N": layer.w.N, "group_size": layer.w.group_size, "layout": 1}
+    attrs = {"K": layer.w.K, "N": layer.w.N, "group_size": layer.w.form.group_size, "layout": 1}
     attrs |= attributes or {}
     values = {k: v for k, v in layer.inputs().items() if k != "bias"} | (tensors or {})
-    op_type = f"GatherW{layer.w.bits}"
+    op_type = ops.gather_op(layer.w.form.bits)
     node = helper.make_node(
         op_type, ["ids", *values], ["Y"], name="embed", domain=ops.DOMAIN, **attrs
     )

@@ -228,7 +228,7 @@ def test_cuda_bench_unpacks_the_layout(bench_path, monkeypatch) -> None:
 
     w = make_layer(100, 35, 32).w
     weights = object.__new__(cuda.Weights)
-    weights.K, weights.N, weights.group_size = w.K, w.N, w.group_size
+    weights.K, weights.N, weights.group_size = w.K, w.N, w.form.group_size
     weights.codes, weights.scales = torch.from_numpy(w.W), torch.from_numpy(w.scales)
     np.testing.assert_allclose(weights.dense().numpy(), w.dequantized(), rtol=1e-6)
 

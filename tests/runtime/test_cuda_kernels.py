@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,7 +21,6 @@ from op_models import (
 from test_kernel_quantize import rows
 
 from qcompiler.numerics import reference
-from qcompiler.numerics.packing import PackedMatrix
 from qcompiler.numerics.reference import quantize_activations
 
 RNG = np.random.default_rng(17)
@@ -157,10 +158,10 @@ def test_integer_part_is_that_of_the_cpu(cuda, kernels, activation):
     layer = make_layer(300, 70, 64, symmetric=False)
     w = layer.w
     halves = np.exp2(np.round(np.log2(np.maximum(w.scales, 2**-6)))).astype(np.float16)
-    exact = PackedMatrix(w.bits, w.K, w.N, w.group_size, w.W, halves, w.zero_points)
+    exact = replace(w, scales=halves)
     x = RNG.integers(-127, 128, (40, 300)).astype(np.float32)
     x[:, ::32] = 127  # a scale of 1 for each row and group
-    block = w.group_size if activation == "group" else w.K
+    block = w.form.group_size if activation == "group" else w.K
     a = quantize_activations(x, block)
     on_cpu = kernels.matmul("reference", a.codes, a.scales, exact)
     for kernel, m in ((SMALL, 30), (LARGE, 40), (WGMMA, 40)):
@@ -227,7 +228,7 @@ def test_more_rows_than_are_quantized_at_once(cuda):
 @KERNELS
 def test_one_bias_and_one_zero_point(cuda, kernel):
     w = make_layer(64, 20, 32).w
-    shifted = PackedMatrix(4, 64, 20, 32, w.W, w.scales, np.full((1, 1, 1), 5, np.uint8))
+    shifted = replace(w, zero_points=np.full((1, 1, 1), 5, np.uint8))
     x = RNG.normal(size=(2, 64)).astype(np.float32)
     need(cuda, kernel)
     y = cuda.matmul(x, shifted, np.array([0.5], np.float32), block=64, kernel=kernel)

@@ -56,7 +56,7 @@ class Case:
         tensors = {name: (str(t.dtype), t.shape) for name, t in self.tensors.items()}
         fed = {name: (str(t.dtype), t.shape) for name, t in self.fed.items()}
         return (
-            f"{self.activation} {w.bits} bits K={w.K} N={w.N} group={w.group_size} "
+            f"{self.activation} {w.form.bits} bits K={w.K} N={w.N} group={w.form.group_size} "
             f"splits={self.splits} {self.dtype} X={self.x.shape} {self.attributes} {tensors} "
             f"fed {fed} {self.structure}"
         )
@@ -111,7 +111,7 @@ class Case:
         values = self.tensors | self.fed
         matrix = {key: values[key] for key in ("W", "scales", "zero_points") if key in values}
         sizes = {key: self.attributes.get(key, getattr(self.layer.w, key)) for key in ("K", "N")}
-        group = self.attributes.get("group_size", self.layer.w.group_size)
+        group = self.attributes.get("group_size", self.layer.w.form.group_size)
         w = dataclasses.replace(self.layer.w, **matrix, **sizes, group_size=group)
         with np.errstate(all="ignore"):
             if self.activation == "gather":
@@ -178,7 +178,7 @@ def change_attribute(case: Case, rng: np.random.Generator) -> None:
         names.append("activation_block")
     name = str(rng.choice(names))
     w = case.layer.w
-    near = [w.K, w.K + 1, w.K - 1, w.N, w.N - 1, w.N + 1, w.group_size, *WEIRD]
+    near = [w.K, w.K + 1, w.K - 1, w.N, w.N - 1, w.N + 1, w.form.group_size, *WEIRD]
     other = [None, 1.5, "text", [1, 2], np.float32(np.nan).item()]
     case.attributes[name] = (near + other)[rng.integers(len(near) + len(other))]
 

@@ -50,9 +50,9 @@ def operators(path: Path) -> set[str]:
 )
 def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
     """A recipe that does not calibrate learns the ranges of static scales all the same."""
-    options = {"policy": "measured", "tolerance": tolerance, "group_size": 32}
+    options = {"policy": "measured", "tolerance": tolerance}
     changes = [part for k, v in options.items() for part in ("--set", f"plan-activations.{k}={v}")]
-    changes += ["--set", "quantize-weights.group_size=32"]
+    changes += ["--set", "plan-weights.group_size=32"]
     report = model.with_name("report.json")
     result = qc(
         "compile", model, "-r", "gptq", *changes, "--calib-samples", "64", "--report", report
@@ -96,7 +96,7 @@ def test_targets(model: Path, tmp_path: Path, target: str, op: str) -> None:
 def test_compile_json_and_report_files(model: Path, tmp_path: Path) -> None:
     result = qc(
         *("compile", model, "-o", tmp_path / "o.onnx", "--json", "--report", tmp_path / "r.json"),
-        *("--nodes-to-exclude", "fc2", "--set", "quantize-weights.group_size=64", "--no-verify"),
+        *("--nodes-to-exclude", "fc2", "--set", "plan-weights.group_size=64", "--no-verify"),
         *("--calib-samples", "64"),
     )
     assert result.exit_code == 0, result.stderr
@@ -129,7 +129,7 @@ def test_dump_ir_numbers_the_passes(model: Path, tmp_path: Path) -> None:
     [
         (["-r", "w4a9"], "did you mean 'w4a8'"),
         (["-t", "ort-costum"], "did you mean 'ort-custom'"),
-        (["--set", "quantize-weights.bits=3"], "must be one of 4, 8"),
+        (["--set", "plan-weights.bits=3"], "must be one of 4, 8"),
         (["--nodes-to-exclude", "("], "no regular expression"),
         (["--nodes-to-exclude", "."], "holds nothing this recipe can quantize"),
         (["-o", "{model}"], "overwrite its source"),
@@ -151,7 +151,8 @@ def test_a_broken_result_is_refused_unless_forced(model: Path, tmp_path: Path) -
     recipe = tmp_path / "strict.toml"
     recipe.write_text(
         'name = "strict"\nmin_sqnr_db = 90\n[[pass]]\nname = "import"\n[[pass]]\n'
-        'name = "canonicalize"\n[[pass]]\nname = "plan-activations"\n[[pass]]\n'
+        'name = "canonicalize"\n[[pass]]\nname = "plan-weights"\n[[pass]]\n'
+        'name = "plan-activations"\n[[pass]]\n'
         'name = "quantize-weights"\n[[pass]]\nname = "insert-qdq"\n'
     )
     result = qc("compile", model, "-r", recipe)
@@ -237,7 +238,8 @@ def test_opt_prints_the_graph_or_the_remarks(model: Path) -> None:
     text = qc("opt", model, "-p", "import,canonicalize", "--print").stdout
     assert text.startswith('opset "" 21\n')
     assert "%h : float[N, 96] = MatMul(%x, %w1)  # fc1" in text
-    pipeline = "import,canonicalize,plan-activations,quantize-weights{bits=8,group_size=32}"
+    pipeline = "import,canonicalize,plan-weights{bits=8,group_size=32},plan-activations"
+    pipeline += ",quantize-weights"
     lines = qc("opt", model, "-p", pipeline).stdout.splitlines()
     assert "  + fc1: int8 symmetric, group 32" in lines
 
@@ -254,6 +256,16 @@ def test_opt_lowers_what_is_quantized_already(model: Path, tmp_path: Path) -> No
     assert json.loads(result.stdout)["passes"][0]["changed"] is True
     assert "MatMulW4A8" in operators(final)
     np.testing.assert_allclose(run(final), run(middle), atol=0.05)
+
+
+def test_opt_with_a_target_ends_with_its_passes(model: Path, tmp_path: Path) -> None:
+    pipeline = "import,canonicalize,plan-weights,plan-activations,quantize-weights,insert-qdq"
+    result = qc("opt", model, "-p", pipeline, "-t", "ort-contrib", "-o", tmp_path / "o.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "MatMulNBits" in operators(tmp_path / "o.onnx")
+    result = qc("opt", model, "-p", pipeline, "-t", "ort-costum")
+    assert result.exit_code == 1
+    assert "did you mean 'ort-custom'" in result.stderr
 
 
 def test_opt_explains_unknown_facts(model: Path) -> None:

@@ -149,6 +149,6 @@ def test_own_pass_runs() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "- heavy: int4 keeps" in done.stdout
+    assert "- heavy: int4 g32 sym keeps" in done.stdout
     assert "+ first: int4 symmetric" in done.stdout
     assert "+ heavy: int4" not in done.stdout

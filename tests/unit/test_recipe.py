@@ -18,12 +18,12 @@ min_sqnr_db = 5
 [[pass]]
 name = "import"
 [[pass]]
-name = "plan-activations"
-policy = "none"
-[[pass]]
-name = "quantize-weights"
+name = "plan-weights"
 bits = 8
 group-size = 64
+[[pass]]
+name = "plan-activations"
+policy = "none"
 """
 
 
@@ -39,12 +39,12 @@ def test_a_file_becomes_typed_passes(tmp_path: Path) -> None:
     assert recipe.min_sqnr_db == 5.0
     assert [step.name for step in recipe.passes] == [
         "import",
+        "plan-weights",
         "plan-activations",
-        "quantize-weights",
     ]
-    options = options_of(recipe.passes[2])
+    options = options_of(recipe.passes[1])
     assert (options["bits"], options["group_size"]) == (8, 64)
-    assert options_of(recipe.passes[1])["policy"] == "none"
+    assert options_of(recipe.passes[2])["policy"] == "none"
 
 
 def test_every_shipped_recipe_builds_and_describes_itself() -> None:
@@ -76,23 +76,23 @@ def test_a_recipe_survives_its_own_dictionary() -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, TOML)
-    recipe = load(path, ["quantize-weights.bits=4", "quantize-weights.search=mse"])
-    options = options_of(recipe.passes[2])
-    assert (options["bits"], options["search"]) == (4, "mse")
+    recipe = load(path, ["plan-weights.bits=4", "plan-activations.policy=per-group"])
+    assert options_of(recipe.passes[1])["bits"] == 4
+    assert options_of(recipe.passes[2])["policy"] == "per-group"
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("quantize-weights.bits", "write pass.option=value"),
+        ("plan-weights.bits", "write pass.option=value"),
         ("bits=4", "write pass.option=value"),
-        ("quantise-weights.bits=4", "did you mean 'quantize-weights'"),
-        ("quantize-weights.bit=4", "did you mean 'bits'"),
-        ("quantize-weights.bits=5", "must be one of 4, 8, not 5"),
-        ("quantize-weights.bits=4.0", "must be one of 4, 8, not 4.0"),
-        ("quantize-weights.bits=true", "must be one of 4, 8, not True"),
-        ("quantize-weights.symmetric=1", "must be bool, not 1"),
-        ("quantize-weights.min_channels=true", "must be int, not True"),
+        ("plan-weigths.bits=4", "did you mean 'plan-weights'"),
+        ("plan-weights.bit=4", "did you mean 'bits'"),
+        ("plan-weights.bits=5", "must be one of 4, 8, not 5"),
+        ("plan-weights.bits=4.0", "must be one of 4, 8, not 4.0"),
+        ("plan-weights.bits=true", "must be one of 4, 8, not True"),
+        ("plan-weights.symmetric=1", "must be bool, not 1"),
+        ("plan-weights.min_channels=true", "must be int, not True"),
         ("plan-activations.v0=high", "must be float, not 'high'"),
     ],
 )
@@ -124,6 +124,70 @@ def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> Non
         load(write(tmp_path, text))
 
 
+BASED = """
+base = "w4a8"
+name = "mine"
+without = ["rotate"]
+[[pass]]
+name = "plan-weights"
+group_size = 64
+[[pass]]
+name = "tweak-norms"
+after = "insert-qdq"
+target = "float"
+"""
+
+
+def test_a_recipe_says_only_what_sets_it_apart(tmp_path: Path) -> None:
+    base, mine = load("w4a8"), load(write(tmp_path, BASED))
+    assert mine.name == "mine" and mine.calibration == base.calibration
+    names = [step.name for step in base.passes if step.name != "rotate"]
+    assert [step.name for step in mine.passes] == [*names, "tweak-norms"]
+    plans = [next(s for s in each.passes if s.name == "plan-weights") for each in (base, mine)]
+    assert options_of(plans[1]) == options_of(plans[0]) | {"group_size": 64}
+    assert options_of(mine.passes[-1])["target"] == "float"
+
+
+def test_the_small_recipe_differs_in_one_number() -> None:
+    large, small = (load(name).to_dict()["pass"] for name in ("w4a8", "w4a8-small"))
+    changed = [
+        (a["name"], key, b[key])
+        for a, b in zip(large, small, strict=True)
+        for key in a
+        if a[key] != b[key]
+    ]
+    assert changed == [("plan-weights", "group_size", 128)]
+
+
+def test_a_base_may_be_a_file_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, BASED)
+    (tmp_path / "deep").mkdir()
+    other = tmp_path / "deep" / "other.toml"
+    other.write_text('base = "../mine.toml"\n[[pass]]\nname = "plan-weights"\nbits = 8\n')
+    found = load(other)
+    assert found.name == "other"
+    plan = next(step for step in found.passes if step.name == "plan-weights")
+    assert (options_of(plan)["bits"], options_of(plan)["group_size"]) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('base = "w4a9"', "did you mean 'w4a8'"),
+        ('base = "mine.toml"', "built on itself"),
+        ("base = 3", "'base' must be str, not 3"),
+        ('without = ["rotate"]\n[[pass]]\nname = "import"', "there is no 'base'"),
+        ('base = "w4a8"\nwithout = ["rotat"]', "no pass 'rotat'; did you mean 'rotate'"),
+        ('base = "rtn"\n[[pass]]\nname = "rotate"', "no pass 'rotate'.*after or before"),
+        ('base = "rtn"\n[[pass]]\nname = "rotate"\nafter = "fuse"', "no pass 'fuse'"),
+        ('base = "w4a8"\n[[pass]]\nname = "rotate"\nsed = 1', "did you mean 'seed'"),
+    ],
+)
+def test_bad_bases_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(write(tmp_path, text))
+
+
 def test_an_unknown_recipe_is_guessed() -> None:
     with pytest.raises(RecipeError, match=r"did you mean 'w4a8'.*\.toml"):
         load("w4a9")
@@ -131,17 +195,17 @@ def test_an_unknown_recipe_is_guessed() -> None:
 
 def test_pipeline_text() -> None:
     steps = parse_pipeline(
-        "import, canonicalize,quantize-weights{bits=8, search=mse,symmetric=false},"
+        "import, canonicalize,plan-weights{bits=8, group_size=64,symmetric=false},"
         "equalize{edges=['norm', 'v-o'],alpha=1},plan-activations{policy=none}"
     )
     assert [step.name for step in steps] == [
         "import",
         "canonicalize",
-        "quantize-weights",
+        "plan-weights",
         "equalize",
         "plan-activations",
     ]
-    assert options_of(steps[2]) | {"bits": 8, "search": "mse", "symmetric": False} == options_of(
+    assert options_of(steps[2]) | {"bits": 8, "group_size": 64, "symmetric": False} == options_of(
         steps[2]
     )
     assert options_of(steps[3])["edges"] == ("norm", "v-o")
@@ -155,9 +219,9 @@ def test_pipeline_text() -> None:
         ("", "names no pass"),
         ("import{", "can't read the pipeline at 'import{'"),
         ("import canonicalize", "can't read the pipeline"),
-        ("quantize-weights{bits}", "option 'bits' of pass 'quantize-weights' has no value"),
+        ("plan-weights{bits}", "option 'bits' of pass 'plan-weights' has no value"),
         ("quantise-weights", "did you mean 'quantize-weights'"),
-        ("quantize-weights{bit=4}", "did you mean 'bits'"),
+        ("plan-weights{bit=4}", "did you mean 'bits'"),
     ],
 )
 def test_bad_pipelines_are_explained(text: str, message: str) -> None:

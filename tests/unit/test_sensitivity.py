@@ -85,7 +85,7 @@ def test_a_budget_is_met_and_beats_one_format_for_all(model: Path, tmp_path: Pat
     assert 0.9 * 4.75 < bits <= 4.75  # formats are coarse for so few layers
     ranks = {layer["name"]: layer["sensitivity_rank"] for layer in layers}
     assert ranks["fc" + str(max(range(LAYERS), key=gain))] == 1
-    same = ("quantize-weights.group_size=32", "quantize-weights.symmetric=false")
+    same = ("plan-weights.group_size=32", "plan-weights.symmetric=false")
     options = [part for each in same for part in ("--set", each)]
     result = qc("compile", model, "-o", uniform, "-r", "rtn", "--target", "qdq", *options)
     assert result.exit_code == 0, result.stderr

@@ -18,6 +18,8 @@ name = "import"
 [[pass]]
 name = "canonicalize"
 [[pass]]
+name = "plan-weights"
+[[pass]]
 name = "plan-activations"
 [[pass]]
 name = "quantize-weights"
