@@ -12,7 +12,6 @@ from cuda_structures import Output, Product
 from op_models import (
     ACTIVATIONS,
     BITS,
-    GROUP_SIZES,
     X_SCALE,
     assert_close,
     extreme_problem,
@@ -20,6 +19,7 @@ from op_models import (
 )
 from test_kernel_quantize import rows
 
+from qcompiler.formats import GROUP_SIZES
 from qcompiler.numerics import reference
 from qcompiler.numerics.reference import quantize_activations
 

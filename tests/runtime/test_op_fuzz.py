@@ -20,7 +20,6 @@ from fuzzing import run_apart
 from op_models import (
     ACTIVATIONS,
     BITS,
-    GROUP_SIZES,
     Layer,
     assert_close,
     gather_model,
@@ -29,6 +28,7 @@ from op_models import (
 )
 
 from qcompiler import runtime
+from qcompiler.formats import GROUP_SIZES
 from qcompiler.numerics import reference
 
 CASES = 700

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_models import BITS, GROUP_SIZES
+from op_models import BITS
 
-from qcompiler.formats import WeightFormat
+from qcompiler.formats import GROUP_SIZES, WeightFormat
 from qcompiler.numerics import packing
 from qcompiler.numerics.packing import PackedMatrix
 
