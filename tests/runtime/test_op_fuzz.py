@@ -112,7 +112,8 @@ class Case:
         matrix = {key: values[key] for key in ("W", "scales", "zero_points") if key in values}
         sizes = {key: self.attributes.get(key, getattr(self.layer.w, key)) for key in ("K", "N")}
         group = self.attributes.get("group_size", self.layer.w.form.group_size)
-        w = dataclasses.replace(self.layer.w, **matrix, **sizes, group_size=group)
+        form = dataclasses.replace(self.layer.w.form, group_size=group)
+        w = dataclasses.replace(self.layer.w, **matrix, **sizes, form=form)
         with np.errstate(all="ignore"):
             if self.activation == "gather":
                 np.testing.assert_array_equal(outputs[0], reference.gather(self.x, w))
