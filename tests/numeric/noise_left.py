@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from math import inf as EXACT
 
-MARGIN_DB = 0.5
-"""Noise 12% larger or smaller. Weights changed in their last bits, and other kernels of the BLAS
-library, move the numbers by 0.2; less noise than stated is a pass that does less than it should, or
+MARGIN_DB = 0.8
+"""Noise 20% larger or smaller. Weights changed in their last bits, and other kernels of the BLAS
+library, move the numbers by 0.2, another processor's kernels of ONNX Runtime may as well; less noise than stated is a pass that does less than it should, or
 one that has become better and says so here."""
 
 EIGHT_BIT_TABLES = (30.1, EXACT, EXACT)
@@ -74,8 +74,8 @@ NOISE_DB = {
     },
     "smoothquant+ on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
-        "quantize-weights": (10.0, 14.6, 15.0),
-        "insert-qdq": (28.0, 33.4, 40.1),
+        "quantize-weights": (9.8, 14.6, 15.0),
+        "insert-qdq": (28.6, 33.4, 40.1),
     },
     "aweq on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
@@ -90,8 +90,8 @@ NOISE_DB = {
     },
     "os+ on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
-        "quantize-weights": (9.3, 13.2, 15.0),
-        "insert-qdq": (26.9, 31.3, 40.1),
+        "quantize-weights": (9.4, 13.2, 15.0),
+        "insert-qdq": (27.5, 31.3, 40.1),
     },
     "aqas on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
