@@ -24,8 +24,9 @@ from math import inf as EXACT
 
 MARGIN_DB = 0.8
 """Noise 20% larger or smaller. Weights changed in their last bits, and other kernels of the BLAS
-library, move the numbers by 0.2, another processor's kernels of ONNX Runtime may as well; less noise than stated is a pass that does less than it should, or
-one that has become better and says so here."""
+library, move the numbers by 0.2, and ONNX Runtime's kernels differ between processors. Less noise
+than stated is a pass that does less than it should, or one that has become better and says so
+here."""
 
 EIGHT_BIT_TABLES = (30.1, EXACT, EXACT)
 ROTATED_EIGHT_BIT_TABLES = (29.2, EXACT, EXACT)
