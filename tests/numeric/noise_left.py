@@ -30,18 +30,20 @@ one that has become better and says so here."""
 EIGHT_BIT_TABLES = (30.1, EXACT, EXACT)
 ROTATED_EIGHT_BIT_TABLES = (29.2, EXACT, EXACT)
 
+W4A8 = {
+    "quantize-embedding": (11.5, EXACT, EXACT),
+    "quantize-weights": (13.5, 16.1, 17.6),
+    "insert-qdq": (30.5, 27.9, 39.2),
+}
+FPTQ = {
+    "quantize-embedding": EIGHT_BIT_TABLES,
+    "quantize-weights": (8.1, 11.4, 15.0),
+    "insert-qdq": (24.7, 30.7, 31.4),
+}
+
 NOISE_DB = {
-    "w4a8 on ort-custom": {
-        "quantize-embedding": (11.5, EXACT, EXACT),
-        "quantize-weights": (13.5, 16.1, 17.6),
-        "insert-qdq": (30.5, 27.9, 39.2),
-    },
-    "w4a8 on ort-contrib": {
-        "quantize-embedding": (11.5, EXACT, EXACT),
-        "quantize-weights": (13.5, 16.1, 17.6),
-        "insert-qdq": (30.5, 27.9, 39.2),
-        "lower-ort-contrib": (30.1, 29.9, 37.9),
-    },
+    "w4a8 on ort-custom": W4A8,
+    "w4a8 on ort-contrib": {**W4A8, "lower-ort-contrib": (30.1, 29.9, 37.9)},
     "w4a8-fast on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
         "quantize-weights": (10.3, 15.9, 16.0),
@@ -52,11 +54,7 @@ NOISE_DB = {
         "quantize-weights": (11.7, 16.3, 16.0),
         "insert-qdq": (28.9, 35.9, 39.6),
     },
-    "fptq on ort-custom": {
-        "quantize-embedding": EIGHT_BIT_TABLES,
-        "quantize-weights": (8.1, 11.4, 15.0),
-        "insert-qdq": (24.7, 30.7, 31.4),
-    },
+    "fptq on ort-custom": FPTQ,
     "per group on ort-custom": {
         "quantize-embedding": EIGHT_BIT_TABLES,
         "quantize-weights": (7.9, 11.2, 15.0),
@@ -118,24 +116,9 @@ NOISE_DB = {
         "quantize-weights": (12.5, 15.1, 17.7),
         "insert-qdq": (35.4, 28.3, 39.1),
     },
-    "w4a8 with tweaked norms": {
-        "quantize-embedding": (11.5, EXACT, EXACT),
-        "quantize-weights": (13.5, 16.1, 17.6),
-        "tweak-norms": (19.6, 26.6, EXACT),
-        "insert-qdq": (30.5, 27.9, 39.2),
-    },
-    "w4a8 on cuda": {
-        "quantize-embedding": (11.5, EXACT, EXACT),
-        "quantize-weights": (13.5, 16.1, 17.6),
-        "insert-qdq": (30.5, 27.9, 39.2),
-        "half-precision": (33.2, 38.6, 40.6),
-    },
-    "fptq on cuda": {
-        "quantize-embedding": EIGHT_BIT_TABLES,
-        "quantize-weights": (8.1, 11.4, 15.0),
-        "insert-qdq": (24.7, 30.7, 31.4),
-        "half-precision": (33.3, 37.2, 38.2),
-    },
+    "w4a8 with tweaked norms": {**W4A8, "tweak-norms": (19.6, 26.6, EXACT)},
+    "w4a8 on cuda": {**W4A8, "half-precision": (33.2, 38.6, 40.6)},
+    "fptq on cuda": {**FPTQ, "half-precision": (33.3, 37.2, 38.2)},
     "rtn on ort-contrib": {
         "quantize-embedding": EIGHT_BIT_TABLES,
         "quantize-weights": (7.9, 11.2, 15.0),
