@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qcompiler import console
+from qcompiler.targets import TARGETS
 
 if TYPE_CHECKING:
     from qcompiler.compiler import CompileResult
@@ -24,7 +25,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Target = Annotated[
     str,
-    typer.Option("--target", "-t", help="What it runs on: ort-custom, cuda, ort-contrib or qdq."),
+    typer.Option("--target", "-t", help=f"What it runs on: {', '.join(TARGETS)}."),
 ]
 Calib = Annotated[
     str | None,

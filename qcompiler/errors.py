@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class QcError(Exception):
     """Root of every error raised on purpose; the CLI prints it on one line, exit code 1."""
@@ -33,3 +36,11 @@ class RuntimeLibraryError(QcError):
 
 class ExportError(QcError):
     """A source model can't be turned into ONNX."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A suggestion for a mistyped word, or the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(sorted(known))}"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import ml_dtypes
-import numpy as np
-import onnx
+if TYPE_CHECKING:
+    import numpy as np
 
 Bits = Literal[4, 8]
 """Widths of weights, for options."""
@@ -20,6 +19,8 @@ GroupSize = Literal[32, 64, 128, 256]
 """Input channels of a group that shares a scale, for options."""
 
 WIDTHS: tuple[int, ...] = get_args(Bits)
+PACKED_WIDTHS: tuple[int, ...] = (4, 8)
+"""Those that the packed layout of our ops holds."""
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 
 
@@ -36,11 +37,24 @@ class Granularity(enum.Enum):
 class Storage:
     """An integer type of ONNX that holds codes, signed around the middle or unsigned from 0."""
 
-    element_type: int
+    name: str
     """As in onnx.TensorProto."""
-    dtype: np.dtype
     bits: int
     signed: bool
+
+    @property
+    def element_type(self) -> int:
+        """The number of the type in onnx.TensorProto."""
+        from onnx import TensorProto  # noqa: PLC0415  (slow, and the command line imports this file)
+
+        return int(TensorProto.DataType.Value(self.name))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of arrays."""
+        from onnx import helper  # noqa: PLC0415
+
+        return helper.tensor_dtype_to_np_dtype(self.element_type)
 
     @property
     def middle(self) -> int:
@@ -48,10 +62,8 @@ class Storage:
         return 1 << (self.bits - 1) if self.signed else 0
 
 
-_INT4 = Storage(onnx.TensorProto.INT4, np.dtype(ml_dtypes.int4), 4, True)
-_UINT4 = Storage(onnx.TensorProto.UINT4, np.dtype(ml_dtypes.uint4), 4, False)
-_INT8 = Storage(onnx.TensorProto.INT8, np.dtype(np.int8), 8, True)
-_UINT8 = Storage(onnx.TensorProto.UINT8, np.dtype(np.uint8), 8, False)
+_INT4, _UINT4 = Storage("INT4", 4, True), Storage("UINT4", 4, False)
+_INT8, _UINT8 = Storage("INT8", 8, True), Storage("UINT8", 8, False)
 
 # The narrowest types that hold a width: signed, unsigned.
 _STORAGE: dict[int, tuple[Storage, Storage]] = {4: (_INT4, _UINT4), 8: (_INT8, _UINT8)}
@@ -183,6 +195,7 @@ def _listed(numbers: tuple[int, ...]) -> str:
 
 __all__ = [
     "GROUP_SIZES",
+    "PACKED_WIDTHS",
     "WIDTHS",
     "Bits",
     "Granularity",

@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 from qcompiler import targets
 from qcompiler.calibration.supply import Progress
 from qcompiler.driver import Calibration, open_job
-from qcompiler.errors import RecipeError
+from qcompiler.errors import RecipeError, did_you_mean
 from qcompiler.models import open_package
 from qcompiler.passmanager import Fact, Record
-from qcompiler.recipe import did_you_mean, parse_pipeline
+from qcompiler.recipe import parse_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

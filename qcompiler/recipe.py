@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import enum
 import re
 import tomllib
@@ -26,7 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qcompiler.errors import RecipeError
+from qcompiler.errors import RecipeError, did_you_mean
 from qcompiler.passes import registry
 from qcompiler.passmanager import Pass
 
@@ -91,14 +90,6 @@ def options_of(step: Pass) -> dict[str, Any]:
         value = getattr(step, item.name)
         values[item.name] = value.value if isinstance(value, enum.Enum) else value
     return values
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A suggestion for a mistyped word, or the list of what is known."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return f"known: {', '.join(sorted(known))}"
 
 
 def _convert(where: str, annotation: Any, value: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qcompiler import ops, runtime
-from qcompiler.errors import RecipeError
-from qcompiler.formats import GROUP_SIZES, LayerPlan
-from qcompiler.passmanager import Pass
-from qcompiler.recipe import did_you_mean, parse_pipeline
+from qcompiler import runtime
+from qcompiler.errors import RecipeError, did_you_mean
+from qcompiler.formats import GROUP_SIZES, PACKED_WIDTHS, LayerPlan
+
+if TYPE_CHECKING:
+    from qcompiler.passmanager import Pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Target:
 
     def passes(self) -> tuple[Pass, ...]:
         """The passes that turn Q/DQ into what it runs."""
+        from qcompiler.recipe import parse_pipeline  # noqa: PLC0415  (slow; see `formats`)
+
         return parse_pipeline(self.lowering) if self.lowering else ()
 
     def accepts(self, plan: LayerPlan) -> str | None:
@@ -74,7 +77,7 @@ _KNOWN = (
             "lower-multi-head-attention,lower-norm,lower-activation"
         ),
         minimum_onnxruntime="1.20",
-        widths=frozenset(ops.WIDTHS),
+        widths=frozenset(PACKED_WIDTHS),
         library=OpLibrary(name=runtime.LIBRARY, path=runtime.library_path),
     ),
     Target(
@@ -82,7 +85,7 @@ _KNOWN = (
         summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
         lowering="fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision",
         minimum_onnxruntime="1.20",
-        widths=frozenset(ops.WIDTHS),
+        widths=frozenset(PACKED_WIDTHS),
         library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
         provider_options=({"cuda": {}},),
     ),

@@ -12,6 +12,7 @@ from functools import partial
 
 import onnx
 
+from qcompiler.formats import PACKED_WIDTHS
 from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
 from qcompiler.ops.attention import attention_function, multi_head_attention_function
@@ -25,7 +26,7 @@ OPSET_VERSION = 1
 LAYOUT = 1
 """The packed layout this version writes and reads."""
 
-WIDTHS: tuple[int, ...] = (4, 8)
+WIDTHS = PACKED_WIDTHS
 """Bits of the weights that there are ops for."""
 
 
