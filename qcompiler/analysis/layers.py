@@ -120,7 +120,7 @@ class Layer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the weight is stored as `matrix` gives it."""
+        """Whether the weight is stored as `matrix` gives it, be it a constant or not."""
         return self.axes == (0, 1) and self._scale(0) == 1.0
 
     def matrix(self) -> NDArray[Any]:

@@ -167,10 +167,15 @@ class QuantizedLayer:
 
 
 def quantized_layer(graph: gs.Graph, node: gs.Node) -> QuantizedLayer | None:
-    """The quantized layer a node is, None for any other node."""
+    """The quantized layer a node is, None for any other node, and for weights or biases in a form
+    that no pass here writes."""
     layer = layer_of(graph, node)
-    weight = None if layer is None else weight_dq(layer.weight)
-    return QuantizedLayer(layer, weight) if layer is not None and weight is not None else None
+    if layer is None or not layer.is_plain:
+        return None
+    weight, shift = weight_dq(layer.weight), layer.shift()
+    if weight is None or (shift is not None and shift.shape != weight.shape[1:]):
+        return None
+    return QuantizedLayer(layer, weight)
 
 
 def quantized_layers(graph: gs.Graph) -> list[QuantizedLayer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from qcompiler import ir
+from qcompiler import ir, passes
 from qcompiler.calibration.statistics import Statistics
 from qcompiler.errors import CalibrationError, PassError, RecipeError
 from qcompiler.formats import Granularity, LayerPlan
@@ -203,3 +204,11 @@ def test_passes_from_outside_can_be_registered(monkeypatch: pytest.MonkeyPatch) 
 def test_a_pass_is_frozen() -> None:
     with pytest.raises(AttributeError):
         Planner().work = None  # type: ignore[attr-defined]
+
+
+def test_passes_know_nothing_of_each_other() -> None:
+    """What two passes share lies in `analysis` or `numerics`."""
+    folder = Path(passes.__file__).parent
+    for path in folder.glob("[!_]*.py"):
+        text = path.read_text("utf-8")
+        assert "qcompiler.passes" not in text, f"{path.name} imports another pass"
