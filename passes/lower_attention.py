@@ -3,9 +3,9 @@
     com.microsoft::GroupQueryAttention(QKV, , , past_key, past_value, lengths, cosines, sines)
         ->  ai.qcompiler::GroupQueryAttention(QKV, past_key, past_value, lengths, cosines, sines)
 
-The same operator, in float32 as before, with a faster kernel. Only the form that kernel knows is
-taken: packed queries, keys and values, rotary embedding, causal; anything else stays, and the
-remark says why.
+The same operator, in float32 as before, with a faster kernel. Only the form that this kernel
+supports is replaced: packed queries, keys and values, rotary embedding, causal. Anything else
+stays, and the remark says why.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PRESENT = (0, 3, 4, 5, 6, 7, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class LowerAttention(Pass):
-    """Hand decoder attention to the op library."""
+    """Replace decoder attention by the op of the library."""
 
     name: ClassVar[str] = "lower-attention"
     numerics: ClassVar[Numerics] = Numerics.EXACT

@@ -1,12 +1,12 @@
-"""lower-multi-head-attention: an encoder's attention, however it is spelled, becomes one op.
+"""lower-multi-head-attention: an encoder's attention, in any of its forms, becomes one op.
 
     heads(X) = Transpose(Reshape(X, [B, S, H, d]), [0, 2, 1, 3]), and back
 
     back(Softmax(c * heads(Q) heads(K)^T [+ mask]) heads(V))
         ->  MultiHeadAttention(Q, K, V, mask)
 
-In float32 as before. The scale may stand at the scores or at either factor; a Where may turn rows
-that are NaN to zeros.
+Computed in float32, as before. The scale may be applied to the scores or to either factor. A Where
+may turn rows that are NaN into zeros.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ATTENTION = op(
 
 @dataclass(frozen=True, kw_only=True)
 class LowerMultiHeadAttention(Pass):
-    """Hand an encoder's attention to the op library."""
+    """Replace an encoder's attention by the op of the library."""
 
     name: ClassVar[str] = "lower-multi-head-attention"
     numerics: ClassVar[Numerics] = Numerics.EXACT
