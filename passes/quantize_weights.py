@@ -138,7 +138,7 @@ class QuantizeWeights(Pass):
         here, ahead = (weight_dq(layer.weight) for layer in copies)
         assert here is not None and ahead is not None  # `run` has just written them
         values = np.asarray(source.matrix(), np.float32)
-        nearest = here.load()
+        nearest = here.load(remark.form)
         try:
             if len(ir.consumers(source.weight)) > 1:
                 raise ValueError("other nodes read the same weight")

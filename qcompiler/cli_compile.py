@@ -11,6 +11,7 @@ import typer
 from qcompiler import console
 
 if TYPE_CHECKING:
+    from qcompiler.compiler import CompileResult
     from qcompiler.passmanager import Record
 
 recipe_app = typer.Typer(
@@ -53,6 +54,17 @@ Lowering = Annotated[
     str | None,
     typer.Option("--target", "-t", help="Add the passes of this target after yours."),
 ]
+Pipeline = Annotated[
+    str, typer.Option("-p", "--pipeline", help="Passes: name{option=value,...},name,...")
+]
+OptOutput = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Write the model to OUT.")
+]
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FACT", help="A fact that already holds for the model, such as qdq."),
+]
+Show = Annotated[bool, typer.Option("--print", help="Print the resulting graph as text.")]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -144,12 +156,8 @@ def compile_model(
 
       qc compile smol --budget 4.5bpw --calib chapter.txt
     """
-    if report is not None and report.suffix not in (".json", ".html"):
-        raise typer.BadParameter("name a .json or .html file", param_hint="--report")
-    if report is not None:  # better refused now than after minutes of work
-        report.parent.mkdir(parents=True, exist_ok=True)
+    _prepare(report)
     from qcompiler.compiler import compile as run
-    from qcompiler.report import summary, table, write_html, write_json
 
     _quiet()
     with console.phases() as progress:
@@ -171,14 +179,31 @@ def compile_model(
             verify=verify,
             progress=progress,
         )
-    if report is not None:
-        (write_html if report.suffix == ".html" else write_json)(result.report, report)
-    if json:
-        files = [str(file) for file in result.files]
-        console.print_json(result.report.to_dict() | {"files": files})
+    _tell(result, report, json=json)
+
+
+def _prepare(report: Path | None) -> None:
+    """A report's folder: better refused now than after minutes of work."""
+    if report is None:
         return
-    print("\n".join(summary(result.report)))
-    console.print_table(*table(result.report, grouped=True))
+    if report.suffix not in (".json", ".html"):
+        raise typer.BadParameter("name a .json or .html file", param_hint="--report")
+    report.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
+    """Write the report where a file is named, and print it."""
+    from qcompiler.report import summary, table, write_html, write_json
+
+    report = result.report
+    if file is not None:
+        (write_html if file.suffix == ".html" else write_json)(report, file)
+    if json:
+        files = [str(each) for each in result.files]
+        console.print_json(report.to_dict() | {"files": files})
+        return
+    print("\n".join(summary(report)))
+    console.print_table(*table(report, grouped=True))
 
 
 def inspect(
@@ -312,22 +337,13 @@ def sensitivity(
 
 def opt(
     model: Model,
-    pipeline: Annotated[
-        str, typer.Option("-p", "--pipeline", help="Passes: name{option=value,...},name,...")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Write the model to OUT.")
-    ] = None,
-    show: Annotated[
-        bool, typer.Option("--print", help="Print the resulting graph as text.")
-    ] = False,
+    pipeline: Pipeline,
+    output: OptOutput = None,
+    show: Show = False,
     calib: Calib = None,
     calib_samples: Samples = 16,
     calib_length: Length = 512,
-    assume: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FACT", help="A fact that already holds for the model, such as qdq."),
-    ] = None,
+    assume: Assume = None,
     target: Lowering = None,
     exclude: Exclude = None,
     dump_ir: DumpIr = None,

@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import __version__, ir, targets
 from qcompiler import recipe as recipes
 from qcompiler.calibration.sources import default_spec
-from qcompiler.calibration.supply import Supply
-from qcompiler.driver import Calibration, Job, Progress, open_job
+from qcompiler.calibration.supply import Progress, Supply
+from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches

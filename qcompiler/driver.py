@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,11 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.calibration.sources import default_spec
-from qcompiler.calibration.supply import Supply
+from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.instruments import DumpInstrument, TargetInstrument, VerifyInstrument
 from qcompiler.models import ModelPackage
 from qcompiler.passmanager import Fact, Instrument, Pass, PassContext, PassManager
 from qcompiler.targets import Target
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 
 from qcompiler import targets
-from qcompiler.driver import Calibration, Progress, open_job
+from qcompiler.calibration.supply import Progress
+from qcompiler.driver import Calibration, open_job
 from qcompiler.errors import RecipeError
 from qcompiler.models import open_package
 from qcompiler.passmanager import Fact, Record

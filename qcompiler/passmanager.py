@@ -1,8 +1,8 @@
 """Passes and the manager that runs them.
 
-A pass is a frozen dataclass whose fields are its recipe options. The manager runs passes and
-instruments (verify, check the plan, dump). It checks facts when the pipeline is built, not halfway
-through.
+A pass is a frozen dataclass whose fields are its recipe options; the manager knows only
+instruments (verify, dump, hold plans against a target) and checks facts when the pipeline is built,
+not halfway through.
 """
 
 from __future__ import annotations

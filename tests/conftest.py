@@ -7,8 +7,9 @@ import os
 import pytest
 from hypothesis import settings
 
-# The same examples in every run; HYPOTHESIS_PROFILE=default looks for others.
-settings.register_profile("same", derandomize=True)
+# The same examples in every run, however slow the machine is just then; HYPOTHESIS_PROFILE=default
+# looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 

@@ -43,14 +43,18 @@ class WeightDq:
         rows, columns = self.codes.shape
         return int(rows), int(columns)
 
-    def load(self) -> QuantizedWeight:
-        """The weight as unsigned codes, float16 scales and zero points."""
-        zeros = None if self.zero_points is None else self._unsigned(self.zero_points)
-        scales = ir.array(self.scales).astype(np.float16)
-        return QuantizedWeight(self._unsigned(self.codes), scales, zeros, self.form)
+    def load(self, form: WeightFormat | None = None) -> QuantizedWeight:
+        """The weight as unsigned codes, float16 scales and zero points.
 
-    def _unsigned(self, stored: gs.Constant) -> NDArray[np.uint8]:
-        return (ir.array(stored).astype(np.int16) + self.form.storage.middle).astype(np.uint8)
+        `form`: the format it was written in, where that is known better than the graph tells.
+        """
+        form = form or self.form
+        zeros = None if self.zero_points is None else ir.array(self.zero_points).astype(np.uint8)
+        codes = ir.array(self.codes).astype(np.int16)
+        if form.storage.signed:
+            codes += form.middle
+        scales = ir.array(self.scales).astype(np.float16)
+        return QuantizedWeight(codes.astype(np.uint8), scales, zeros, form)
 
 
 def weight_dq(tensor: Any, axis: int = 0) -> WeightDq | None:

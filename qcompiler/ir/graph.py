@@ -34,11 +34,10 @@ def is_graph_output(graph: gs.Graph, tensor: Any) -> bool:
     return any(tensor is output for output in graph.outputs)
 
 
-def replace_uses(graph: gs.Graph, old: Any, new: Any, *, keep: gs.Node | None = None) -> None:
-    """Make every reader of `old` read `new` instead (graph outputs too), except the node `keep`."""
+def replace_uses(graph: gs.Graph, old: Any, new: Any) -> None:
+    """Make every reader of `old` read `new` instead (graph outputs too)."""
     for node in consumers(old):
-        if node is not keep:
-            rewire_input(node, old, new)
+        rewire_input(node, old, new)
     for index, output in enumerate(graph.outputs):
         if output is old:
             # The interface keeps its name: the new tensor takes it over.

@@ -34,18 +34,17 @@ EMPTY = '""'
 _INDENT = "  "
 
 
-def print_graph(graph: gs.Graph, full_values: bool = False, float_digests: bool = True) -> str:
+def print_graph(graph: gs.Graph, *, float_digests: bool = True) -> str:
     """The graph as text, one line a node.
 
-    `full_values` prints every constant in full. Without `float_digests`, large float constants
-    show their range and mean only, so that the text survives another machine's last bits.
+    Without `float_digests`, large float constants show their range and mean only, so that the text
+    survives another machine's last bits.
     """
-    return "\n".join(_Printer(full_values, float_digests).model(graph)) + "\n"
+    return "\n".join(_Printer(float_digests).model(graph)) + "\n"
 
 
 class _Printer:
-    def __init__(self, full_values: bool, float_digests: bool) -> None:
-        self._full = full_values
+    def __init__(self, float_digests: bool) -> None:
         self._float_digests = float_digests
 
     def model(self, graph: gs.Graph) -> Iterator[str]:
@@ -107,7 +106,7 @@ class _Printer:
     def values(self, tensor: gs.Constant) -> str:
         """A constant's values in full, or their digest."""
         values = array(tensor)
-        if self._full or values.size <= FULL_ELEMENTS:
+        if values.size <= FULL_ELEMENTS:
             return _nested(values)
         return self._summary(values)
 

@@ -15,15 +15,15 @@ from one_node import run_nodes, tapped
 
 import qcompiler
 from qcompiler import ir, ops, recipe, runtime
-from qcompiler.calibration.observe import observe
 from qcompiler.calibration.sources import load_source
-from qcompiler.compiler import TARGETS, pipeline
+from qcompiler.calibration.supply import FeedData
 from qcompiler.evaluation import evaluate
 from qcompiler.feeds import Signature, as_taken
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.session import create_session
+from qcompiler.targets import TARGETS
 
 pytestmark = pytest.mark.slow
 
@@ -200,10 +200,8 @@ def test_stock_runtime_loads_the_output_of_every_pass(request, tmp_path, model, 
             for file in path.parent.iterdir():
                 file.unlink()
 
-    context = PassContext(
-        observe=lambda graph, names: observe(graph, names, data.feeds, source="test")
-    )
-    passes = pipeline(recipe.load(name), "qdq")
+    context = PassContext(data=FeedData(data.feeds, "test"))
+    passes = recipe.load(name).passes
     PassManager(passes, [Load()]).run(ir.read_model(package.onnx_path), context)
 
 

@@ -28,9 +28,9 @@ EXACT = 1e-5
 
 TIPPED_DB = 50.0
 """Once activations are rounded to int8, a difference in the last bit can tip a code: in a tensor of
-24,576 codes (64 inputs of 6 tokens and 64 channels) a step s of error in one of them is 33 dB below
-the s²/12 of all, 60 dB below the signal or more. Ten of them are let pass; the golden tests keep
-single layers to 1e-5."""
+24,576 codes (64 inputs of 6 tokens and 64 channels) an error of one step s is 33 dB below the s²/12
+of all, so 53 dB below the signal even where rounding leaves just 20. One or two are let pass; the
+golden tests keep single layers to 1e-5."""
 
 ROTATION = "fold-norm,rotate"
 """Passes some pipelines have before what looks at activations and weights."""
@@ -166,7 +166,7 @@ def test_noise_is_stated_for_every_lossy_pass(name: str) -> None:
 def test_equalization_lowers_the_noise_of_static_activations() -> None:
     """What the transform is for: outliers in the norm must hurt less than without it."""
     model = MODELS["encoder"]()
-    inputs = feeds(model, seed=0)
+    inputs = feeds(model, seed=0, batch=64)
     reference = run_model(model, inputs)
 
     def noise(middle: str) -> float:
@@ -180,4 +180,6 @@ def test_equalization_lowers_the_noise_of_static_activations() -> None:
         )
         return sqnr_db(reference, run_model(to_model(graph), inputs))
 
-    assert noise("equalize{select=all,method=smoothquant},") > noise("") + 1.0
+    # An alpha of 0.5 takes half of the 18 dB by which some channels stand out: 9, less what the
+    # other layers keep. It is 8.
+    assert noise("equalize{select=all,method=smoothquant},") > noise("") + 7.0

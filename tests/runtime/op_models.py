@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops
@@ -216,13 +215,16 @@ def _model(op_type, nodes, inputs, outputs, initializers, *, functions) -> onnx.
         outputs,
         [numpy_helper.from_array(np.asarray(v), k) for k, v in initializers.items()],
     )
+    return with_function(graph, op_type if functions else None)
+
+
+def with_function(graph: onnx.GraphProto, op_type: str | None, **domains: int) -> onnx.ModelProto:
+    """A model that brings the function of one of our ops. `domains`: more of them, by version."""
+    versions = {"": ops.ONNX_OPSET, ops.DOMAIN: ops.OPSET_VERSION} | domains
     return helper.make_model(
         graph,
-        opset_imports=[
-            helper.make_opsetid("", ops.ONNX_OPSET),
-            helper.make_opsetid(ops.DOMAIN, ops.OPSET_VERSION),
-        ],
-        functions=[ops.function(op_type)] if functions else [],
+        opset_imports=[helper.make_opsetid(*each) for each in versions.items()],
+        functions=[ops.function(op_type)] if op_type else [],
         ir_version=10,
     )
 
@@ -234,19 +236,3 @@ def assert_close(y, expected, tolerance, dtype="float32") -> None:
     excess = np.abs(np.nan_to_num(y - expected)) - tolerance
     excess -= ROUNDING[dtype] * np.abs(np.nan_to_num(expected))
     assert excess.size == 0 or excess.max() <= 0, f"off by {excess.max():.3g} beyond the tolerance"
-
-
-VARIABLE = pytest.mark.parametrize(
-    "tensors", [("W",), ("scales", "zero_points"), ("bias",), ("x_scale",)]
-)
-
-
-def check_variable_inputs(open_session, tensors: tuple[str, ...]) -> None:
-    """`tensors` may be inputs of the model: what is computed is the same."""
-    layer = make_layer(100, 35, 32, symmetric=False)
-    model = matmul_model(layer, "static", splits=(30, 5, 0), as_inputs=tensors)
-    values = layer.inputs() | {"x_scale": np.array(X_SCALE, np.float32)}
-    x = np.random.default_rng(3).normal(size=(2, 3, 100)).astype(np.float32)
-    feeds = {"X": x} | {name: values[name] for name in tensors}
-    y = np.concatenate(open_session(model).run(None, feeds), axis=-1)
-    assert_close(y, layer.expected(x, "static"), layer.tolerance(x, "static"))

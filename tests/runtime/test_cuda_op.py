@@ -8,17 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from op_checks import FORMS, VARIABLE, check_form, check_variable_inputs, run
 from op_models import (
     ACTIVATIONS,
     BITS,
-    VARIABLE,
     assert_close,
-    check_variable_inputs,
     gather_model,
     make_layer,
     matmul_model,
 )
-from test_op_matmul import FORMS
 from test_op_refusals import ATTRIBUTES
 
 from qcompiler import runtime
@@ -77,37 +75,16 @@ def gpu_session(cuda_path, cuda_device):
     return create
 
 
-def run(session, x) -> np.ndarray:
-    return np.concatenate([y.astype(np.float32) for y in session.run(None, {"X": x})], axis=-1)
-
-
-def check_forms(create, form, dtype) -> None:
-    bits, symmetric, activation, k, n, group, splits = form
-    layer = make_layer(k, n, group, bits=bits, symmetric=symmetric, bias=symmetric)
-    session = create(matmul_model(layer, activation, dtype=dtype, splits=splits))
-    for leading in ((1, 1), (2, 4), (0, 3), (35, 2)):
-        x = RNG.normal(size=(*leading, k)).astype(np.float32)
-        if leading == (2, 4):
-            x[0, 0] = 0
-            x[0, 1, 0] = np.nan
-            x[1, 2, k - 1] = np.inf
-        if dtype == "bfloat16":  # the model narrows X: take values that it leaves as they are
-            x = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
-        fed = x.astype(np.float16) if dtype == "float16" else x
-        y = run(session, fed)
-        assert_close(y, layer.expected(fed, activation), layer.tolerance(fed, activation), dtype)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_glue_agrees_with_reference(emulated_session, form, dtype):
-    check_forms(emulated_session, form, dtype)
+    check_form(emulated_session, form, dtype, RNG)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_op_agrees_with_reference(gpu_session, form, dtype):
-    check_forms(gpu_session, form, dtype)
+    check_form(gpu_session, form, dtype, RNG)
 
 
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from op_checks import BOTH
+from op_models import with_function
 
 from qcompiler import ops
 from qcompiler.numerics import reference
@@ -22,15 +24,10 @@ def activation_model(op_type: str) -> onnx.ModelProto:
     dims = (["a", "n"], ["b", "m"])
     given = [info(name, shape) for name, shape in zip(inputs, dims, strict=False)]
     graph = helper.make_graph([node], "activation", given, [info("Y", dims[0])])
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", ops.ONNX_OPSET), helper.make_opsetid(ops.DOMAIN, 1)],
-        functions=[ops.function(op_type)],
-        ir_version=10,
-    )
+    return with_function(graph, op_type)
 
 
-@pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
+@BOTH
 def test_swiglu_agrees_with_reference(session, library):
     model = activation_model("SwiGLU")
     onnx.checker.check_model(model, full_check=True)
@@ -43,7 +40,7 @@ def test_swiglu_agrees_with_reference(session, library):
 
 
 @pytest.mark.parametrize("op_type", ["Gelu", "GeluTanh"])
-@pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
+@BOTH
 def test_gelu_agrees_with_reference(session, library, op_type):
     model = activation_model(op_type)
     onnx.checker.check_model(model, full_check=True)

@@ -7,11 +7,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from op_checks import BOTH
+from op_models import with_function
 
 from qcompiler import ops
 from qcompiler.numerics import reference
 
-BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
 POSITIONS = 300
 # Query heads, key heads, channels.
 HEADS = [(9, 3, 64), (4, 4, 32), (3, 1, 16), (2, 1, 96), (2, 2, 80)]
@@ -38,13 +39,7 @@ def attention_model(heads, kv, d, **attributes) -> onnx.ModelProto:
         [helper.make_tensor_value_info(name, *form) for name, form in inputs.items()],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
     )
-    domains = {"": ops.ONNX_OPSET, "com.microsoft": 1, ops.DOMAIN: ops.OPSET_VERSION}
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid(*each) for each in domains.items()],
-        functions=[ops.function("GroupQueryAttention")],
-        ir_version=10,
-    )
+    return with_function(graph, "GroupQueryAttention", **{"com.microsoft": 1})
 
 
 def feeds(heads, kv, d, *, batch=1, rows=4, room=0, past=None, half=None, seed=0):

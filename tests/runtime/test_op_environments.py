@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ISAS
+from op_checks import BOTH
 from op_models import BITS, assert_close, gather_model, make_layer, matmul_model
 
 from qcompiler import runtime
@@ -76,7 +77,7 @@ def run_elsewhere(cases, folder, python, library, environment=None) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
+@BOTH
 def test_oldest_onnxruntime(cases, tmp_path, library):
     python = os.environ.get(OLDEST)
     if not python:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from fuzzing import run_apart
+from fuzzing import open_session, run_apart
 from test_op_activation import activation_model
 from test_op_attention import attention_model, expected
 from test_op_attention import feeds as attention_feeds
@@ -22,7 +21,6 @@ from test_op_multi_head_attention import feeds as encoder_feeds
 from test_op_norm import feeds as norm_feeds
 from test_op_norm import norm_model
 
-from qcompiler import runtime
 from qcompiler.numerics import reference
 
 CASES = 1000
@@ -123,15 +121,8 @@ def run(seed: int, cases: int) -> tuple[int, int]:
         model.ClearField("functions")
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.ClearField("shape")  # must not shield the kernel
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 2
-        runtime.register(options)
         try:
-            session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            outputs = session.run(None, fed)
+            outputs = open_session(model.SerializeToString()).run(None, fed)
         except Exception as error:  # ONNX Runtime's errors share no other base class
             assert str(error)
             counts[1] += 1

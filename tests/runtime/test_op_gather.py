@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from op_checks import BOTH
 from op_models import BITS, gather_model, make_layer
 
 from qcompiler.numerics import reference
 
 EITHER_WIDTH = pytest.mark.parametrize("bits", BITS)
-BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
 
 
 @BOTH

@@ -9,11 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from op_checks import BOTH, FORMS, VARIABLE, check_form, check_variable_inputs, run
 from op_models import (
     ACTIVATIONS,
-    VARIABLE,
     assert_close,
-    check_variable_inputs,
     make_layer,
     matmul_model,
 )
@@ -21,51 +20,13 @@ from op_models import (
 from qcompiler import runtime
 
 RNG = np.random.default_rng(3)
-BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
-
-# Bits, symmetric, activations, K, N, group size, splits.
-FORMS = [
-    (4, True, "row", 64, 48, 32, (48, 0, 0)),
-    (4, False, "row", 100, 35, 32, (32, 3, 0)),
-    (4, True, "group", 200, 96, 64, (32, 32, 32)),
-    (4, False, "group", 300, 41, 256, (20, 0, 21)),
-    (4, True, "static", 7, 5, 32, (3, 1, 1)),
-    (4, False, "static", 136, 50, 128, (50, 0, 0)),
-    (8, True, "row", 100, 35, 32, (1, 34, 0)),
-    (8, False, "row", 64, 48, 64, (16, 16, 16)),
-    (8, True, "group", 300, 41, 256, (41, 0, 0)),
-    (8, False, "group", 130, 64, 32, (48, 16, 0)),
-    (8, True, "static", 136, 50, 128, (17, 17, 16)),
-    (8, False, "static", 7, 5, 32, (5, 0, 0)),
-]
-
-
-def run(session, x, names=None) -> np.ndarray:
-    return np.concatenate([y.astype(np.float32) for y in session.run(names, {"X": x})], axis=-1)
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_agrees_with_reference(session, form, dtype, library):
-    bits, symmetric, activation, k, n, group, splits = form
-    layer = make_layer(k, n, group, bits=bits, symmetric=symmetric, bias=symmetric)
-    model = matmul_model(layer, activation, dtype=dtype, splits=splits)
-    onnx.checker.check_model(model, full_check=True)
-    runner = session(model, library=library)
-    for leading in ((1, 1), (2, 4), (0, 3)):
-        x = RNG.normal(size=(*leading, k)).astype(np.float32)
-        if leading == (2, 4):
-            x[0, 0] = 0
-            x[0, 1, 0] = np.nan
-            x[1, 2, k - 1] = np.inf
-        # bfloat16: the model narrows X, so take values that it leaves as they are.
-        if dtype == "bfloat16":
-            x = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
-        fed = x.astype(np.float16) if dtype == "float16" else x
-        y = run(runner, fed)
-        expected = layer.expected(fed, activation)
-        assert_close(y, expected, layer.tolerance(fed, activation), dtype)
+    check_form(partial(session, library=library), form, dtype, RNG)
 
 
 @BOTH

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from op_checks import BOTH
+from op_models import with_function
 
 from qcompiler import ops
 from qcompiler.numerics import reference
 
-BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
 # Batch, rows, keys, heads, channels.
 SHAPES = [
     (1, 128, 128, 12, 32),
@@ -38,12 +39,7 @@ def encoder_model(heads, d, mask_rank=4, **attributes) -> onnx.ModelProto:
         [info(name, shape) for name, shape in dims.items()],
         [info("Y", ["B", "S", heads * d])],
     )
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", ops.ONNX_OPSET), helper.make_opsetid(ops.DOMAIN, 1)],
-        functions=[ops.function("MultiHeadAttention")],
-        ir_version=10,
-    )
+    return with_function(graph, "MultiHeadAttention")
 
 
 def feeds(batch, rows, keys, heads, d, *, mask=(1,), seed=0):

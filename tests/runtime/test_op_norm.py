@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from op_checks import BOTH
+from op_models import with_function
 
 from qcompiler import ops
 from qcompiler.numerics import reference
 
-BOTH = pytest.mark.parametrize("library", [True, False], ids=["library", "functions"])
 CENTERS = pytest.mark.parametrize("centers", [True, False], ids=["layer", "rms"])
 
 
@@ -34,12 +35,7 @@ def norm_model(centers, *, outputs=("Y", "sum"), leading=("a", "b"), **attribute
     graph = helper.make_graph(
         [node], "norm", infos(shapes), infos({name: shapes["X"] for name in outputs if name})
     )
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", ops.ONNX_OPSET), helper.make_opsetid(ops.DOMAIN, 1)],
-        functions=[ops.function(op_type)],
-        ir_version=10,
-    )
+    return with_function(graph, op_type)
 
 
 def feeds(centers, shape):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import qc, refusal
-from odd_models import K, N, W, linear, model_of, no_rank_input, normal
+from odd_models import K, N, W, edited, linear, model_of, no_rank_input, normal
 from onnx import TensorProto, helper
 
 from qcompiler.formats import WeightFormat
@@ -144,11 +144,7 @@ def test_external_data(tmp_path: Path, change: dict[str, str], cause: str) -> No
     onnx.save(
         linear(w=W), path, save_as_external_data=True, location="m.onnx.data", size_threshold=0
     )
-    made = onnx.load(path, load_external_data=False)
-    entries = {entry.key: entry for entry in made.graph.initializer[0].external_data}
-    for key, value in change.items():
-        entries[key].value = value
-    path.write_bytes(made.SerializeToString())
+    edited(path, **change)
     assert cause in refusal("compile", path)
     assert cause in refusal("inspect", path)
 

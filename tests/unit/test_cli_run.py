@@ -48,10 +48,7 @@ def test_help_needs_no_heavy_module():
 
 
 def test_eval_of_encoders_shows_intervals(tmp_path):
-    exact = tiny.save(tiny.encoder(tiny.embedding()), tmp_path / "a")
-    other = tiny.save(tiny.encoder(tiny.embedding(1)), tmp_path / "b")
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{tiny.text(9, seed=n)}." for n in range(40)))
+    exact, other, text = tiny.two_encoders(tmp_path)
     options = ("eval", other, "--text", text, "--reference", exact)
     (record,) = json.loads(qc(*options, "--json").stdout)
     found = record["embeddings"]

@@ -183,10 +183,7 @@ def test_perplexity_of_the_orchestrated_run(tmp_path):
 
 
 def test_evaluate_encoders(tmp_path):
-    exact = tiny.save(tiny.encoder(tiny.embedding()), tmp_path / "a")
-    other = tiny.save(tiny.encoder(tiny.embedding(1)), tmp_path / "b")
-    file = tmp_path / "text.txt"
-    file.write_text("\n\n".join(f"{tiny.text(9, seed=n)}." for n in range(40)))
+    exact, other, file = tiny.two_encoders(tmp_path)
     results = evaluate([exact, other], str(file), exact)
     assert results[0].embeddings.min_cosine == pytest.approx(1)
     assert results[1].embeddings.mean_cosine < 0.9

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
+from odd_models import edited
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ir
@@ -162,15 +163,6 @@ def no_data(path: Path) -> Path:
 def short_data(path: Path) -> Path:
     data = path.with_name(path.name + ".data")
     data.write_bytes(data.read_bytes()[:-1])
-    return path
-
-
-def edited(path: Path, **fields: str) -> Path:
-    model = onnx.load(path, load_external_data=False)
-    entries = {entry.key: entry for entry in model.graph.initializer[0].external_data}
-    for key, value in fields.items():
-        entries[key].value = value
-    path.write_bytes(model.SerializeToString())
     return path
 
 

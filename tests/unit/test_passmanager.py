@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,6 +84,45 @@ def test_missing_facts_are_found_when_the_pipeline_is_built() -> None:
     PassManager([Worker(work=print)], given=frozenset({Fact.PLANNED}))
     with pytest.raises(RecipeError, match="put 'plan-activations' before it"):
         PassManager(parse_pipeline("import,canonicalize,quantize-weights"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        (
+            "import,canonicalize,calibrate,rotate",
+            "'rotate' can't run on a graph that is calibrated; put it before 'calibrate'",
+        ),
+        (
+            "import,canonicalize,plan-weights,rotate",
+            "'rotate' can't run on a graph that is weights-planned; put it before 'plan-weights'",
+        ),
+        (
+            "import,canonicalize,plan-weights,plan-activations,quantize-weights,allocate-bits",
+            "'allocate-bits' can't run on a graph that is weights-quantized",
+        ),
+        (
+            "import,canonicalize,plan-weights,plan-activations,quantize-weights,insert-qdq,"
+            "lower-ort-custom,correct-bias",
+            "'correct-bias' needs a graph that is qdq; put 'insert-qdq' before it",
+        ),
+    ],
+)
+def test_passes_too_late_are_found_when_the_pipeline_is_built(pipeline: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        PassManager(parse_pipeline(pipeline))
+
+
+def test_a_pass_that_asks_for_data_where_there_is_none_says_what_to_do() -> None:
+    asked = {
+        "observe": lambda data, graph: data.observe(graph, ["x"]),
+        "stream": lambda data, graph: data.stream(graph, ["x"]),
+        "probe": lambda data, graph: data.probe(graph, "y", [], []),
+    }
+    for ask in asked.values():
+        worker = Worker(work=lambda graph, ctx, ask=ask: ask(ctx.data, graph))
+        with pytest.raises(CalibrationError, match=r"pass 'worker': .* data; give --calib SRC"):
+            PassManager([Planner(), worker]).run(graph(), PassContext())
 
 
 def reference_pipeline(seen: list[gs.Graph | None]) -> list[Pass]:

@@ -77,8 +77,6 @@ def test_large_values_are_digested_and_any_change_shows() -> None:
     swapped = values.copy()
     swapped[0, :2] = swapped[0, 1::-1]
     assert init_line(graph_with(swapped)) != line
-    full = init_line(graph_with(values), full_values=True)
-    assert full.endswith("[2, 3, 4, 5, 6, 7, 8, 9]]")
 
 
 def test_float_digests_can_be_left_out_but_integers_keep_theirs() -> None:

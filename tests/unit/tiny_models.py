@@ -183,6 +183,14 @@ def save(
     return folder
 
 
+def two_encoders(folder: Path) -> tuple[Path, Path, Path]:
+    """An encoder, another one, and a text of 40 sentences."""
+    exact, other = (save(encoder(embedding(seed)), folder / f"encoder{seed}") for seed in (0, 1))
+    file = folder / "text.txt"
+    file.write_text("\n\n".join(f"{text(9, seed=n)}." for n in range(40)))
+    return exact, other, file
+
+
 CONFIG = {
     "model": {
         "bos_token_id": BOS,

@@ -1,0 +1,85 @@
+"""Formats of weights: what they say of themselves is what the rest of the house does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat, storage_of
+from qcompiler.numerics.packing import PackedMatrix, packed_shape
+from qcompiler.numerics.rounding import quantize_weight
+
+FORMS = [
+    WeightFormat(bits=bits, group_size=size, symmetric=symmetric)
+    for bits in WIDTHS
+    for size in GROUP_SIZES
+    for symmetric in (True, False)
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_text_is_read_back(form: WeightFormat) -> None:
+    assert WeightFormat.parse(str(form)) == form
+    progressive = form.with_scales(progressive=True)
+    assert WeightFormat.parse(str(progressive)) == progressive
+    assert progressive.progressive == form.narrow
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_bytes_are_those_of_the_packed_arrays(form: WeightFormat) -> None:
+    rows, columns = 2 * form.group_size, 32  # whole groups, blocks and panels: no padding
+    weight = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
+    q = quantize_weight(weight, form)
+    packed = PackedMatrix.pack(q.codes, q.scales, q.zero_points, form)
+    shared = 1 if form.symmetric else 0  # one zero point for all
+    stored = packed.W.nbytes + packed.scales.nbytes + packed.zero_points.nbytes - shared
+    assert form.nbytes(rows, columns) == q.nbytes() == stored
+    assert packed.W.shape == packed_shape(form, rows, columns)
+    assert q.codes.max() <= form.top
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_onnx_holds_every_code_of_a_format(form: WeightFormat) -> None:
+    storage = form.storage
+    assert storage_of(storage.element_type) is storage
+    codes = np.arange(form.top + 1)
+    stored = (codes - (form.middle if storage.signed else 0)).astype(storage.dtype)
+    np.testing.assert_array_equal(stored.astype(np.int64) + storage.middle, codes)
+    assert onnx.helper.np_dtype_to_tensor_dtype(storage.dtype) == storage.element_type
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int4", "is no weight format such as"),
+        ("int4 g32", "is no weight format such as"),
+        ("int04 g32 sym", "is no weight format such as"),
+        ("int4 g32 symmetric", "is no weight format such as"),
+        ("int8 g32 sym progressive", "is no weight format such as"),
+        ("int5 g32 sym", "weights have 4 or 8 bits"),
+        ("int4 g48 sym", "groups have 32, 64, 128 or 256 channels"),
+    ],
+)
+def test_other_texts_are_explained(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightFormat.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 1, "group_size": 32}, "2 to 8 bits, not 1"),
+        ({"bits": 16, "group_size": 32}, "2 to 8 bits, not 16"),
+        ({"bits": 4, "group_size": 0}, "at least one channel"),
+        ({"bits": 8, "group_size": 32, "progressive": True}, "no progressive groups"),
+    ],
+)
+def test_impossible_formats_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightFormat(**fields)
+
+
+def test_types_that_hold_no_codes() -> None:
+    assert storage_of(onnx.TensorProto.FLOAT) is None
+    assert storage_of(onnx.TensorProto.INT32) is None

@@ -1,0 +1,114 @@
+"""Targets: what they can't run is said before the long passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompiler
+from qcompiler import ops, targets
+from qcompiler.errors import RecipeError
+from qcompiler.formats import LayerPlan, WeightFormat
+from qcompiler.passes import register
+from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.targets import TARGETS
+
+THREE = WeightFormat(bits=3, group_size=32)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_every_target_says_what_it_is(target: targets.Target) -> None:
+    assert target.summary and target.minimum_onnxruntime
+    assert all(step.name for step in target.passes())
+    for bits in (4, 8):
+        plan = LayerPlan(weight=WeightFormat(bits=bits, group_size=128))
+        assert target.accepts(plan) is None
+    assert target.accepts(LayerPlan()) is None, "float runs anywhere"
+    refused = target.accepts(LayerPlan(weight=THREE))
+    assert (refused is None) == (target.widths is None)
+
+
+def test_op_targets_take_the_widths_that_have_ops() -> None:
+    for name in ("ort-custom", "cuda"):
+        assert TARGETS[name].widths == frozenset(ops.WIDTHS)
+    odd = LayerPlan(weight=WeightFormat(bits=4, group_size=48))
+    assert "groups of 48" in str(TARGETS["ort-custom"].accepts(odd))
+
+
+def test_an_unknown_target_is_guessed() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'ort-custom'"):
+        targets.get("ort-costum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow(Pass):
+    """Plans three bits for every layer, and says so beforehand if asked."""
+
+    name: ClassVar[str] = "narrow"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_PLANNED})
+
+    says: bool = True
+
+    def may_plan(self) -> list[LayerPlan]:
+        return [LayerPlan(weight=THREE)] if self.says else []
+
+    def run(self, graph, ctx: PassContext) -> PassResult:
+        plan = {name: replace(each, weight=THREE) for name, each in ctx.plan.items()}
+        return PassResult(graph=graph, changed=False, plan=plan)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    made = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]>\n'
+        "g (float[N, 64] x) => (float[N, 32] y) { [fc] y = MatMul(x, w) }"
+    )
+    values = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    return tmp_path / "m.onnx"
+
+
+def recipe_with(folder: Path, says: bool) -> Path:
+    path = folder / "narrow.toml"
+    path.write_text(
+        'base = "rtn"\n[[pass]]\nname = "narrow"\nafter = "plan-weights"\n'
+        f"says = {str(says).lower()}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (True, r"can't run layers that pass 'narrow' plans, planned as int3 g32 sym: .*3 bits"),
+        (False, r"pass 'narrow': target 'ort-custom' can't run 'fc', planned as int3 g32 sym"),
+    ],
+)
+def test_a_plan_is_refused_before_anything_is_rounded(
+    model: Path, monkeypatch: pytest.MonkeyPatch, says: bool, message: str
+) -> None:
+    monkeypatch.setattr("qcompiler.passes._EXTRA", {})
+    register(Narrow)
+    read: list[Path] = []
+    monkeypatch.setattr("qcompiler.ir.read_model", _noted(read))
+    with pytest.raises(RecipeError, match=message):
+        qcompiler.compile(model, recipe=recipe_with(model.parent, says))
+    assert bool(read) is not says, "what a pass says is known before the model is read"
+    assert {path.name for path in model.parent.iterdir()} == {"m.onnx", "narrow.toml"}
+
+
+def _noted(read: list[Path]):
+    from qcompiler.ir.io import read_model
+
+    def noting(path: Path):
+        read.append(path)
+        return read_model(path)
+
+    return noting
