@@ -173,7 +173,9 @@ def evaluate(
         str | None,
         typer.Option(help="Float model to compare with: KL and top-1 agreement, or cosines."),
     ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window; none sees another.")] = 512,
+    window: Annotated[
+        int, typer.Option(min=2, help="Tokens per window; each starts without context.")
+    ] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
     threads: Threads = None,
     provider: Provider = "cpu",

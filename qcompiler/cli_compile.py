@@ -33,7 +33,7 @@ Calib = Annotated[
     typer.Option(
         metavar="SRC",
         help="Calibration data: random-tokens, pydoc:first, self, a text, .jsonl or .npz file, a "
-        "folder of .npz files, or random. By default what the recipe names, else random-tokens for "
+        "folder of .npz files, or random. By default what a recipe names, else random-tokens for "
         "language models and random for others.",
     ),
 ]
