@@ -1,4 +1,4 @@
-"""Graph passes: one rewrite a file, each registered by one line here."""
+"""Graph passes: one rewrite per file, each registered by one line here."""
 
 from __future__ import annotations
 

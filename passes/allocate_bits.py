@@ -1,15 +1,16 @@
-"""allocate-bits: give each layer the weight format that its effect on the model's output deserves.
+"""allocate-bits: choose the weight format of each layer by its effect on the model's output.
 
-Layers that read the same activation are one unit. Each unit in turn is rounded to `probe` while the
-rest stays in float: the divergence at the output is its sensitivity. What another format would
-cost is estimated from the errors of the weights, channels weighted by their mean square; losses
-are taken to add up. The formats with the least loss within the budget go into the plan, which
-`quantize-weights` follows. The graph is not changed.
+Layers that read the same activation form one unit. Each unit in turn is rounded to `probe` while
+the rest stays in float. The divergence this causes at the output is its sensitivity. What another
+format would cost is estimated from the errors of the weights, with channels weighted by their mean
+square. Losses are assumed to add up. The formats with the least total loss within the budget go
+into the plan, which `quantize-weights` follows. The graph is not changed.
 
-Int8 activations take no bits, but their error counts: it is measured on calibration data, in the
-units of the weights' errors. With each format goes the cheapest of `activations` at run time that
-leaves a unit no more than `tolerance` above the least loss. So finer scales are paid for where
-activations are what hurts, in sensitive layers and behind weights of 8 bits, and only there.
+Int8 activations take no bits, but their error counts. It is measured on calibration data, in the
+same units as the weights' errors. Each format comes with those `activations` that are cheapest at
+run time among the ones that leave the unit no more than `tolerance` above the least loss. So finer
+scales are used only where activations dominate the loss: in sensitive layers and with weights of 8
+bits.
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ class AllocateBits(Pass):
     budget: float = 0.0
     """Bits a weight of the linear layers (scales and zero points count); 0: no limit."""
     max_kl: float = 0.0
-    """Divergence at the output, as estimated; 0: no limit. The smallest model within it."""
+    """Estimated divergence at the output; 0: no limit. The smallest model within it is taken."""
     formats: tuple[str, ...] = _FORMATS
     activations: tuple[Literal["per-token", "per-group"], ...] = ("per-token", "per-group")
     """What layers with dynamic scales may get; none: everything stays as planned."""
     tolerance: float = 0.1
     """The share of a unit's loss that cheaper activations may add."""
     probe: str = "int4 g128 sym"
-    """What a unit is rounded to while the rest stays in float."""
+    """The format that a unit is rounded to, to measure its sensitivity."""
 
     def __post_init__(self) -> None:
         for text in (*self.formats, self.probe):

@@ -1,4 +1,4 @@
-"""canonicalize: one spelling for a linear layer.
+"""canonicalize: one form of a linear layer.
 
 Gemm(X, W, b)  transB, alpha, beta    ->  MatMul(X, W') + Add(b')
 MatMul(X, Transpose(W))               ->  MatMul(X, W')

@@ -2,8 +2,8 @@
 
     cos_cache, sin_cache [P, h]  ->  Cos(A), Sin(A),  A = Range(0, P, 1) [P, 1] · frequencies [1, h]
 
-ONNX Runtime folds them into constants at load. Only tables that come out the same to 1e-6 are
-replaced.
+ONNX Runtime folds them into constants when it loads the model. Only tables that these nodes
+reproduce to 1e-6 are replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ComputeRotary(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
     min_bytes: int = 1 << 16
-    """Smaller tables stay."""
+    """Smaller tables are left alone."""
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)

@@ -1,13 +1,13 @@
-"""correct-bias: biases make up for what rounding adds to the mean of a layer's output.
+"""correct-bias: change biases so that rounding does not shift the mean of a layer's output.
 
     MatMul(X̂, Ŵ) [+ b]  ->  MatMul(X̂, Ŵ) + (b + E[XW] - E[X̂Ŵ])
 
-E[XW] is the float model's; X̂ comes from the Q/DQ graph with all layers before it corrected. Both
-graphs run over the calibration data side by side. The correction follows from three quarters of the
-samples. It is kept where it lowers the layer's output error on the last quarter, and otherwise the
+E[XW] is the float model's. X̂ comes from the Q/DQ graph with all layers before it corrected. Both
+graphs run over the calibration data side by side. The correction is computed from three quarters of
+the samples. It is kept where it lowers the layer's output error on the last quarter. Otherwise the
 layer stays as it is.
 
-Source: Nagel et al., arXiv 1906.04721, as AWEQ, arXiv 2311.01305, uses it; judging it on held-out
+Source: Nagel et al., arXiv 1906.04721, as used by AWEQ, arXiv 2311.01305. Checking it on held-out
 data is ours.
 """
 
@@ -36,7 +36,7 @@ class _Corrected:
     layer: Layer
     """The layer with the bias."""
     made: bool
-    """Whether the bias is new, and goes again where it is not needed."""
+    """Whether the bias is new, and is removed where it is not needed."""
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@
     act(g) * (H·Wu) -> X -> W       ->   act(g) * (H·Wu / s) -> X / s -> diag(s)·W
     attention(Q, K, H·Wv) -> X -> W ->   attention(Q, K, H·Wv / s) -> X / s -> diag(s)·W
 
-Which activations are touched is the plan's decision ("planned") or every foldable one ("all").
+Which activations are equalized: those the plan names ("planned"), or every foldable one ("all").
 
 | method | the scales s |
 | --- | --- |
@@ -14,12 +14,12 @@ Which activations are touched is the plan's decision ("planned") or every foldab
 | aqas | lae, or smoothquant with one of nine alphas, searched with both rounded |
 | smoothquant+ | SmoothQuant's, with one alpha for the whole model, searched with both rounded |
 
-A search runs the layers that read X over calibration data and takes the scales with the least
-error of their outputs. 1 is always tried: an edge that gains nothing is left alone. The
-publications judge awq and os+ by the output of a whole block, and smoothquant+ by that of the
-model; here it is always the layers that read X, for smoothquant+ the sum over all X of the relative
-squared errors. aqas is named after AQAS, arXiv 2311.05161, from which it takes that weights and
-activations are judged together.
+A search runs the layers that read X over calibration data, rounded as planned, and takes the scales
+with the least error of their outputs. Scales of 1 are always tried, and an edge that gains nothing
+is left alone. The publications judge awq and os+ by the output of a whole block, and smoothquant+
+by that of the model. Here it is always the layers that read X, and for smoothquant+ the sum over
+all X of the relative squared errors. aqas is named after AQAS, arXiv 2311.05161, which also judges
+weights and activations together.
 """
 
 from __future__ import annotations

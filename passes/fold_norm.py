@@ -4,9 +4,10 @@
     norm(..) * w + b -> X -> linears W, c    ->   norm(..) * 1 + 0 -> X -> diag(w)·W, c + b·W
     norm(..) * w + b -> X -> linears W       ->   norm(..) * 1 + b/w -> X -> diag(w)·W
 
-Fused and spelled-out norms alike, whatever multiplies a vector. The bias b moves where every reader
-has one to take it. What a rotation of the residual stream needs: it commutes with a norm only if no
-channel is scaled. Run it before `calibrate`: X changes.
+This works for fused and for decomposed norms, whatever multiplies by a vector. The bias b moves
+where every reader has a bias to add it to. `rotate` needs it, because a rotation of the residual
+stream commutes with a norm only if the norm scales no channel. X changes, so it comes before
+`calibrate`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class FoldNorm(Pass):
     forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED, Fact.WEIGHTS_QUANTIZED})
 
     subtracting_mean: bool = True
-    """Also norms that subtract the mean, whose residual stream `rotate` leaves as it is: there
-    nothing spreads what the fold puts into the weights."""
+    """Also norms that subtract the mean. `rotate` leaves their residual stream as it is, so nothing
+    spreads the outliers that the fold puts into the weights."""
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         layers, _ = find_layers(graph)

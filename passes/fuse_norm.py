@@ -3,7 +3,8 @@
     w * (x * (1 / sqrt(mean(x^2) + eps)))           ->  SimplifiedLayerNormalization(x, w)
     (x - mean(x)) / sqrt(var(x) + eps) * w + b      ->  LayerNormalization(x, w, b)
 
-The first is ONNX Runtime's operator, so targets for any runtime use `standard_only`.
+The first is an operator of ONNX Runtime. With `standard_only` only the second is used, for results
+that run anywhere.
 """
 
 from __future__ import annotations

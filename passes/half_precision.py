@@ -3,9 +3,10 @@
     MatMulW4A8(X [float32])                 ->  MatMulW4A8(Cast(X) [float16])
     Cast(MatMulW4A8(Cast(X [float16])))     ->  MatMulW4A8(X), in models of float16
 
-So are norms, attention and what is done to their results; its caches are float16, as inputs and
-outputs too. Every other input and output keeps its type: what computes an output stays in float32,
-like masks, positions, tables of rotary embeddings, and what has a constant that float16 can't hold.
+Norms, attention and what is done to their results are converted too. Key and value caches become
+float16, also as inputs and outputs of the model. Every other input and output keeps its type. What
+computes an output stays in float32, and so do masks, positions, tables of rotary embeddings, and
+nodes with a constant that float16 can't hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""import: bring any valid model to the form every other pass reads.
+"""import: bring any valid model to the form that every other pass reads.
 
 opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types), or newer if it must be
 model-local functions       ->  inlined

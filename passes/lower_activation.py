@@ -1,9 +1,9 @@
-"""lower-activation: the activation of an MLP becomes one op of the library.
+"""lower-activation: the activation function of an MLP becomes one op of the library.
 
     gate * Sigmoid(gate) * up                ->  SwiGLU(gate, up)
-    Gelu(x), x * (1 + Erf(x / sqrt(2))) / 2  ->  Gelu(x), or GeluTanh(x) where that is meant
+    Gelu(x), x * (1 + Erf(x / sqrt(2))) / 2  ->  Gelu(x), or GeluTanh(x) for its tanh form
 
-In float32 as before.
+Computed in float32, as before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ACTIVATIONS: tuple[tuple[Op, str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class LowerActivation(Pass):
-    """Hand SwiGLU and GELU to the op library."""
+    """Replace SwiGLU and GELU by ops of the library."""
 
     name: ClassVar[str] = "lower-activation"
     numerics: ClassVar[Numerics] = Numerics.EXACT

@@ -3,9 +3,9 @@
     com.microsoft::GroupQueryAttention(QKV, , , past_key, past_value, lengths, cosines, sines)
         ->  ai.qcompiler::GroupQueryAttention(QKV, past_key, past_value, lengths, cosines, sines)
 
-The same operator, in float32 as before, with a faster kernel. Only the form that kernel knows is
-taken: packed queries, keys and values, rotary embedding, causal; anything else stays, and the
-remark says why.
+The same operator, in float32 as before, with a faster kernel. Only the form that this kernel
+supports is replaced: packed queries, keys and values, rotary embedding, causal. Anything else
+stays, and the remark says why.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
 
 OP = "GroupQueryAttention"
-HEAD_STEP = 16
-"""The kernel takes heads whose channels are a multiple of this."""
 
 _READ = ("num_heads", "kv_num_heads", "scale")
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -42,7 +40,7 @@ _PRESENT = (0, 3, 4, 5, 6, 7, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class LowerAttention(Pass):
-    """Hand decoder attention to the op library."""
+    """Replace decoder attention by the op of the library."""
 
     name: ClassVar[str] = "lower-attention"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -82,8 +80,8 @@ def _veto(node: gs.Node) -> str | None:
     if any(node.inputs[i].dtype not in (np.float32, None) for i in (0, 3, 4, 7, 8)):
         return "it is not in float32"
     channels = _channels(node)
-    if channels is None or channels % HEAD_STEP:
-        return f"heads of {channels or 'unknown'} channels, not a multiple of {HEAD_STEP}"
+    if channels is None or channels % ops.HEAD_STEP:
+        return f"heads of {channels or 'unknown'} channels, not a multiple of {ops.HEAD_STEP}"
     return None
 
 

@@ -1,12 +1,12 @@
-"""lower-multi-head-attention: an encoder's attention, however it is spelled, becomes one op.
+"""lower-multi-head-attention: an encoder's attention, in any of its forms, becomes one op.
 
     heads(X) = Transpose(Reshape(X, [B, S, H, d]), [0, 2, 1, 3]), and back
 
     back(Softmax(c * heads(Q) heads(K)^T [+ mask]) heads(V))
         ->  MultiHeadAttention(Q, K, V, mask)
 
-In float32 as before. The scale may stand at the scores or at either factor; a Where may turn rows
-that are NaN to zeros.
+Computed in float32, as before. The scale may be applied to the scores or to either factor. A Where
+may turn rows that are NaN into zeros.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
 from qcompiler.ir.matcher import Match, Op, Pattern, const, either, find, op, var
-from qcompiler.passes.lower_attention import HEAD_STEP
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
 
@@ -69,7 +68,7 @@ ATTENTION = op(
 
 @dataclass(frozen=True, kw_only=True)
 class LowerMultiHeadAttention(Pass):
-    """Hand an encoder's attention to the op library."""
+    """Replace an encoder's attention by the op of the library."""
 
     name: ClassVar[str] = "lower-multi-head-attention"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -114,8 +113,8 @@ def _veto(found: Match) -> str | None:
         return "its scores are not queries by keys"
     if "flat" in found and _dims(found["flat"])[1:] != [k[1], channels]:
         return "its keys are not turned head by head"
-    if channels % HEAD_STEP:
-        return f"heads of {channels} channels, not a multiple of {HEAD_STEP}"
+    if channels % ops.HEAD_STEP:
+        return f"heads of {channels} channels, not a multiple of {ops.HEAD_STEP}"
     mask = found.get("mask")
     if mask is None:
         return None

@@ -1,10 +1,10 @@
-"""lower-norm: a residual and the norm behind it become one op of the library.
+"""lower-norm: a residual sum and the norm that reads it become one op of the library.
 
     s = Add(x, skip); y = LayerNormalization(s, w, b)         ->  y, s = AddLayerNormalization(..)
     s = Add(x, skip); y = SimplifiedLayerNormalization(s, w)  ->  y, s = AddRMSNormalization(..)
     y, s = SkipSimplifiedLayerNormalization(x, skip, w)       ->  the same
 
-In float32 as before. The second output is '' where nobody but the norm reads the sum.
+Computed in float32, as before. The second output is '' where only the norm reads the sum.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class LowerNorm(Pass):
-    """Hand norms of residual sums to the op library."""
+    """Replace norms of residual sums by ops of the library."""
 
     name: ClassVar[str] = "lower-norm"
     numerics: ClassVar[Numerics] = Numerics.EXACT

@@ -3,9 +3,9 @@ load no library.
 
     MatMul([DQ(Q](X[))], DQ(W))  ->  com.microsoft.MatMulNBits(X, B, scales[, zeros])
 
-accuracy_level 4 makes ORT quantize the activations itself, per row and block, so activation Q/DQ
-is dropped. A table tied to the head reads the head's packed bytes through a Reshape, and a 4-bit
-table is read as such bytes too: rows are unpacked after the look-up.
+accuracy_level 4 makes ORT quantize the activations itself, per row and block, so activation Q/DQ is
+removed. A table tied to the head reads the head's packed bytes through a Reshape. A 4-bit table is
+stored as such bytes too, and its rows are unpacked after the look-up.
 """
 
 from __future__ import annotations

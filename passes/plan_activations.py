@@ -6,11 +6,12 @@ Policy `fptq` follows the layer-wise ranges of FPTQ (arXiv 2308.15987), v = max 
     v0 < v < v1    logarithmic equalization, then per-tensor, static scale
     v >= v1        per-token, dynamic scale
 
-Policy `measured` compares what rounding the input does to the output on calibration data, for one
-static scale, one a token and one a group of channels (`qcompiler.numerics.activation_choice`). Each
-costs more at run time than the one before; the first whose relative error is within `tolerance` is
-taken, and where none is, the more exact of the two dynamic ones. Layers that read one activation
-are judged by the one that suffers most, and planned alike: they share its Q/DQ, and a node.
+Policy `measured` measures on calibration data how much rounding the input changes the output, with
+one static scale, one scale a token and one a group of channels
+(`qcompiler.numerics.activation_choice`). Each costs more at run time than the one before. The first
+whose relative error is within `tolerance` is taken. Where none is, it is the more exact of the two
+dynamic ones. Layers that read one activation are planned alike, by the largest of their errors,
+because they share its Q/DQ and may share a node.
 
 The graph is not changed; the decisions travel in the context.
 """
@@ -48,9 +49,10 @@ class PlanActivations(Pass):
     policy: Policy = "per-token"
     v0: float = 15.0
     v1: float = 150.0
-    """Of fptq, both."""
+    """Both of `fptq`."""
     tolerance: float = 0.03
-    """Of measured: the error a cheaper granularity may leave, relative to what outputs vary by."""
+    """Of `measured`: the output error that a cheaper choice may leave, relative to how much the
+    outputs vary."""
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0.0:

@@ -1,9 +1,9 @@
 """plan-weights: which layers and tables get which format.
 
-The one place where a recipe names its formats. Layers whose result is an output of the model (the
-language-model head), and those that only such layers read, have a width of their own; tables have a
-format of their own, and a head tied to a table shares it. `allocate-bits` may choose other formats
-later; whatever rounds or searches reads the plan.
+This is the one place where a recipe names its formats. Layers whose result is an output of the
+model (the language-model head), and those that only such layers read, have a width of their own.
+Tables have a format of their own, which a head tied to a table shares. `allocate-bits` may choose
+other formats later. Passes that round or search read the plan.
 
 The graph is not changed; the decisions travel in the context.
 """
@@ -52,13 +52,13 @@ class PlanWeights(Pass):
     become int8 values by integer arithmetic alone, as in QServe, arXiv 2405.04532."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
-    that only such layers read, as the one `rotate` puts before a head."""
+    that only such layers read, such as the one that `rotate` puts before a head."""
     table_bits: Bits = 8
-    """4 where size counts most: asymmetric groups, and a head tied to the table has them too."""
+    """8 bits are symmetric, 4 bits asymmetric. A head tied to the table has the same format."""
     table_group_size: GroupSize = 64
-    """64 divides the hidden size of nearly every model, which sharing with the head can need."""
+    """64 divides the hidden size of nearly every model. Sharing with the head can need that."""
     min_channels: int = 32
-    """Layers with fewer input channels are left alone: nothing to gain."""
+    """Layers with fewer input channels are left in float, because there is nothing to gain."""
     min_rows: int = 1024
     """Tables with fewer rows (positions, token types) are left in float."""
 
@@ -74,7 +74,7 @@ class PlanWeights(Pass):
 
     @property
     def table(self) -> WeightFormat:
-        """The format of tables: only narrow codes are worth a zero point."""
+        """The format of tables: symmetric in 8 bits, where a zero point gains little."""
         form = WeightFormat(bits=self.table_bits, group_size=self.table_group_size)
         return replace(form, symmetric=not form.narrow)
 

@@ -1,12 +1,12 @@
-"""quantize-embedding: look-up tables in 8 or 4 bits, one copy for a table tied to the head.
+"""quantize-embedding: embedding tables become codes, one copy for a table tied to the head.
 
     Gather(E[N, K], ids)             ->  DequantizeLinear(Gather(codes[N, K], ids),
                                                           Gather(scales[N, G], ids), axis=-1)
     Gather(Transpose(W[K, N]), ids)  ->  the same over Transpose(codes[K, N]), which the head
     MatMul(X, W)                         reads too: MatMul(X, DequantizeLinear(codes, scales))
 
-Only the rows that are looked up are ever dequantized. Not so in 4 bits, which ONNX's Gather does
-not know: until a target lowers them, they are dequantized before the look-up.
+So only the rows that are looked up are dequantized. ONNX's Gather takes no 4-bit types, so tables
+of 4 bits are dequantized before the look-up, until a target lowers them.
 
     Gather(E[N, K], ids)             ->  Gather(DequantizeLinear(codes[N, K], scales, zeros), ids)
     Gather(Transpose(W[K, N]), ids)  ->  Gather(Transpose(DequantizeLinear(codes[K, N], ..)), ids)

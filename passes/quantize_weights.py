@@ -46,14 +46,14 @@ class QuantizeWeights(Pass):
     search: Search = "none"
     """Range of a group: as found, least weight error ("mse"), least output error ("output")."""
     rounding: Literal["nearest", "gptq", "gptaq"] = "nearest"
-    """How codes are chosen: each by itself, or so that a layer's output stays close to that of its
-    float weight on the same input ("gptq") or to the float model's ("gptaq")."""
+    """How codes are chosen: each by itself ("nearest"), or so that a layer's output stays close to
+    that of its float weight on the same input ("gptq"), or to the float model's ("gptaq")."""
     dampening: float = 0.01
     """Of GPTQ: the share by which the diagonal of the second moments grows."""
     act_order: bool = True
     """Of GPTQ: channels with the largest mean square first."""
     alpha: float = 0.25
-    """Of GPTAQ: the share of the layers' earlier errors that is made up for."""
+    """Of GPTAQ: the share of earlier layers' errors that is compensated."""
     sweeps: int = 0
     """Of both: rounds of coordinate descent over the codes afterwards."""
 

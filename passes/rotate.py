@@ -1,19 +1,19 @@
 """rotate: orthogonal matrices between layers spread outliers over all channels, at no cost.
 
-The residual stream, turned by one matrix R (`residual`):
+The residual stream, rotated by one matrix R (`residual`):
 
     x = table[ids]; x += H·Wo + b          ->   x = (table·R)[ids]; x += H·(Wo·R) + b·R
     norm(x) · 1 -> linears W               ->   norm(x) · 1 -> linears Rᵀ·W
     norm(x) · w -> head, its weight Eᵀ     ->   norm(x) · 1 -> MatMul by Rᵀ·diag(w)·R -> head,
     tied to the table E                         its weight (E·R)ᵀ still tied
 
-The values of each head, turned by a matrix R of their own, one a key/value head (`heads`):
+The values of each head, rotated by one matrix R for each key/value head (`heads`):
 
     attention(Q, K, H·Wv + b) -> linears W   ->   attention(Q, K, H·(Wv·R) + b·R) -> linears Rᵀ·W
 
-Norms must not scale channels: put `fold-norm` before. Only RMS norms qualify; a norm that subtracts
-the mean keeps its stream as it is. Put it before `calibrate` and `plan-activations`, which look at
-activations and layers that change here. Source: QuaRot, arXiv 2404.00456, and SpinQuant, arXiv
+Norms must not scale channels, so put `fold-norm` before it. Only RMS norms qualify: a stream with a
+norm that subtracts the mean stays as it is. It comes before `plan-weights` and `calibrate`, because
+layers and activations change here. Source: QuaRot, arXiv 2404.00456, and SpinQuant, arXiv
 2405.16406, without the rotations they compute at run time.
 """
 

@@ -1,18 +1,19 @@
-"""tweak-norms: the weights of norms make up for what rounding adds to the layers behind them.
+"""tweak-norms: refit the weights of norms to compensate rounding errors of the layers behind them.
 
     norm(..) * w (+ b) -> X̂ -> linears Ŵ   ->   norm(..) * (w ∘ a) (+ b) -> linears Ŵ
 
-The factors a are those with which the layers' outputs come nearest to X̂·W ("own"), or to the X·W of
-the float model ("float"), in one solution of least squares with a ridge that holds them at 1
-(`numerics.norm_tweak` derives it). X̂ comes from the Q/DQ graph with all norms before tweaked. The
-factors follow from three quarters of the calibration samples. They are kept where they lower the
-error on the last quarter, and otherwise the norm stays as it is, as it does where anything but
-quantized layers reads it.
+The factors a bring the layers' outputs as close as possible to X̂·W ("own"), or to the X·W of the
+float model ("float"). They are the solution of a least-squares problem with a ridge that holds them
+near 1 (`numerics.norm_tweak` derives it). X̂ comes from the Q/DQ graph with all earlier norms
+tweaked. The factors are fitted on three quarters of the calibration samples, and kept where they
+lower the error on the last quarter. Otherwise the norm stays as it is. So does a norm that anything
+but quantized layers reads.
 
 Rounding of the activations between norm and layers is left out of the fit, and static scales stay
 as they were calibrated.
 
-Source: after Norm Tweaking, arXiv 2309.02784; the closed form and the guard are ours.
+Source: after Norm Tweaking, arXiv 2309.02784. The closed form and the check on held-out samples are
+ours.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class TweakNorms(Pass):
     reads_reference: ClassVar[bool] = True
 
     target: Literal["own", "float"] = "own"
-    """What the layers should give: what their float weights make of the same input, or what they
+    """What the layers should give: what their float weights give on the same input, or what they
     give in the float model."""
     ridge: float = 0.01
-    """How firmly the factors are held at 1, as a share of the mean curvature of the error."""
+    """How strongly the factors are held at 1, as a share of the mean curvature of the error."""
 
     def __post_init__(self) -> None:
         if not self.ridge > 0.0:

@@ -1,4 +1,4 @@
-"""The command line `qc`: one thin function a command.
+"""The command line `qc`: one thin function per command.
 
 Heavy modules are imported inside the commands: `qc --help` answers at once.
 """
@@ -67,7 +67,7 @@ app.add_typer(runtime_app, name="runtime")
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads; as ONNX Runtime chooses by default.")
+    int | None, typer.Option(min=1, help="Threads; by default ONNX Runtime chooses.")
 ]
 
 
@@ -80,7 +80,7 @@ def _known_provider(value: str) -> str:
 Provider = Annotated[
     str,
     typer.Option(
-        help="What it runs on: cpu, or cuda (for models compiled with -t cuda).",
+        help="What runs the model: cpu, or cuda (for models compiled with -t cuda).",
         callback=_known_provider,
     ),
 ]
@@ -167,13 +167,15 @@ def evaluate(
     models: Models,
     text: Annotated[
         str,
-        typer.Option(help="A text or .jsonl file; or pydoc:first, pydoc:second (always there)."),
+        typer.Option(help="A text or .jsonl file, or pydoc:first, pydoc:second (built in)."),
     ] = "pydoc:second",
     reference: Annotated[
         str | None,
         typer.Option(help="Float model to compare with: KL and top-1 agreement, or cosines."),
     ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens a window, each scored afresh.")] = 512,
+    window: Annotated[
+        int, typer.Option(min=2, help="Tokens per window; each starts without context.")
+    ] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
     threads: Threads = None,
     provider: Provider = "cpu",
@@ -182,8 +184,8 @@ def evaluate(
     """Measure quality: perplexity of decoders, embeddings of encoders.
 
     Perplexity, the mean cosine and the share of neighbours kept come with their 95% confidence
-    intervals. Two decoders on the same text are compared far more sharply by the KL divergence
-    from a [b]--reference[/].
+    intervals. The KL divergence from a [b]--reference[/] compares decoders far more precisely than
+    their perplexities on the same text do.
 
     [dim]Examples:[/]
 
@@ -294,18 +296,20 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token, above 0 draws.")
+        float, typer.Option(min=0.0, help="0 takes the most likely token, above 0 samples.")
     ] = 0.0,
-    top_k: Annotated[int, typer.Option(min=1, help="Draw among this many likeliest.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Sample from this many most likely tokens.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt through the chat template.")
+        bool, typer.Option("--chat", help="Format the prompt with the chat template.")
     ] = False,
     threads: Threads = None,
     provider: Provider = "cpu",
     json: Json = False,
 ) -> None:
-    """Generate text, shown as it comes.
+    """Generate text, and print it as it is generated.
 
     [dim]Examples:[/]
 
@@ -347,7 +351,7 @@ app.command()(cli_compile.opt)
 
 @runtime_app.command()
 def path(json: Json = False) -> None:
-    """Print where the op library lies, for `SessionOptions.register_custom_ops_library`."""
+    """Print the path of the op library, for `SessionOptions.register_custom_ops_library`."""
     from qcompiler.runtime import library_path
 
     where = str(library_path())
@@ -359,7 +363,7 @@ def path(json: Json = False) -> None:
 
 @runtime_app.command()
 def info(json: Json = False) -> None:
-    """Print what the op library is and what it found on this machine."""
+    """Print facts about the op library, and which kernels it uses on this machine."""
     from qcompiler.runtime import info as facts
 
     found = facts()

@@ -25,54 +25,58 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Target = Annotated[
     str,
-    typer.Option("--target", "-t", help=f"What it runs on: {', '.join(TARGETS)}."),
+    typer.Option("--target", "-t", help=f"What the result runs on: {', '.join(TARGETS)}."),
 ]
 Calib = Annotated[
     str | None,
     typer.Option(
         metavar="SRC",
-        help="Calibration data: random-tokens (usual for language models; some recipes "
-        "name another), self, pydoc:first, "
-        "a text, .jsonl or .npz file, a folder of .npz, or random.",
+        help="Calibration data: random-tokens, pydoc:first, self, a text, .jsonl or .npz file, a "
+        "folder of .npz files, or random. By default what a recipe names, else random-tokens for "
+        "language models and random for others.",
     ),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
-Length = Annotated[int, typer.Option(min=2, help="Tokens a calibration sample.")]
+Length = Annotated[int, typer.Option(min=2, help="Tokens per calibration sample.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random calibration data.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        "--nodes-to-exclude", metavar="REGEX", help="Leave layers of such names in float."
+        "--nodes-to-exclude", metavar="REGEX", help="Leave layers with matching names in float."
     ),
 ]
 DumpIr = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Write the graph after every pass there.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Write the graph after every pass to this folder."),
 ]
 Lowering = Annotated[
     str | None,
-    typer.Option(
-        "--target", "-t", help="Lower the result for this target, by its passes behind yours."
-    ),
+    typer.Option("--target", "-t", help="Add the passes of this target after yours."),
 ]
 Pipeline = Annotated[
     str, typer.Option("-p", "--pipeline", help="Passes: name{option=value,...},name,...")
 ]
 OptOutput = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Write the model there.")
+    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Write the model to OUT.")
 ]
 Assume = Annotated[
     list[str] | None,
-    typer.Option(metavar="FACT", help="What already holds of the model, such as qdq."),
+    typer.Option(metavar="FACT", help="A fact that already holds for the model, such as qdq."),
 ]
 Show = Annotated[bool, typer.Option("--print", help="Print the resulting graph as text.")]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="OUT", help="Usually <stem>.<recipe>.onnx."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Output; by default <stem>.<recipe>.onnx, or <folder>.<recipe>.",
+    ),
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or a .toml file.")]
 RecipeSamples = Annotated[
     int | None,
-    typer.Option(min=1, help="Calibration samples; as the recipe says by default."),
+    typer.Option(min=1, help="Calibration samples; by default as the recipe says."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -82,16 +86,22 @@ Budget = Annotated[
     str | None,
     typer.Option(
         metavar="BITS",
-        help="Bits a weight of the linear layers, such as 4.5bpw: formats by layer.",
+        help="Choose formats by layer, for this many bits per weight of the linear layers, such "
+        "as 4.5bpw.",
     ),
 ]
 MaxKl = Annotated[
     float | None,
-    typer.Option(metavar="X", help="The smallest formats of about this divergence at the output."),
+    typer.Option(
+        metavar="X",
+        help="Choose the smallest formats by layer, for about this divergence at the output.",
+    ),
 ]
 ReportFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write the report on every layer: .json or .html."),
+    typer.Option(
+        metavar="FILE", help="Write the report on every layer to this .json or .html file."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Keep a result that fails verification.")]
 Verify = Annotated[
@@ -130,8 +140,8 @@ def compile_model(
 ) -> None:
     """Quantize an ONNX model.
 
-    A file compiles to a file, with its weights in OUT.data; a model folder in onnxruntime-genai's
-    layout to a folder that is ready to run.
+    A file compiles to a file, with its weights in OUT.data. A model folder in onnxruntime-genai's
+    layout compiles to a folder that is ready to run.
 
     [dim]Examples:[/]
 
@@ -198,7 +208,8 @@ def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
 def inspect(
     model: Model,
     every: Annotated[
-        bool, typer.Option("--all", "-a", help="A row for each layer, not for each kind.")
+        bool,
+        typer.Option("--all", "-a", help="One row per layer, not per group of similar layers."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -273,7 +284,7 @@ def _folded(rows: list[list[str]], every: bool) -> list[list[str]]:
 def sensitivity(
     model: Model,
     probe: Annotated[
-        str, typer.Option(metavar="FORMAT", help="What each layer is rounded to, for a try.")
+        str, typer.Option(metavar="FORMAT", help="Format that each layer is rounded to.")
     ] = "int4 g128 sym",
     top: Annotated[int, typer.Option(min=1, help="Layers to suggest for exclusion.")] = 3,
     calib: Calib = None,
@@ -283,7 +294,7 @@ def sensitivity(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Rank layers by what rounding them alone does to the model's output.
+    """Rank layers by how much rounding them alone changes the model's output.
 
     Layers that read the same activation are rounded together. The divergence is the KL of logits,
     or the relative squared error of other outputs. --budget of [bold]qc compile[/] uses the same
@@ -338,7 +349,7 @@ def opt(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run passes by hand, and say what each did.
+    """Run passes by hand, and print what each did.
 
     [dim]Examples:[/]
 

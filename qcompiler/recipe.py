@@ -7,7 +7,7 @@
     bits = 4
 
 Unknown passes and options are errors with a suggestion; values are checked against the type of
-the pass's field. A recipe with `base = "..."` is another one but for what it says: see `_built_on`.
+the pass's field. A recipe with `base = "..."` is another recipe with some changes: see `_built_on`.
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ def _built_on(
 ) -> dict[str, Any]:
     """What `base` says, changed by `data`.
 
-    A [[pass]] of the name of one of the base's changes options of that. One with `after` or
-    `before`, which name a pass, is put there. Passes in `without` are left out.
+    A [[pass]] with the name of a pass of the base changes options of that pass. One with `after` or
+    `before`, which name a pass, is a new pass and put there. Passes in `without` are left out.
     """
     steps: list[dict[str, Any]] = base["pass"]
     for name in without:

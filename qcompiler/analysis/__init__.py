@@ -1,1 +1,1 @@
-"""What the passes want to know about a graph, computed in one place."""
+"""What passes ask of a graph: layers, tables, foldable edges, Q/DQ patterns."""

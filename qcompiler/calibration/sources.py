@@ -2,12 +2,15 @@
 
 | spec | data |
 | --- | --- |
-| `random-tokens` | tokens drawn uniformly from the vocabulary, none special (decoders' default) |
+| `random-tokens` | tokens drawn uniformly from the vocabulary, none special |
 | `self` | text the model itself samples, starting from its begin-of-text token |
 | `pydoc:first`, `pydoc:second` | halves of the English text every Python ships |
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
 | `random` | normal noise, for models that read no tokens: ranges, not meaning |
+
+Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that read no
+tokens: see `default_spec`.
 
 No feed holds padding: statistics are over all positions, and count what a mask hides.
 """

@@ -1,4 +1,4 @@
-"""The graph layer: everything that knows graphsurgeon and protobuf."""
+"""The graph: reading, writing and changing it, and what is risky in graphsurgeon."""
 
 from __future__ import annotations
 

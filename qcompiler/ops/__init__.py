@@ -15,7 +15,7 @@ import onnx
 from qcompiler.formats import PACKED_WIDTHS
 from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
-from qcompiler.ops.attention import attention_function, multi_head_attention_function
+from qcompiler.ops.attention import HEAD_STEP, attention_function, multi_head_attention_function
 from qcompiler.ops.gather import gather_function
 from qcompiler.ops.matmul import matmul_function
 from qcompiler.ops.norm import norm_function
@@ -83,6 +83,7 @@ def function(op_type: str) -> onnx.FunctionProto:
 __all__ = [
     "CONTRIB_DOMAIN",
     "DOMAIN",
+    "HEAD_STEP",
     "LAYOUT",
     "ONNX_OPSET",
     "OPSET_VERSION",

@@ -12,6 +12,9 @@ import onnx
 
 from qcompiler.ops._text import CONTRIB_DOMAIN, parse
 
+HEAD_STEP = 16
+"""The kernels take heads whose channels are a multiple of this."""
+
 _BODY = """
     Y, present_key, present_value = com.microsoft.GroupQueryAttention <
         num_heads : int = @num_heads, kv_num_heads : int = @kv_num_heads, scale : float = @scale,

@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import typer
 
 from qcompiler import passes, recipe
 from qcompiler.cli import app
+from qcompiler.passmanager import Fact, Numerics
 from qcompiler.recipe import make_pass
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +129,49 @@ def test_every_recipe_pass_and_option_is_described() -> None:
     for name in passes.registry():
         for option in recipe.options_of(make_pass(name, {})):
             assert f"`{name}`" in table and f"`{option}`" in table, f"{name}.{option}"
+
+
+FACTS = ("<!-- facts:begin -->\n", "<!-- facts:end -->")
+
+
+def facts_in_words() -> str:
+    """What the passes declare: who deals with each fact, which passes are exact, which lossy."""
+    known = {
+        name: cls
+        for name, cls in passes.registry().items()
+        if cls.__module__.startswith("qcompiler.passes.")  # tests and examples register theirs
+    }
+
+    def dealing(fact: Fact, how: str) -> str:
+        return ", ".join(name for name, cls in known.items() if fact in getattr(cls, how))
+
+    def listed(title: str, names: Iterable[str]) -> list[str]:
+        return textwrap.wrap(f"{title}: {', '.join(names)}.", 100, break_on_hyphens=False)
+
+    roles = ("provides", "requires", "forbids", "revokes")
+    rows = [[fact.value, *(dealing(fact, role) for role in roles)] for fact in Fact]
+    titles = ["fact", "provided by", "required by", "forbidden by", "revoked by"]
+    table = [titles, ["---"] * len(titles), *rows]
+    exact, lossy = (
+        [name for name, cls in known.items() if cls.numerics is kind]
+        for kind in (Numerics.EXACT, Numerics.LOSSY)
+    )
+    lines = [
+        *("|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in table),
+        "",
+        *listed("Exact passes", exact),
+        "",
+        *listed("Lossy passes", lossy),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_facts_are_those_of_the_passes() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    begin, end = FACTS
+    found = text.split(begin)[1].split(end)[0]
+    wanted = facts_in_words()
+    assert found == wanted, f"docs/architecture.md: between {begin}and {end} belongs\n\n{wanted}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
