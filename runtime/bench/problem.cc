@@ -40,7 +40,7 @@ std::size_t weight_bytes(const Shape& shape) {
 
 Problem::Problem(const kernels::KernelTable& table, const Shape& shape, std::size_t footprint)
     : shape_(shape),
-      matmul_(shape.bits == 4 ? table.matmul_u4 : table.matmul_u8),
+      matmul_(table.matmul[shape.bits]),
       groups_(ceil_div(shape.k, shape.group_size)),
       stride_(ceil_div(shape.k, 64) * 64 + 64),  // as the op lays rows out
       copies_(std::max<std::size_t>(1, ceil_div(static_cast<std::int64_t>(footprint),

@@ -145,7 +145,7 @@ class Runner {
 
   void kernel(const kernels::Tile& tile) const {
     const kernels::Activations a{codes_, stride_, scales_, scale_count_, starts_};
-    (job_.bits == 4 ? job_.kernels->matmul_u4 : job_.kernels->matmul_u8)(a, w_, tile);
+    job_.kernels->matmul[job_.bits](a, w_, tile);
   }
 
   // Every output starts on a panel and is float: kernels write in place.

@@ -39,10 +39,8 @@ struct AttentionRows {
 
 using Attend = void (*)(const AttentionRows&);
 
-void attend_f32_reference(const AttentionRows&);
-void attend_f32_avx2(const AttentionRows&);
-void attend_f32_avx512(const AttentionRows&);
-void attend_f32_neon(const AttentionRows&);
+#define QC_SIMD(architecture, simd, ...) void attend_f32_##simd(const AttentionRows&);
+#include "kernels/dispatch/isas.inc"
 
 // Sizes in floats.
 std::int64_t packed_keys_size(std::int64_t keys, std::int64_t d);

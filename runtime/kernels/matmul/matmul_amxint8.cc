@@ -416,12 +416,10 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
 
 }  // namespace
 
-void matmul_s8_u4_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<4>(a, w, t, matmul_s8_u4_f32_avx512vnni);
-}
-
-void matmul_s8_u8_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<8>(a, w, t, matmul_s8_u8_f32_avx512vnni);
-}
+#define QC_DEFINE_AMX(bits, ...)                                                                \
+  void matmul_s8_u##bits##_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) { \
+    matmul<bits>(a, w, t, matmul_s8_u##bits##_f32_avx512vnni);                                  \
+  }
+QC_EACH_WIDTH(QC_DEFINE_AMX)
 
 }  // namespace qc::kernels

@@ -63,12 +63,6 @@ void matmul(const Activations& a, const Weights& w, const Tile& t) {
 
 }  // namespace
 
-void matmul_s8_u4_f32_reference(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<4>(a, w, t);
-}
-
-void matmul_s8_u8_f32_reference(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<8>(a, w, t);
-}
+QC_EACH_WIDTH(QC_DEFINE_MATMUL, reference)
 
 }  // namespace qc::kernels
