@@ -158,7 +158,8 @@ void start_small(const MultiplyJob& job, int tiles, void* stream) {
 }  // namespace
 
 void multiply_small(const MultiplyJob& job, int bits, int tiles, void* stream) {
-  (bits == 4 ? start_small<4> : start_small<8>)(job, tiles, stream);
+  kernels::with_width(bits,
+                      [&](auto codes) { start_small<decltype(codes)::kBits>(job, tiles, stream); });
 }
 
 }  // namespace qc::cuda

@@ -8,6 +8,7 @@
 namespace qc::ops {
 namespace {
 
+using kernels::ceil_div;
 using kernels::kPanel;
 
 // Rows quantized at a time: few enough that they stay in L2 while panel after panel passes.
@@ -21,8 +22,6 @@ constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;
 // A task's private tile, on the stack of the thread that runs it.
 constexpr std::int64_t kTileRows = 48;
 constexpr std::int64_t kTilePanels = 8;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // What rows are cut into multiples of.
 std::int64_t row_step(std::int64_t rows) { return rows < 2 * kManyRows ? kFewRows : kManyRows; }
@@ -61,9 +60,7 @@ class Runner {
       : api_(api), context_(context), job_(job), w_(job.weights) {
     groups_ = w_.groups();
     scale_count_ = job.activation_block >= w_.k ? 1 : groups_;
-    // A line more than K needs: rows a multiple of 4096 bytes apart would fall on the same cache
-    // sets.
-    stride_ = ceil_div(w_.k, 64) * 64 + 64;
+    stride_ = kernels::row_stride(w_.k);
     direct_ = job.element_type == abi::kFloat;
     for (const OutputRange& out : job.outputs) {
       if (out.column_begin < out.column_end && out.column_begin % kPanel != 0) direct_ = false;

@@ -148,7 +148,7 @@ void attend(const AttentionRows& a) {
   for (int64_t row = 0; row < a.rows; row += kQueryRows) {
     const int64_t rows = a.rows - row < kQueryRows ? a.rows - row : kQueryRows;
     const int64_t keys = a.seen(row + rows - 1);
-    const int64_t padded = (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
+    const int64_t padded = padded_keys(keys);
     const float* q = a.q + row * a.q_stride;
     if (a.rows <= kUnpackedRows) {
       for (int64_t r = 0; r < rows; ++r) {

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/inline.h"
+
 namespace qc::kernels {
 
 inline constexpr int kHeadStep = 16;  // a head's channels are a multiple of this
@@ -17,6 +19,11 @@ inline constexpr int kKeyPanel = 64;  // keys that lie side by side when packed
 inline constexpr int kQueryRows = 6;  // rows that share a pass over keys and values
 // So few rows read the keys as they lie; more are worth packing them for.
 inline constexpr int kUnpackedRows = 2;
+
+// Keys up to whole panels.
+QC_INLINE std::int64_t padded_keys(std::int64_t keys) {
+  return ceil_div(keys, kKeyPanel) * kKeyPanel;
+}
 
 struct AttentionRows {
   const float* q;  // [rows, q_stride], times the scale
@@ -34,7 +41,9 @@ struct AttentionRows {
   std::int64_t mask_stride;
   bool nan_is_zero;  // rows whose softmax is NaN give zeros, not NaN
 
-  std::int64_t seen(std::int64_t row) const { return causal ? keys - rows + row + 1 : keys; }
+  QC_INLINE std::int64_t seen(std::int64_t row) const {
+    return causal ? keys - rows + row + 1 : keys;
+  }
 };
 
 using Attend = void (*)(const AttentionRows&);

@@ -13,7 +13,8 @@ namespace {
 // Calls body(table) with an ISA's kernels; 0 where they can't run here.
 template <typename Body>
 int with_kernels(const char* isa, Body&& body) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  static const std::uint32_t flags = qc::kernels::cpu_flags();
+  const KernelTable* table = qc::kernels::choose_kernels(flags, isa);
   if (table == nullptr) return 0;
   body(*table);
   return 1;
