@@ -33,6 +33,7 @@ QC_INLINE void load(__m256i (&packed)[kHalves], const std::uint8_t* codes) {
   }
 }
 
+// Of packed codes of 4 bits, or of the nibbles of wider ones: the low and the high nibbles.
 template <int kHalves>
 QC_INLINE void low_nibbles(__m256i (&codes)[kHalves], const __m256i (&packed)[kHalves]) {
 #pragma GCC unroll 2

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/matmul/matmul.h"
+#include "kernels/matmul/whole_panel.h"
 #include "kernels/simd/avx512.h"
 
 namespace qc::kernels {
@@ -131,22 +132,18 @@ QC_INLINE __m128i zero_points_of(const Weights& w, int64_t at) {
 template <int kBits, bool kSigned>
 QC_INLINE std::uint8_t* unpack_blocks(const std::uint8_t* from, int64_t count, __m128i zero_points,
                                       std::uint8_t* to) {
-  const __m512i low_bits = _mm512_set1_epi8(15);
   // A column's zero point in each byte of its dword.
   const __m512i zero =
       _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zero_points), _mm512_set1_epi32(0x01010101));
-  for (int64_t b = 0; b < count; ++b, from += kBlockBytes, to += Codes<kBits>::kDepth * kPanel) {
+  for (int64_t b = 0; b < count; ++b, from += kBlockBytes) {
     // The next chunk.
     _mm_prefetch(reinterpret_cast<const char*>(from + kChunk * kBits * 2), _MM_HINT_T1);
     const __m512i packed = _mm512_loadu_si512(from);
-    __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
-    __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
-    if (kSigned) {
-      low = _mm512_sub_epi8(low, zero);
-      high = _mm512_sub_epi8(high, zero);
+#pragma GCC unroll 8
+    for (int i = 0; i < Codes<kBits>::kQuads; ++i, to += kBlockBytes) {
+      const __m512i codes = unpack<kBits>(packed, i);
+      _mm512_store_si512(to, kSigned ? _mm512_sub_epi8(codes, zero) : codes);
     }
-    _mm512_store_si512(to, low);
-    if (kBits == 4) _mm512_store_si512(to + kBlockBytes, high);
   }
   return to;
 }
@@ -154,7 +151,7 @@ QC_INLINE std::uint8_t* unpack_blocks(const std::uint8_t* from, int64_t count, _
 // Takes the codes of a chunk apart, less their zero points where kSigned: such weights are int8,
 // and a group needs no start.
 template <int kBits, bool kSigned>
-void unpack(const Weights& w, const Chunk& c, Scratch& s) {
+void unpack_chunk(const Weights& w, const Chunk& c, Scratch& s) {
   const int64_t blocks = Codes<kBits>::blocks(w.k);
   const int64_t blocks_per_group = w.group_size / Codes<kBits>::kDepth;
   const int64_t first_block = c.first_group * blocks_per_group;
@@ -361,7 +358,7 @@ void sum_panels(const Activations& a, const Weights& w, const Rows& rows, int64_
     const int64_t left = w.k - (last_group - 1) * w.group_size;
     const int64_t values = left < w.group_size ? left : w.group_size;
     const Chunk c{panel, panels, slot, group, last_group, (values + depth - 1) / depth};
-    unpack<kBits, kSigned>(w, c, s);
+    unpack_chunk<kBits, kSigned>(w, c, s);
     if (!kSigned || kBlockScales) {
       for (int64_t tile = 0; tile < rows.tiles(); ++tile) widen_rows(a, groups, c, rows, tile, s);
     }

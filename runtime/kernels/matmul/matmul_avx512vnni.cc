@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/matmul/tile.h"
+#include "kernels/matmul/whole_panel.h"
 #include "kernels/simd/avx512.h"
 
 namespace qc::kernels {
@@ -48,40 +49,35 @@ constexpr int kChainsFor = kShares<kRows, kPanels> && kBits == 4 ? 2
                            : kRows == 1 && kBits == 8            ? 4
                                                                  : 2;
 
-// One block of packed weights times kRows quads (4 bit: two quads) of activations. With several
-// chains the high nibbles stay where they are, and odd chains hold 16 times their sum.
+// One block of packed weights times the quads of kRows rows. With several chains the high nibbles
+// stay where they are, and odd chains hold 16 times their sum.
 template <int kBits, int kRows, int kPanels, int kChains>
 QC_INLINE void multiply_block(__m512i (&dots)[kChains][kRows][kPanels], const std::uint8_t* codes,
                               int64_t panel_bytes, const std::int8_t* const (&q)[kRows], int64_t k,
                               int chain) {
-  const __m512i low_bits = _mm512_set1_epi8(15);
+  constexpr int kQuads = Codes<kBits>::kQuads;
   constexpr bool kShared = kShares<kRows, kPanels>;
-  const std::int8_t* first = q[0] + k;
-  const __m512i low_quad = kShared ? broadcast(first) : low_bits;
-  const __m512i high_quad = kShared && kBits == 4 ? broadcast(first + kQuad) : low_bits;
+  __m512i quads[kQuads];
+#pragma GCC unroll 8
+  for (int i = 0; kShared && i < kQuads; ++i) quads[i] = broadcast(q[0] + k + i * kQuad);
 #pragma GCC unroll 8
   for (int p = 0; p < kPanels; ++p) {
     const std::uint8_t* block = codes + p * panel_bytes;
     if (kRows < 6 && kPanels == 1)
       _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
     const __m512i packed = _mm512_loadu_si512(block);
-    const __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
-    const __m512i high = kChains > 1 ? _mm512_andnot_si512(low_bits, packed)
-                                     : _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
-    if (kShared) {
-      __m512i& last = dots[kChains - 1][0][p];
-      dots[0][0][p] = _mm512_dpbusd_epi32(dots[0][0][p], low, low_quad);
-      if (kBits == 4) last = _mm512_dpbusd_epi32(last, high, high_quad);
-      continue;
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      add_dot(dots[chain % kChains][r][p], low, q[r] + k);
-    }
-    if (kBits == 8) continue;
+    for (int i = 0; i < kQuads; ++i) {
+      const __m512i weights = unpack<kBits, (kChains > 1)>(packed, i);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      add_dot(dots[(chain + 1) % kChains][r][p], high, q[r] + k + kQuad);
+      for (int r = 0; r < kRows; ++r) {
+        __m512i& sum = dots[(chain + i) % kChains][r][p];
+        if (kShared) {
+          sum = _mm512_dpbusd_epi32(sum, weights, quads[i]);
+        } else {
+          add_dot(sum, weights, q[r] + k + i * kQuad);
+        }
+      }
     }
   }
 }

@@ -35,38 +35,47 @@ QC_INLINE void multiply_quads(__m256i (&dots)[kRows][kHalves], int first,
   }
 }
 
+// Quad `i` of each column of a block.
+template <int kBits>
+QC_INLINE void unpack(__m256i (&weights)[2], const __m256i (&packed)[2], int i) {
+  if (kBits == 8) {
+    weights[0] = packed[0];
+    weights[1] = packed[1];
+  } else if (i == 0) {
+    low_nibbles(weights, packed);
+  } else {
+    high_nibbles(weights, packed);
+  }
+}
+
 // A block of each panel.
 template <int kBits, int kRows, int kHalves>
 QC_INLINE void multiply_block(__m256i (&dots)[kRows][kHalves], const std::uint8_t* codes,
                               int64_t panel_bytes, const std::int8_t* const (&q)[kRows],
                               int64_t k) {
-  __m256i low_quads[kRows], high_quads[kRows];
-  if (kShared<kRows>) {
+  constexpr int kQuads = Codes<kBits>::kQuads;
+  __m256i quads[kQuads][kRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      low_quads[r] = broadcast(q[r] + k);
-      if (kBits == 4) high_quads[r] = broadcast(q[r] + k + kQuad);
-    }
+  for (int r = 0; kShared<kRows> && r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kQuads; ++i) quads[i][r] = broadcast(q[r] + k + i * kQuad);
   }
 #pragma GCC unroll 8
   for (int p = 0; p < kHalves / 2; ++p) {
     const std::uint8_t* block = codes + p * panel_bytes;
     if (kRows < 6) _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
-    __m256i packed[2], nibbles[2];
+    __m256i packed[2], weights[2];
     load(packed, block);
-    if (kBits == 8) {
-      multiply_quads(dots, 2 * p, packed, low_quads, q, k);
-      continue;
+#pragma GCC unroll 8
+    for (int i = 0; i < kQuads; ++i) {
+      if (i > 0 && !kShared<kRows>) {
+        // Read again: 16 registers can't hold these beside 12 sums.
+        __asm__("" : "+r"(block));
+        load(packed, block);
+      }
+      unpack<kBits>(weights, packed, i);
+      multiply_quads(dots, 2 * p, weights, quads[i], q, k + i * kQuad);
     }
-    low_nibbles(nibbles, packed);
-    multiply_quads(dots, 2 * p, nibbles, low_quads, q, k);
-    if (!kShared<kRows>) {
-      // Read again: 16 registers can't hold these beside 12 sums.
-      __asm__("" : "+r"(block));
-      load(packed, block);
-    }
-    high_nibbles(nibbles, packed);
-    multiply_quads(dots, 2 * p, nibbles, high_quads, q, k + kQuad);
   }
 }
 
