@@ -58,6 +58,7 @@ struct WeightLoads {
 // Fragments of both mmas.
 template <int kBits>
 __device__ inline void unpack(const WeightLoads<kBits>& w, std::uint32_t (&a)[2][4]) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   if constexpr (kBits == 4) {
     const std::uint32_t columns[4] = {w.quads[0].x, w.quads[0].y, w.quads[0].z, w.quads[0].w};
     for (int c = 0; c < 4; ++c) {

@@ -38,6 +38,10 @@ struct Chunk {
   static_assert(kStages * kUnits * 16 <= kSharedBytes, "too much shared memory");
 };
 
+// Tiles of 8 tokens in the half that a warp takes.
+template <int kTokens>
+inline constexpr int kTilesOfWarp = kTokens / 2 / 8;
+
 // Starts the copies of the chunk whose first step is `step`.
 template <int kBits, int kTokens, typename Unit>
 __device__ inline void copy_chunk(const MultiplyJob& job, uint4* to, std::int64_t first_panel,
@@ -109,7 +113,7 @@ template <int kBits, int kTokens, typename Unit>
 __device__ inline void multiply_chunk(const MultiplyJob& job, const TilePlace& at,
                                       const Share& share, const uint4* stage, std::int32_t first,
                                       std::int32_t& group, std::int32_t& left, GroupScales& scales,
-                                      Sums<kTokens / 16>& sums) {
+                                      Sums<kTilesOfWarp<kTokens>>& sums) {
   using C = Chunk<kBits, kTokens>;
   const auto* codes =
       reinterpret_cast<const std::int8_t*>(stage + C::kWeightUnits) + at.warp_token * kStep;
@@ -123,7 +127,8 @@ __device__ inline void multiply_chunk(const MultiplyJob& job, const TilePlace& a
     Unit::multiply(sums, a[s], codes + s * kTokens * kStep, at.lane);
     if (--left == 0 || step + 1 == share.end) {
       Unit::finish(sums, a);
-      add_group<kTokens / 16>(sums, scales, load_tokens<kTokens / 16>(job, at.token, group));
+      add_group<kTilesOfWarp<kTokens>>(sums, scales,
+                                       load_tokens<kTilesOfWarp<kTokens>>(job, at.token, group));
       left = job.steps_per_group;
       if (++group < share.end_group) scales = load_scales(job, at.panel, at.chunk, group);
     }
@@ -178,7 +183,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) 
   wait_for_previous_kernel();
 #pragma unroll
   for (int i = 0; i < C::kStages - 1; ++i) copy(i);
-  Sums<kTokens / 16> sums;
+  Sums<kTilesOfWarp<kTokens>> sums;
   std::int32_t group = share.group;
   std::int32_t left = job.steps_per_group;
   GroupScales scales = load_scales(job, at.panel, at.chunk, group);
@@ -190,7 +195,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) 
     multiply_chunk<kBits, kTokens, Unit>(job, at, share, stages[c % C::kStages],
                                          share.begin + c * kChunkSteps, group, left, scales, sums);
   }
-  write_tile<kTokens / 16>(job, at, sums);
+  write_tile<kTilesOfWarp<kTokens>>(job, at, sums);
 }
 
 }  // namespace qc::cuda

@@ -41,9 +41,8 @@ class Layout {
  public:
   template <typename T>
   std::size_t add(std::int64_t count) {
-    constexpr std::size_t kLine = 64;
     const std::size_t at = bytes_;
-    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+    bytes_ += ceil_div(static_cast<std::size_t>(count) * sizeof(T), kCacheLine) * kCacheLine;
     return at;
   }
   std::size_t bytes() const { return bytes_; }
@@ -162,7 +161,7 @@ class Runner {
   void write_converted(std::int64_t first_row, std::int64_t row_begin, std::int64_t row_end,
                        std::int64_t panel_begin, std::int64_t panel_end) const {
     constexpr std::int64_t kWidth = kTilePanels * kPanel;
-    alignas(64) float tile[kTileRows * kWidth];
+    alignas(kCacheLine) float tile[kTileRows * kWidth];
     for (std::int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
       const std::int64_t last_panel = std::min(panel_end, panel + kTilePanels);
       for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {

@@ -19,9 +19,10 @@ namespace {
 
 using std::int64_t;
 
-constexpr int kTileRows = 16;     // rows of activations in a tile
-constexpr int64_t kChunk = 512;   // values of k whose weights are unpacked at a time,
-constexpr int64_t kWholeK = 768;  // unless K is no more than this
+constexpr int kTileRows = 16;       // rows of activations in a tile
+constexpr int64_t kTileBytes = 64;  // in a row of a tile, at most
+constexpr int64_t kChunk = 512;     // values of k whose weights are unpacked at a time,
+constexpr int64_t kWholeK = 768;    // unless K is no more than this
 constexpr int64_t kGroups = kWholeK / kLeastGroup;  // groups in a chunk, at most
 constexpr int64_t kPanels = 2;                      // panels unpacked at a time
 constexpr int64_t kWidePanels = 16;                 // panels summed before they are written
@@ -77,7 +78,9 @@ void load(const TileConfig& config) {
   _tile_loadconfig(&config);
 }
 
-int64_t depth_of_tile(int64_t group_size) { return group_size < 64 ? group_size : 64; }
+int64_t depth_of_tile(int64_t group_size) {
+  return group_size < kTileBytes ? group_size : kTileBytes;
+}
 
 // Registers 0 and 1 hold sums, 2 activations, 3 weights.
 void configure(int64_t rows, int64_t group_size) {
@@ -86,7 +89,7 @@ void configure(int64_t rows, int64_t group_size) {
   config.palette = 1;
   for (int i = 0; i < 4; ++i) {
     config.rows[i] = static_cast<std::uint8_t>(rows);
-    config.row_bytes[i] = 64;
+    config.row_bytes[i] = kTileBytes;
   }
   config.row_bytes[2] = static_cast<std::uint16_t>(depth);
   config.rows[3] = static_cast<std::uint8_t>(depth / 4);
@@ -209,21 +212,21 @@ void widen_rows(const Activations& a, int64_t groups, const Chunk& c, const Rows
 
 // One step: the integer sums of a group into one register, and those of the group before from the
 // other to memory. A macro, because registers of tiles have to be literals.
-#define QC_STEP(sum, other, tiles)          \
-  do {                                      \
-    _tile_zero(sum);                        \
-    for (int64_t i = 0; i < (tiles); ++i) { \
-      _tile_loadd(2, q, stride);            \
-      _tile_loadd(3, codes, 64);            \
-      if (kSigned) {                        \
-        _tile_dpbssd(sum, 2, 3);            \
-      } else {                              \
-        _tile_dpbsud(sum, 2, 3);            \
-      }                                     \
-      q += depth;                           \
-      codes += depth * kPanel;              \
-    }                                       \
-    _tile_stored(other, s.dots[other], 64); \
+#define QC_STEP(sum, other, tiles)                  \
+  do {                                              \
+    _tile_zero(sum);                                \
+    for (int64_t i = 0; i < (tiles); ++i) {         \
+      _tile_loadd(2, q, stride);                    \
+      _tile_loadd(3, codes, kTileBytes);            \
+      if (kSigned) {                                \
+        _tile_dpbssd(sum, 2, 3);                    \
+      } else {                                      \
+        _tile_dpbsud(sum, 2, 3);                    \
+      }                                             \
+      q += depth;                                   \
+      codes += depth * kPanel;                      \
+    }                                               \
+    _tile_stored(other, s.dots[other], kTileBytes); \
   } while (false)
 
 // Scales and adds the sums of a group to those of the groups before.
@@ -303,7 +306,7 @@ void multiply(const Activations& a, const Weights& w, const Chunk& c, const Rows
       last_p = p;
     }
   }
-  _tile_stored(1, s.dots[1], 64);
+  _tile_stored(1, s.dots[1], kTileBytes);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 2, sums);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
   save(c, last_tile, last_p, sums, s);

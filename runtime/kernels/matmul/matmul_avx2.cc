@@ -39,6 +39,7 @@ struct Partial {
 template <int kBits, bool kFirst, int kRows, int kHalves>
 QC_INLINE void add_block(Partial<kRows, kHalves>& sums, const std::uint8_t* codes,
                          const std::int8_t* const (&q)[kRows], int64_t k) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   __m256i packed[kHalves], low[kHalves], high[kHalves];
   load(packed, codes);
   low_nibbles(low, packed);

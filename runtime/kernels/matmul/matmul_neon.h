@@ -28,6 +28,7 @@ struct Quads {
 // repeat the low ones then, and meet activations of 0.
 template <int kBits>
 QC_INLINE Quads load_quads(const std::uint8_t* codes, bool half) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   const uint8x16_t first = vld1q_u8(codes);
   if (kBits == 4) return {vandq_u8(first, vdupq_n_u8(15)), vshrq_n_u8(first, 4)};
   return {first, half ? first : vld1q_u8(codes + kBlockBytes)};

@@ -38,6 +38,7 @@ QC_INLINE void multiply_quads(__m256i (&dots)[kRows][kHalves], int first,
 // Quad `i` of each column of a block.
 template <int kBits>
 QC_INLINE void unpack(__m256i (&weights)[2], const __m256i (&packed)[2], int i) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   if (kBits == 8) {
     weights[0] = packed[0];
     weights[1] = packed[1];

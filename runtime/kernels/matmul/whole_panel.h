@@ -14,6 +14,7 @@ namespace {
 // nibbles: 16 times what they are.
 template <int kBits, bool kInPlace = false>
 QC_INLINE __m512i unpack(__m512i packed, int i) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   if (kBits == 8) return packed;
   const __m512i low_bits = _mm512_set1_epi8(15);
   if (i == 0) return _mm512_and_si512(packed, low_bits);

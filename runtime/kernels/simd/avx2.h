@@ -20,12 +20,10 @@ namespace qc::kernels {
 namespace {
 
 struct Avx2 {
-  using Vector = __m256;
-  using Ints = __m256i;
+  QC_X86_OPERATIONS(_mm256, __m256, __m256i)
+
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
-
-  QC_X86_OPERATIONS(_mm256)
 
   static Vector load(const float* p, std::int64_t count) {
     return _mm256_maskload_ps(p, first(count));

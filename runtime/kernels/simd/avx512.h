@@ -9,12 +9,10 @@ namespace qc::kernels {
 namespace {
 
 struct Avx512 {
-  using Vector = __m512;
-  using Ints = __m512i;
+  QC_X86_OPERATIONS(_mm512, __m512, __m512i)
+
   static constexpr int kLanes = 16;
   static constexpr int kVectors = 4;
-
-  QC_X86_OPERATIONS(_mm512)
 
   static Vector load(const float* p, std::int64_t count) {
     return _mm512_maskz_loadu_ps(first(count), p);

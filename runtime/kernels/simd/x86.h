@@ -6,7 +6,9 @@
 
 #include <cstdint>
 
-#define QC_X86_OPERATIONS(mm)                                                         \
+#define QC_X86_OPERATIONS(mm, floats, ints)                                           \
+  using Vector = floats;                                                              \
+  using Ints = ints;                                                                  \
   static constexpr int kRunVectors = 1;                                               \
   static Vector zero() { return mm##_setzero_ps(); }                                  \
   static Vector set(float x) { return mm##_set1_ps(x); }                              \
