@@ -177,4 +177,7 @@ def _rounded(remark: Rounded) -> dict[str, Any]:
 def _finished(layer: Layer) -> Layer:
     if layer.quantized and layer.op is None:
         return dataclasses.replace(layer, op=KEPT_AS_QDQ)
-    return layer if layer.quantized else dataclasses.replace(layer, activation=None)
+    if layer.quantized:
+        return layer
+    reason = layer.reason or ("no pass of the recipe rounds it" if layer.kind != "other" else None)
+    return dataclasses.replace(layer, activation=None, reason=reason)

@@ -106,7 +106,8 @@ void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
     benchmark::AddCustomContext(std::string("peak_gops_") + table.isa, std::to_string(peak / 1e9));
   }
   const bool plain = std::strcmp(table.isa, "reference") == 0;
-  for (const int bits : {4, 8}) {
+#define QC_BITS(bits, ...) bits,
+  for (const int bits : {QC_EACH_WIDTH(QC_BITS)}) {
     for (const Matrix& m : kMatrices) {
       for (const std::int64_t group : {32, 128}) {
         for (const bool per_group : {false, true}) {

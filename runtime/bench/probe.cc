@@ -17,23 +17,10 @@ struct NamedLoop {
   PeakLoop loop;
 };
 
-// "reference" is left out: what a compiler makes of plain C++ has no peak to speak of.
+// "reference" has none: what a compiler makes of plain C++ has no peak to speak of.
 constexpr NamedLoop kLoops[] = {
-#ifdef __x86_64__
-    {"avx2", peak_loop_avx2},
-    {"avx512vnni-256", peak_loop_avx512vnni_256},
-    {"avx512vnni", peak_loop_avx512vnni},
-#ifdef QC_AMX
-    {"amxint8", peak_loop_amxint8},
-#endif
-#ifdef QC_AVXVNNI
-    {"avxvnni", peak_loop_avxvnni},
-#endif
-#endif
-#ifdef __aarch64__
-    {"neondotprod", peak_loop_neondotprod},
-    {"neoni8mm", peak_loop_neoni8mm},
-#endif
+#define QC_PROBE(name, symbol) {name, peak_loop_##symbol},
+#include "bench/probes.inc"
     {"", nullptr},
 };
 

@@ -12,16 +12,12 @@ namespace qc::bench {
 // done. Nothing is loaded and no sum waits for another one.
 using PeakLoop = double (*)(std::int64_t repeats);
 
-double peak_loop_avx2(std::int64_t repeats);
-double peak_loop_avxvnni(std::int64_t repeats);
-double peak_loop_avx512vnni_256(std::int64_t repeats);
-double peak_loop_avx512vnni(std::int64_t repeats);
-double peak_loop_amxint8(std::int64_t repeats);
-double peak_loop_neondotprod(std::int64_t repeats);
-double peak_loop_neoni8mm(std::int64_t repeats);
+// One each, in probe_<symbol>.cc.
+#define QC_ISA(name, symbol, ...) double peak_loop_##symbol(std::int64_t repeats);
+#include "kernels/dispatch/isas.inc"
 
 // Operations a second of one thread (a multiply-add is two), the best of several short runs; 0
-// where `isa` has no multiply-add instruction for int8.
+// where `isa` has no probe.
 double peak_ops(const std::string& isa);
 
 // Bytes a second that one thread reads from memory, in order and in a few streams: the best of

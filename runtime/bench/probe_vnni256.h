@@ -4,28 +4,21 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
+#include "bench/probe_loop.h"
 
 namespace qc::bench {
 namespace {
 
 inline double peak_loop_vnni256(std::int64_t repeats) {
-  constexpr int kSums = 12;
-  constexpr int kMultiplyAdds = 32;
-  __m256i sums[kSums] = {};
-  const __m256i a = _mm256_set1_epi8(3);
-  const __m256i b = _mm256_set1_epi8(1);
-  for (std::int64_t i = 0; i < repeats; ++i) {
-#pragma GCC unroll 16
-    for (int s = 0; s < kSums; ++s) {
+  const auto step = [](__m256i& sum, __m256i a, __m256i b) {
 #ifdef __AVXVNNI__
-      __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[s]) : "x"(a), "x"(b));
+    __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
-      __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sums[s]) : "v"(a), "v"(b));
+    __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #endif
-    }
-  }
-  return static_cast<double>(repeats) * kSums * kMultiplyAdds;
+  };
+  return peak_loop<12>(repeats, 32, _mm256_setzero_si256(), _mm256_set1_epi8(3),
+                       _mm256_set1_epi8(1), step);
 }
 
 }  // namespace

@@ -6,19 +6,23 @@
 namespace qc::bench {
 namespace {
 
+using kernels::ceil_div;
 using kernels::kPanel;
 
 constexpr std::uint16_t kScale = 0x1c00;  // 2^-8 in float16
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 std::size_t code_bytes(const Shape& s) {
-  const std::int64_t blocks = ceil_div(s.k, 32 / s.bits);
+  const std::int64_t blocks =
+      kernels::with_width(s.bits, [&](auto codes) { return codes.blocks(s.k); });
   return static_cast<std::size_t>(ceil_div(s.n, kPanel) * blocks * kernels::kBlockBytes);
 }
 
 std::size_t scale_count(const Shape& s) {
   return static_cast<std::size_t>(ceil_div(s.n, kPanel) * ceil_div(s.k, s.group_size) * kPanel);
+}
+
+int middle_code(int bits) {
+  return kernels::with_width(bits, [](auto codes) { return codes.kMiddle; });
 }
 
 // Random bytes; what lies beyond the first megabyte repeats it, because that is quicker.
@@ -40,9 +44,9 @@ std::size_t weight_bytes(const Shape& shape) {
 
 Problem::Problem(const kernels::KernelTable& table, const Shape& shape, std::size_t footprint)
     : shape_(shape),
-      matmul_(shape.bits == 4 ? table.matmul_u4 : table.matmul_u8),
+      matmul_(table.matmul[shape.bits]),
       groups_(ceil_div(shape.k, shape.group_size)),
-      stride_(ceil_div(shape.k, 64) * 64 + 64),  // as the op lays rows out
+      stride_(kernels::row_stride(shape.k)),  // as the op lays rows out
       copies_(std::max<std::size_t>(1, ceil_div(static_cast<std::int64_t>(footprint),
                                                 static_cast<std::int64_t>(weight_bytes(shape))))) {
   codes_.resize(copies_ * code_bytes(shape));
@@ -61,10 +65,9 @@ void Problem::quantize(const kernels::KernelTable& table) {
   std::mt19937 random(0);
   std::normal_distribution<float> normal;
   const std::int64_t block = shape_.scale_per_group ? shape_.group_size : shape_.k;
-  const int zero_point = 1 << (shape_.bits - 1);
   for (std::int64_t r = 0; r < shape_.rows; ++r) {
     for (float& value : x) value = normal(random);
-    table.quantize({x.data(), shape_.k, block, shape_.group_size, 0.0f, -zero_point,
+    table.quantize({x.data(), shape_.k, block, shape_.group_size, 0.0f, -middle_code(shape_.bits),
                     rows_[0].codes + r * stride_, stride_,
                     &row_scales_[static_cast<std::size_t>(r * per_row)],
                     &starts_[static_cast<std::size_t>(r * groups_)]});
@@ -79,7 +82,7 @@ void Problem::run(std::size_t index) {
   const kernels::Weights w{&codes_[copy * code_bytes(shape_)],
                            &scales_[copy * scale_count(shape_)],
                            nullptr,
-                           static_cast<std::uint8_t>(1 << (shape_.bits - 1)),
+                           static_cast<std::uint8_t>(middle_code(shape_.bits)),
                            nullptr,
                            shape_.k,
                            shape_.n,

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/matmul.h"
+#include "kernels/layout.h"
 
 #ifdef QC_CUDA_EMULATED
 #include "cuda/testing/emulator.h"
@@ -20,10 +21,12 @@
 
 namespace qc::cuda {
 
+using kernels::ceil_div;
+using kernels::kBlockBytes;
+using kernels::kPanel;
+
 inline constexpr int kWarp = 32;
-inline constexpr int kPanel = 16;       // columns in a panel
-inline constexpr int kBlockBytes = 64;  // bytes in a block of packed weights
-inline constexpr int kStep = 32;        // values of k in one mma
+inline constexpr int kStep = 32;  // values of k in one mma
 
 #ifndef QC_CUDA_EMULATED
 
@@ -131,11 +134,6 @@ __device__ inline float widen(Element element, std::uint16_t bits) {
 
 __device__ inline std::uint16_t narrow(Element element, float value) {
   return element == Element::kFloat16 ? half_of(value) : bfloat_of(value);
-}
-
-template <typename A, typename B>
-__host__ __device__ constexpr auto ceil_div(A a, B b) {
-  return (a + b - 1) / b;
 }
 
 // Null, or what went wrong with the launches since it was last asked.

@@ -11,9 +11,9 @@ namespace {
 constexpr int kGatherThreads = 128;
 constexpr std::int64_t kMaxBlocks = 1 << 20;
 
-template <int kBits>
+template <typename Codes>
 __global__ void gather_kernel(LookUp job) {
-  constexpr int kDepth = 32 / kBits;  // values of k in a block
+  constexpr int kDepth = Codes::kDepth;
   const std::int64_t blocks = ceil_div(job.k, kDepth);
   const std::int64_t groups = ceil_div(job.k, job.group_size);
   for (std::int64_t row = blockIdx.x; row < job.count; row += gridDim.x) {
@@ -32,9 +32,7 @@ __global__ void gather_kernel(LookUp job) {
           known ? float_of_half(load(job.scales + at)) : __uint_as_float(0x7fc00000);
       const int zero = load(job.zero_points + (job.one_zero_point != 0 ? 0 : at));
       for (int i = 0; i < kDepth && first + i < job.k; ++i) {
-        // Of 4 bits: byte i % 4, its high nibble from the fifth value on.
-        const int shift = kBits == 8 ? 8 * i : 8 * (i % 4) + i / 4 * 4;
-        const int code = static_cast<int>(word >> shift & ((1 << kBits) - 1));
+        const int code = static_cast<int>(word >> Codes::shift(i) & Codes::kLargest);
         store(job.out + row * job.k + first + i, static_cast<float>(code - zero) * scale);
       }
     }
@@ -50,8 +48,9 @@ const char* gather(const LookUp& job, void* stream) {
   if (!aligned(job.scales, 2)) return "scales is not aligned to its elements";
   if (!aligned(job.out, 4)) return "the output is not aligned to its elements";
   const dim3 grid(static_cast<unsigned>(std::min(job.count, kMaxBlocks)));
-  auto* kernel = job.bits == 4 ? gather_kernel<4> : gather_kernel<8>;
-  launch(kernel, grid, kGatherThreads, stream, false, job);
+  kernels::with_width(job.bits, [&](auto codes) {
+    launch(gather_kernel<decltype(codes)>, grid, kGatherThreads, stream, false, job);
+  });
   return last_error();
 }
 

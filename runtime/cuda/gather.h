@@ -16,7 +16,7 @@ struct LookUp {
   const std::uint8_t* zero_points;
   float* out;                   // [count, k]; NaN for an id outside -n .. n-1
   std::int32_t wide_ids;        // int64 rather than int32
-  std::int32_t bits;            // 4 or 8
+  std::int32_t bits;            // of the weights: a width of the layout
   std::int32_t one_zero_point;  // zero_points holds one value for all weights
 };
 

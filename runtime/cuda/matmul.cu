@@ -128,7 +128,7 @@ const char* run(const Product& p, void* scratch, void* stream, const Tuning& tun
            reinterpret_cast<std::int32_t*>(memory + plan.starts), plan.padded, plan.wgmma};
   job.partials = reinterpret_cast<float*>(memory + plan.partials);
   job.panels = ceil_div(p.n, kPanel);
-  job.blocks = ceil_div(p.k, 32 / p.bits);
+  job.blocks = kernels::with_width(p.bits, [&](auto codes) { return codes.blocks(p.k); });
   job.n = p.n;
   job.steps = static_cast<std::int32_t>(plan.steps);
   job.groups = static_cast<std::int32_t>(plan.groups);

@@ -33,7 +33,7 @@ struct Product {
   Output outputs[3];
   Element element;              // of x and the outputs
   float static_scale;           // 0: computed
-  std::int32_t bits;            // of the weights: 4 or 8
+  std::int32_t bits;            // of the weights: a width of the layout
   std::int32_t one_zero_point;  // zero_points holds one value for all weights
   std::int32_t one_bias;        // bias holds one value for all columns
 };

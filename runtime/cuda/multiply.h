@@ -58,6 +58,7 @@ struct WeightLoads {
 // Fragments of both mmas.
 template <int kBits>
 __device__ inline void unpack(const WeightLoads<kBits>& w, std::uint32_t (&a)[2][4]) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
   if constexpr (kBits == 4) {
     const std::uint32_t columns[4] = {w.quads[0].x, w.quads[0].y, w.quads[0].z, w.quads[0].w};
     for (int c = 0; c < 4; ++c) {
@@ -73,6 +74,21 @@ __device__ inline void unpack(const WeightLoads<kBits>& w, std::uint32_t (&a)[2]
       a[1][2 * half + 1] = quad.w;
     }
   }
+}
+
+// A share of the groups, and its steps.
+struct Share {
+  std::int32_t group, end_group, begin, end;
+};
+
+__device__ inline Share share_of(const MultiplyJob& job, std::int64_t index, std::int64_t count) {
+  Share share;
+  share.group = static_cast<std::int32_t>(job.groups * index / count);
+  share.end_group = static_cast<std::int32_t>(job.groups * (index + 1) / count);
+  share.begin = share.group * job.steps_per_group;
+  share.end = share.end_group * job.steps_per_group;
+  if (share.end > job.steps) share.end = job.steps;
+  return share;
 }
 
 // Integer and float sums of one lane: its four columns by tokens 2 t and 2 t + 1 of each tile.

@@ -57,7 +57,8 @@ void add_split_sums(const MultiplyJob& job, void* stream) {
 }
 
 void multiply_large(const MultiplyJob& job, int bits, int tokens, void* stream) {
-  (bits == 4 ? start_large<4> : start_large<8>)(job, tokens, stream);
+  kernels::with_width(
+      bits, [&](auto codes) { start_large<decltype(codes)::kBits>(job, tokens, stream); });
 }
 
 }  // namespace qc::cuda

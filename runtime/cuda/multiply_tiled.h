@@ -38,6 +38,10 @@ struct Chunk {
   static_assert(kStages * kUnits * 16 <= kSharedBytes, "too much shared memory");
 };
 
+// Tiles of 8 tokens in the half that a warp takes.
+template <int kTokens>
+inline constexpr int kTilesOfWarp = kTokens / 2 / 8;
+
 // Starts the copies of the chunk whose first step is `step`.
 template <int kBits, int kTokens, typename Unit>
 __device__ inline void copy_chunk(const MultiplyJob& job, uint4* to, std::int64_t first_panel,
@@ -79,73 +83,64 @@ __device__ inline WeightLoads<kBits> read_weights(const uint4* panel, int step, 
   return w;
 }
 
-template <int kBits, int kTokens, typename Unit>
-__global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) {
-  using C = Chunk<kBits, kTokens>;
-  constexpr int kTiles = kTokens / 16;  // of 8 tokens, a warp
-  alignas(1024) __shared__ uint4 stages[C::kStages][C::kUnits];
+// Where a lane is: its panel and its chunk of columns there, and the tokens of its warp.
+struct TilePlace {
+  int lane, t, chunk;
+  int tile_panel, warp_token;  // in the tile
+  std::int64_t first_panel, panel;
+  std::int64_t first_token, token;  // `token`: the lane's first
+};
 
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+template <int kTokens>
+__device__ inline TilePlace tile_place() {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int g = lane / 4, t = lane % 4, chunk = g % 4;
-  const int tile_panel = warp % 4 * 2 + g / 4;
-  const std::int64_t first_panel = std::int64_t{blockIdx.x} * kTilePanels;
-  const std::int64_t panel = first_panel + tile_panel;
-  const std::int64_t block_token = std::int64_t{blockIdx.y} * kTokens;
-  const int warp_token = warp / 4 * (kTokens / 2);
-  const std::int64_t lane_token = block_token + warp_token + 2 * t;
+  TilePlace at;
+  at.lane = static_cast<int>(threadIdx.x) % kWarp;
+  at.t = at.lane % 4;
+  at.chunk = at.lane / 4 % 4;
+  at.tile_panel = warp % 4 * 2 + at.lane / 16;
+  at.warp_token = warp / 4 * (kTokens / 2);
+  at.first_panel = std::int64_t{blockIdx.x} * kTilePanels;
+  at.panel = at.first_panel + at.tile_panel;
+  at.first_token = std::int64_t{blockIdx.y} * kTokens;
+  at.token = at.first_token + at.warp_token + 2 * at.t;
+  return at;
+}
 
-  const std::int64_t split = blockIdx.z;
-  std::int32_t group = static_cast<std::int32_t>(job.groups * split / job.splits);
-  const auto end_group = static_cast<std::int32_t>(job.groups * (split + 1) / job.splits);
-  const std::int32_t begin = group * job.steps_per_group;
-  std::int32_t end = end_group * job.steps_per_group;
-  if (end > job.steps) end = job.steps;
-  const std::int32_t chunks = ceil_div(end - begin, kChunkSteps);
-
-  wait_for_previous_kernel();
+// Multiplies the steps of a chunk that lies in `stage`. `group`, `left` (steps of it) and `scales`
+// go on to the next one.
+template <int kBits, int kTokens, typename Unit>
+__device__ inline void multiply_chunk(const MultiplyJob& job, const TilePlace& at,
+                                      const Share& share, const uint4* stage, std::int32_t first,
+                                      std::int32_t& group, std::int32_t& left, GroupScales& scales,
+                                      Sums<kTilesOfWarp<kTokens>>& sums) {
+  using C = Chunk<kBits, kTokens>;
+  const auto* codes =
+      reinterpret_cast<const std::int8_t*>(stage + C::kWeightUnits) + at.warp_token * kStep;
+  std::uint32_t a[kChunkSteps][2][4];
 #pragma unroll
-  for (int i = 0; i < C::kStages - 1; ++i) {
-    if (i < chunks) {
-      copy_chunk<kBits, kTokens, Unit>(job, stages[i], first_panel, block_token,
-                                       begin + i * kChunkSteps);
+  for (int s = 0; s < kChunkSteps; ++s) {
+    const std::int32_t step = first + s;
+    if (step >= share.end) break;
+    const uint4* panel = stage + at.tile_panel * C::kPanelUnits;
+    unpack<kBits>(read_weights<kBits>(panel, s, at.chunk, at.t), a[s]);
+    Unit::multiply(sums, a[s], codes + s * kTokens * kStep, at.lane);
+    if (--left == 0 || step + 1 == share.end) {
+      Unit::finish(sums, a);
+      add_group<kTilesOfWarp<kTokens>>(sums, scales,
+                                       load_tokens<kTilesOfWarp<kTokens>>(job, at.token, group));
+      left = job.steps_per_group;
+      if (++group < share.end_group) scales = load_scales(job, at.panel, at.chunk, group);
     }
-    commit_copies();
   }
-  Sums<kTiles> sums;
-  GroupScales scales = load_scales(job, panel, chunk, group);
-  std::int32_t left = job.steps_per_group;  // steps of this group
-  for (std::int32_t c = 0; c < chunks; ++c) {
-    wait_for_copies<C::kStages - 2>();
-    Unit::publish_copies();
-    __syncthreads();  // all have their copies, and are done with the stage that is filled next
-    const std::int32_t ahead = c + C::kStages - 1;
-    if (ahead < chunks) {
-      copy_chunk<kBits, kTokens, Unit>(job, stages[ahead % C::kStages], first_panel, block_token,
-                                       begin + ahead * kChunkSteps);
-    }
-    commit_copies();
-    const uint4* stage = stages[c % C::kStages];
-    const auto* codes =
-        reinterpret_cast<const std::int8_t*>(stage + C::kWeightUnits) + warp_token * kStep;
-    std::uint32_t a[kChunkSteps][2][4];
-#pragma unroll
-    for (int s = 0; s < kChunkSteps; ++s) {
-      const std::int32_t step = begin + c * kChunkSteps + s;
-      if (step >= end) break;
-      unpack<kBits>(read_weights<kBits>(stage + tile_panel * C::kPanelUnits, s, chunk, t), a[s]);
-      Unit::multiply(sums, a[s], codes + s * kTokens * kStep, lane);
-      if (--left == 0 || step + 1 == end) {
-        Unit::finish(sums, a);
-        add_group<kTiles>(sums, scales, load_tokens<kTiles>(job, lane_token, group));
-        left = job.steps_per_group;
-        if (++group < end_group) scales = load_scales(job, panel, chunk, group);
-      }
-    }
-    Unit::finish(sums, a);  // before others fill the stage anew
-  }
+  Unit::finish(sums, a);  // before others fill the stage anew
+}
 
-  const std::int64_t column = panel * kPanel + 4 * chunk;
+// Writes the sums of a lane: to the outputs, or where splits meet.
+template <int kTiles>
+__device__ inline void write_tile(const MultiplyJob& job, const TilePlace& at,
+                                  const Sums<kTiles>& sums) {
+  const std::int64_t column = at.panel * kPanel + 4 * at.chunk;
   const bool whole = job.splits == 1;
   const std::int64_t width = std::int64_t{gridDim.x} * kLargeColumns;
   float bias[4] = {};
@@ -157,10 +152,10 @@ __global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) 
     const int odd = i % 2;
     const float(&f)[4] = sums.floats[0][i / 2];
     const float(&h)[4] = sums.floats[1][i / 2];
-    const std::int64_t token = lane_token + i / 2 * 8 + odd;
+    const std::int64_t token = at.token + i / 2 * 8 + odd;
     float values[4] = {f[odd], f[odd + 2], h[odd], h[odd + 2]};
     if (!whole) {
-      float* to = job.partials + (split * job.x.padded + token) * width + column;
+      float* to = job.partials + (blockIdx.z * job.x.padded + token) * width + column;
       store(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
     } else if (token < job.rows && column < job.n) {
       const float scale = token_scale(job, token);
@@ -168,6 +163,39 @@ __global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) 
       write_four(job, token, column, values);
     }
   }
+}
+
+template <int kBits, int kTokens, typename Unit>
+__global__ void __launch_bounds__(kTileThreads) multiply_tiled(MultiplyJob job) {
+  using C = Chunk<kBits, kTokens>;
+  alignas(1024) __shared__ uint4 stages[C::kStages][C::kUnits];
+  const TilePlace at = tile_place<kTokens>();
+  const Share share = share_of(job, blockIdx.z, job.splits);
+  const std::int32_t chunks = ceil_div(share.end - share.begin, kChunkSteps);
+  const auto copy = [&](std::int32_t chunk) {
+    if (chunk < chunks) {
+      copy_chunk<kBits, kTokens, Unit>(job, stages[chunk % C::kStages], at.first_panel,
+                                       at.first_token, share.begin + chunk * kChunkSteps);
+    }
+    commit_copies();
+  };
+
+  wait_for_previous_kernel();
+#pragma unroll
+  for (int i = 0; i < C::kStages - 1; ++i) copy(i);
+  Sums<kTilesOfWarp<kTokens>> sums;
+  std::int32_t group = share.group;
+  std::int32_t left = job.steps_per_group;
+  GroupScales scales = load_scales(job, at.panel, at.chunk, group);
+  for (std::int32_t c = 0; c < chunks; ++c) {
+    wait_for_copies<C::kStages - 2>();
+    Unit::publish_copies();
+    __syncthreads();  // all have their copies, and are done with the stage that is filled next
+    copy(c + C::kStages - 1);
+    multiply_chunk<kBits, kTokens, Unit>(job, at, share, stages[c % C::kStages],
+                                         share.begin + c * kChunkSteps, group, left, scales, sums);
+  }
+  write_tile<kTilesOfWarp<kTokens>>(job, at, sums);
 }
 
 }  // namespace qc::cuda

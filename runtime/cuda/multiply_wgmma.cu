@@ -44,7 +44,7 @@ void start_wgmma(const MultiplyJob& job, void* stream) {
 }  // namespace
 
 void multiply_wgmma(const MultiplyJob& job, int bits, void* stream) {
-  (bits == 4 ? start_wgmma<4> : start_wgmma<8>)(job, stream);
+  kernels::with_width(bits, [&](auto codes) { start_wgmma<decltype(codes)::kBits>(job, stream); });
 }
 
 }  // namespace qc::cuda

@@ -91,6 +91,33 @@ __device__ inline std::uint32_t row_peak(const QuantizeJob& job, std::int64_t ro
   return peak;
 }
 
+// Puts the codes of values [at, at + 8) of a token where the products read them.
+__device__ inline void store_codes(const QuantizeJob& job, std::int64_t token, std::int64_t at,
+                                   const std::uint32_t (&packed)[2]) {
+  const std::int64_t step = at / kStep;
+  if (step >= ceil_div(job.k, kStep)) return;
+  std::int8_t* to = job.to.codes + (step * job.to.padded + token) * kStep + at % kStep;
+  if (job.to.fours_apart != 0) {
+    auto* fours = reinterpret_cast<std::uint32_t*>(to - at % kStep) + at % kStep / 8;
+    store(fours, packed[0]);
+    store(fours + 4, packed[1]);
+  } else {
+    store(reinterpret_cast<uint2*>(to), make_uint2(packed[0], packed[1]));
+  }
+}
+
+// Codes of a lane's values, four to a word; returns their sum.
+__device__ inline std::int32_t quantize_values(const float (&v)[kPerLane], float scale,
+                                               std::uint32_t (&packed)[2]) {
+  std::int32_t sum = 0;
+  for (int i = 0; i < kPerLane; ++i) {
+    const std::int32_t code = code_of(v[i], scale);
+    sum += code;
+    packed[i / 4] |= (static_cast<std::uint32_t>(code) & 0xff) << (i % 4 * 8);
+  }
+  return sum;
+}
+
 __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob job) {
   let_next_kernel_begin();
   const std::int64_t token = blockIdx.x;
@@ -109,7 +136,6 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
   const int lane = threadIdx.x % kWarp;
   const int lanes = static_cast<int>(job.group_size) / kPerLane;  // that share a group
   const std::int32_t factor = job.zero_point != nullptr ? -load(job.zero_point) : -1;
-  const std::int64_t steps = ceil_div(job.k, kStep);
   for (std::int64_t first = threadIdx.x / kWarp * kPerWarp; first < job.k;
        first += kQuantizeThreads * kPerLane) {
     const std::int64_t at = first + lane * kPerLane;
@@ -120,24 +146,9 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
       for (int i = 0; i < kPerLane; ++i) group_peak = larger(group_peak, magnitude_bits(v[i]));
       scale = scale_of(max_over(group_peak, lanes));
     }
-    std::int32_t sum = 0;
     std::uint32_t packed[2] = {};
-    for (int i = 0; i < kPerLane; ++i) {
-      const std::int32_t code = code_of(v[i], scale);
-      sum += code;
-      packed[i / 4] |= (static_cast<std::uint32_t>(code) & 0xff) << (i % 4 * 8);
-    }
-    const std::int64_t step = at / kStep;
-    if (step < steps) {
-      std::int8_t* to = job.to.codes + (step * job.to.padded + token) * kStep + at % kStep;
-      if (job.to.fours_apart != 0) {
-        auto* fours = reinterpret_cast<std::uint32_t*>(to - at % kStep) + at % kStep / 8;
-        store(fours, packed[0]);
-        store(fours + 4, packed[1]);
-      } else {
-        store(reinterpret_cast<uint2*>(to), make_uint2(packed[0], packed[1]));
-      }
-    }
+    std::int32_t sum = quantize_values(v, scale, packed);
+    store_codes(job, token, at, packed);
     sum = sum_over(sum, lanes);
     if (lane % lanes == 0 && at < job.k) {
       const std::int64_t to = at / job.group_size * job.to.padded + token;

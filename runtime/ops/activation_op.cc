@@ -1,18 +1,15 @@
-#include "ops/activation_op.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <string>
 
-#include "kernels/activation/activation.h"
+#include "kernels/dispatch/dispatch.h"
+#include "ops/library.h"
 #include "ops/shape_inference.h"
 
 namespace qc::ops {
 namespace {
 
 constexpr std::int64_t kValuesPerTask = 1 << 14;
-
-const kernels::KernelTable* g_kernels = nullptr;
 
 // body(begin, count) over the values of a shape.
 template <typename Body>
@@ -23,7 +20,7 @@ void each_part(const OrtApi* api, OrtKernelContext* context, const Shape& shape,
     const std::int64_t begin = static_cast<std::int64_t>(index) * kValuesPerTask;
     body(begin, std::min(kValuesPerTask, count - begin));
   };
-  const std::int64_t tasks = (count + kValuesPerTask - 1) / kValuesPerTask;
+  const std::int64_t tasks = kernels::ceil_div(count, kValuesPerTask);
   parallel_for(api, context, static_cast<std::size_t>(tasks), task);
 }
 
@@ -31,8 +28,8 @@ class SwiGluKernel {
  public:
   static constexpr const char* kName = "SwiGLU";
 
-  SwiGluKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : api_(api), label_(Node(api, info, kName).label()) {}
+  SwiGluKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : api_(api), kernels_(*op.kernels), label_(Node(api, info, kName).label()) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -49,12 +46,13 @@ class SwiGluKernel {
     const auto* ups = static_cast<const float*>(data_of(api_, up));
     auto* y = static_cast<float*>(data_of(api_, output_of(api_, context, 0, shape)));
     each_part(api_, context, shape, [&](std::int64_t begin, std::int64_t count) {
-      g_kernels->swiglu(gates + begin, ups + begin, count, y + begin);
+      kernels_.swiglu(gates + begin, ups + begin, count, y + begin);
     });
   }
 
  private:
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
   std::string label_;
 };
 
@@ -63,7 +61,8 @@ class GeluKernel {
  public:
   static constexpr const char* kName = kByTanh ? "GeluTanh" : "Gelu";
 
-  GeluKernel(const OrtApi* api, const OrtKernelInfo*, const Op&) : api_(api) {}
+  GeluKernel(const OrtApi* api, const OrtKernelInfo*, const Op& op)
+      : api_(api), kernels_(*op.kernels) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -73,12 +72,13 @@ class GeluKernel {
     const auto* x = static_cast<const float*>(data_of(api_, value));
     auto* y = static_cast<float*>(data_of(api_, output_of(api_, context, 0, shape)));
     each_part(api_, context, shape, [&](std::int64_t begin, std::int64_t count) {
-      g_kernels->gelu(x + begin, count, kByTanh, y + begin);
+      kernels_.gelu(x + begin, count, kByTanh, y + begin);
     });
   }
 
  private:
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
 };
 
 template <typename Kernel>
@@ -90,8 +90,7 @@ void add(std::deque<Op>& ops, std::vector<int> inputs) {
 
 }  // namespace
 
-void add_activation_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
-  g_kernels = &kernels;
+void add_activation_ops(std::deque<Op>& ops) {
   add<SwiGluKernel>(ops, {abi::kFloat, abi::kFloat});
   add<GeluKernel<false>>(ops, {abi::kFloat});
   add<GeluKernel<true>>(ops, {abi::kFloat});

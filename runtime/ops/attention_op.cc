@@ -1,11 +1,10 @@
-#include "ops/attention_op.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string>
 
-#include "kernels/attention/attention.h"
+#include "kernels/dispatch/dispatch.h"
+#include "ops/library.h"
 #include "ops/scratch.h"
 #include "ops/shape_inference.h"
 
@@ -19,8 +18,6 @@ enum Output : std::size_t { kY, kPresentKey, kPresentValue };
 // Multiply-adds below which a step is not worth its dispatch to other threads.
 constexpr std::int64_t kSerialWork = 1 << 16;
 constexpr std::int64_t kRowsPerTask = 8 * kernels::kQueryRows;
-
-const kernels::KernelTable* g_kernels = nullptr;
 
 // What one run works on. B sequences, S new rows each; H query heads and KV key heads of d
 // channels.
@@ -39,8 +36,9 @@ struct Job {
 
 class Runner {
  public:
-  Runner(const OrtApi* api, OrtKernelContext* context, const Job& job)
-      : api_(api), context_(context), job_(job) {}
+  Runner(const OrtApi* api, const kernels::KernelTable& kernels, OrtKernelContext* context,
+         const Job& job)
+      : api_(api), kernels_(kernels), context_(context), job_(job) {}
 
   void run() {
     const std::int64_t values = job_.batch * job_.heads * job_.rows * job_.d;
@@ -53,7 +51,7 @@ class Runner {
 
     // Every key must be in place before the first row reads it.
     each(job_.batch * job_.kv_heads, values, [&](std::int64_t i) { append(i, packs); });
-    const std::int64_t parts = (job_.rows + kRowsPerTask - 1) / kRowsPerTask;
+    const std::int64_t parts = kernels::ceil_div(job_.rows, kRowsPerTask);
     const std::int64_t heads = job_.batch * job_.heads;
     // Long parts first: the last ones to finish are short.
     each(heads * parts, values * job_.keys() * 2,
@@ -114,7 +112,7 @@ class Runner {
     const std::int64_t first = job_.past[static_cast<std::size_t>(b)] + row;
     thread_local Scratch scratch;
     const std::int64_t scores = kernels::attention_scores_size(first + rows);
-    g_kernels->attend(
+    kernels_.attend(
         {q_ + (index * job_.rows + row) * d, d, rows, first + rows, true,
          job_.present_key + kv * job_.present_length * d, packed_ + kv * packed_size_,
          job_.present_value + kv * job_.present_length * d, d,
@@ -124,6 +122,7 @@ class Runner {
   }
 
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
   OrtKernelContext* context_;
   const Job& job_;
   std::int64_t packed_size_ = 0;
@@ -133,8 +132,8 @@ class Runner {
 
 class AttentionKernel {
  public:
-  AttentionKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : AttentionKernel(api, Node(api, info, kName)) {}
+  AttentionKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : AttentionKernel(api, Node(api, info, kName), op) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -179,12 +178,13 @@ class AttentionKernel {
     const Shape present{job.batch, kv_heads_, job.present_length, job.d};
     job.present_key = output(context, kPresentKey, present);
     job.present_value = output(context, kPresentValue, present);
-    if (job.batch * job.rows != 0) Runner(api_, context, job).run();
+    if (job.batch * job.rows != 0) Runner(api_, kernels_, context, job).run();
   }
 
  private:
-  AttentionKernel(const OrtApi* api, const Node& node)
+  AttentionKernel(const OrtApi* api, const Node& node, const Op& op)
       : api_(api),
+        kernels_(*op.kernels),
         label_(node.label()),
         heads_(node.integer("num_heads")),
         kv_heads_(node.integer("kv_num_heads")),
@@ -265,6 +265,7 @@ class AttentionKernel {
   }
 
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
   std::string label_;
   std::int64_t heads_, kv_heads_;
   float scale_;
@@ -272,8 +273,7 @@ class AttentionKernel {
 
 }  // namespace
 
-void add_attention_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
-  g_kernels = &kernels;
+void add_attention_ops(std::deque<Op>& ops) {
   const int f = abi::kFloat;
   Op& op =
       ops.emplace_back(make_op(kName, {f, f, f, abi::kInt32, abi::kInt32, f, f}, {f, f, f}, 3));

@@ -1,21 +1,17 @@
-#include "ops/gather_cuda_op.h"
-
 #include <cstdint>
 
 #include "cuda/gather.h"
 #include "ops/gather_node.h"
+#include "ops/library.h"
 
 namespace qc::ops {
 namespace {
 
-const char* g_provider = nullptr;
-
 // One launch. Ids stay on the device, so one that is out of range can't be refused: its row is NaN.
-template <int kBits>
 class GatherCudaKernel {
  public:
   GatherCudaKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : node_(api, info, op.name, kBits) {}
+      : node_(api, info, op) {}
 
   const OrtApi* api() const { return node_.api(); }
 
@@ -33,7 +29,7 @@ class GatherCudaKernel {
     job.zero_points = call.packed.zero_points;
     job.out = call.out;
     job.wide_ids = call.wide_ids;
-    job.bits = kBits;
+    job.bits = node_.bits();
     job.one_zero_point = call.packed.one_zero_point;
     void* stream = nullptr;
     check(abi::KernelContext_GetGPUComputeStream(api(), context, &stream));
@@ -49,10 +45,7 @@ class GatherCudaKernel {
 }  // namespace
 
 void add_gather_cuda_ops(std::deque<Op>& ops, const char* provider) {
-  g_provider = provider;
-  add_gather_family<GatherCudaKernel>(ops, [](Op& op) {
-    op.GetExecutionProviderType = [](const OrtCustomOp*) { return g_provider; };
-  });
+  add_gather_family<GatherCudaKernel>(ops, [provider](Op& op) { op.provider = provider; });
 }
 
 }  // namespace qc::ops

@@ -12,8 +12,11 @@
 
 namespace qc::ops {
 
-template <int kBits>
-constexpr const char* kGatherName = kBits == 4 ? "GatherW4" : "GatherW8";
+struct GatherForm {
+  const char* name;
+  int bits;
+};
+inline constexpr GatherForm kGatherForms[] = {{"GatherW4", 4}, {"GatherW8", 8}};
 
 // One run: ids [count] of either type, and where their rows [count, k] go.
 struct GatherCall {
@@ -26,11 +29,12 @@ struct GatherCall {
 
 class GatherNode {
  public:
-  GatherNode(const OrtApi* api, const OrtKernelInfo* info, const char* op, int bits)
-      : GatherNode(api, Node(api, info, op), bits) {}
+  GatherNode(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : GatherNode(api, Node(api, info, op.name), form_of(kGatherForms, op).bits) {}
 
   const OrtApi* api() const { return api_; }
   const std::string& label() const { return label_; }
+  int bits() const { return bits_; }
   const MatrixAttributes& matrix() const { return matrix_; }
 
   GatherCall read(OrtKernelContext* context) const {
@@ -49,29 +53,29 @@ class GatherNode {
   GatherNode(const OrtApi* api, const Node& node, int bits)
       : api_(api),
         label_(node.label()),
+        bits_(bits),
         matrix_(MatrixAttributes::read(node)),
         packed_(api, node, matrix_, bits, 1) {}
 
   const OrtApi* api_;
   std::string label_;
+  int bits_;
   MatrixAttributes matrix_;
   PackedInputs packed_;
 };
 
-// Adds GatherW4 and GatherW8 for each type of ids, with `Kernel<bits>` as their class; `change`
-// may alter each op.
-template <template <int> class Kernel, typename Change>
-void add_gather_family(std::deque<Op>& ops, Change change) {
-  const auto add = [&](const char* name, int type) -> Op& {
-    Op& op = ops.emplace_back(
-        make_op(name, {type, abi::kUint8, abi::kFloat16, abi::kUint8}, {abi::kFloat}, 1));
-    op.InferOutputShapeFn = infer_gather;
-    change(op);
-    return op;
-  };
-  for (const int type : {abi::kInt64, abi::kInt32}) {
-    set_kernel<Kernel<4>>(add(kGatherName<4>, type));
-    set_kernel<Kernel<8>>(add(kGatherName<8>, type));
+// Adds the Gather ops for each type of ids, with `Kernel` as their class. `adapt(op)` may change
+// each of them.
+template <typename Kernel, typename Adapt>
+void add_gather_family(std::deque<Op>& ops, Adapt&& adapt) {
+  for (const GatherForm& form : kGatherForms) {
+    for (const int type : {abi::kInt64, abi::kInt32}) {
+      Op& op = ops.emplace_back(
+          make_op(form.name, {type, abi::kUint8, abi::kFloat16, abi::kUint8}, {abi::kFloat}, 1));
+      op.InferOutputShapeFn = infer_gather;
+      set_kernel<Kernel>(op);
+      adapt(op);
+    }
   }
 }
 

@@ -1,11 +1,10 @@
-#include "ops/gather_op.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/gather/gather.h"
 #include "ops/gather_node.h"
+#include "ops/library.h"
 
 namespace qc::ops {
 namespace {
@@ -26,11 +25,9 @@ std::vector<std::int64_t> columns_of(const GatherCall& call, const GatherNode& n
   return columns;
 }
 
-template <int kBits>
 class GatherKernel {
  public:
-  GatherKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : node_(api, info, op.name, kBits) {}
+  GatherKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op) : node_(api, info, op) {}
 
   const OrtApi* api() const { return node_.api(); }
 
@@ -39,7 +36,7 @@ class GatherKernel {
     const std::vector<std::int64_t> columns = columns_of(call, node_);
     const MatrixAttributes& matrix = node_.matrix();
     const PackedInputs::Pointers& packed = call.packed;
-    const kernels::PackedTable table{kBits,
+    const kernels::PackedTable table{node_.bits(),
                                      packed.codes,
                                      packed.scales,
                                      packed.one_zero_point ? nullptr : packed.zero_points,
@@ -56,7 +53,7 @@ class GatherKernel {
         kernels::gather_f32(table, columns[static_cast<std::size_t>(i)], call.out + i * matrix.k);
       }
     };
-    parallel_for(api(), context, static_cast<std::size_t>((call.count + per_task - 1) / per_task),
+    parallel_for(api(), context, static_cast<std::size_t>(kernels::ceil_div(call.count, per_task)),
                  task);
   }
 

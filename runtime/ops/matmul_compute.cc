@@ -8,6 +8,7 @@
 namespace qc::ops {
 namespace {
 
+using kernels::ceil_div;
 using kernels::kPanel;
 
 // Rows quantized at a time: few enough that they stay in L2 while panel after panel passes.
@@ -21,8 +22,6 @@ constexpr std::int64_t kValuesPerQuantizeTask = 1 << 15;
 // A task's private tile, on the stack of the thread that runs it.
 constexpr std::int64_t kTileRows = 48;
 constexpr std::int64_t kTilePanels = 8;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // What rows are cut into multiples of.
 std::int64_t row_step(std::int64_t rows) { return rows < 2 * kManyRows ? kFewRows : kManyRows; }
@@ -42,9 +41,8 @@ class Layout {
  public:
   template <typename T>
   std::size_t add(std::int64_t count) {
-    constexpr std::size_t kLine = 64;
     const std::size_t at = bytes_;
-    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+    bytes_ += ceil_div(static_cast<std::size_t>(count) * sizeof(T), kCacheLine) * kCacheLine;
     return at;
   }
   std::size_t bytes() const { return bytes_; }
@@ -61,9 +59,7 @@ class Runner {
       : api_(api), context_(context), job_(job), w_(job.weights) {
     groups_ = w_.groups();
     scale_count_ = job.activation_block >= w_.k ? 1 : groups_;
-    // A line more than K needs: rows a multiple of 4096 bytes apart would fall on the same cache
-    // sets.
-    stride_ = ceil_div(w_.k, 64) * 64 + 64;
+    stride_ = kernels::row_stride(w_.k);
     direct_ = job.element_type == abi::kFloat;
     for (const OutputRange& out : job.outputs) {
       if (out.column_begin < out.column_end && out.column_begin % kPanel != 0) direct_ = false;
@@ -145,7 +141,7 @@ class Runner {
 
   void kernel(const kernels::Tile& tile) const {
     const kernels::Activations a{codes_, stride_, scales_, scale_count_, starts_};
-    (job_.bits == 4 ? job_.kernels->matmul_u4 : job_.kernels->matmul_u8)(a, w_, tile);
+    job_.kernels->matmul[job_.bits](a, w_, tile);
   }
 
   // Every output starts on a panel and is float: kernels write in place.
@@ -165,7 +161,7 @@ class Runner {
   void write_converted(std::int64_t first_row, std::int64_t row_begin, std::int64_t row_end,
                        std::int64_t panel_begin, std::int64_t panel_end) const {
     constexpr std::int64_t kWidth = kTilePanels * kPanel;
-    alignas(64) float tile[kTileRows * kWidth];
+    alignas(kCacheLine) float tile[kTileRows * kWidth];
     for (std::int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
       const std::int64_t last_panel = std::min(panel_end, panel + kTilePanels);
       for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {

@@ -1,15 +1,12 @@
-#include "ops/matmul_cuda_op.h"
-
 #include <cstdint>
 
 #include "cuda/matmul.h"
 #include "ops/device_scratch.h"
+#include "ops/library.h"
 #include "ops/matmul_node.h"
 
 namespace qc::ops {
 namespace {
-
-const char* g_provider = nullptr;
 
 cuda::Element element_of(int type) {
   return type == abi::kFloat     ? cuda::Element::kFloat32
@@ -18,12 +15,10 @@ cuda::Element element_of(int type) {
 }
 
 // Launches only: nothing is allocated outside the provider's arena, and nothing is waited for.
-template <int kForm>
 class MatMulCudaKernel {
  public:
   MatMulCudaKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : node_(api, info, kMatMulForms[kForm], op.input_types[MatMulNode::kX]),
-        allocator_(api, info) {}
+      : node_(api, info, op), allocator_(api, info) {}
 
   const OrtApi* api() const { return node_.api(); }
 
@@ -60,7 +55,7 @@ class MatMulCudaKernel {
     }
     product.element = element_of(node_.element_type());
     product.static_scale = call.static_scale;
-    product.bits = kMatMulForms[kForm].bits;
+    product.bits = node_.form().bits;
     product.one_zero_point = call.packed.one_zero_point;
     product.one_bias = call.one_bias;
     return product;
@@ -73,9 +68,8 @@ class MatMulCudaKernel {
 }  // namespace
 
 void add_matmul_cuda_ops(std::deque<Op>& ops, const char* provider) {
-  g_provider = provider;
-  add_matmul_family<MatMulCudaKernel>(ops, [](Op& op) {
-    op.GetExecutionProviderType = [](const OrtCustomOp*) { return g_provider; };
+  add_matmul_family<MatMulCudaKernel>(ops, [provider](Op& op) {
+    op.provider = provider;
     // The static scale of X is checked and passed by value, so it stays in the host's memory.
     op.GetInputMemoryType = [](const OrtCustomOp*, std::size_t i) {
       return i == MatMulNode::kXScale ? abi::kMemoryCpuInput : abi::kMemoryDefault;

@@ -17,9 +17,8 @@ float float_at(const OrtApi* api, const OrtValue* tensor) {
 
 }  // namespace
 
-MatMulNode::MatMulNode(const OrtApi* api, const OrtKernelInfo* info, const MatMulForm& form,
-                       int element_type)
-    : MatMulNode(api, Node(api, info, form.name), form, element_type) {}
+MatMulNode::MatMulNode(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+    : MatMulNode(api, Node(api, info, op.name), form_of(kMatMulForms, op), op.input_types[kX]) {}
 
 MatMulNode::MatMulNode(const OrtApi* api, const Node& node, const MatMulForm& form,
                        int element_type)

@@ -51,8 +51,7 @@ class MatMulNode {
  public:
   enum Input : std::size_t { kX, kPacked, kBias = 4, kXScale = 5 };
 
-  MatMulNode(const OrtApi* api, const OrtKernelInfo* info, const MatMulForm& form,
-             int element_type);
+  MatMulNode(const OrtApi* api, const OrtKernelInfo* info, const Op& op);
 
   // Checks the tensors of this run and makes the outputs.
   MatMulCall read(OrtKernelContext* context) const;
@@ -84,24 +83,20 @@ class MatMulNode {
   bool x_scale_checked_ = false;
 };
 
-// Adds the ops of the family for each type of X; Kernel<i> runs kMatMulForms[i]. `adapt(op)` may
+// Adds the ops of the family for each type of X, with `Kernel` as their class. `adapt(op)` may
 // change each of them.
-template <template <int> class Kernel, typename Adapt>
+template <typename Kernel, typename Adapt>
 void add_matmul_family(std::deque<Op>& ops, Adapt&& adapt) {
-  const auto add = [&](const MatMulForm& form, auto set) {
+  for (const MatMulForm& form : kMatMulForms) {
     for (const int type : {abi::kFloat, abi::kFloat16, abi::kBfloat16}) {
       std::vector<int> inputs{type, abi::kUint8, abi::kFloat16, abi::kUint8, abi::kFloat};
       if (form.is_static) inputs.push_back(abi::kFloat);
       Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {type, type, type}, 1));
       op.InferOutputShapeFn = infer_matmul;
-      set(op);
+      set_kernel<Kernel>(op);
       adapt(op);
     }
-  };
-  add(kMatMulForms[0], set_kernel<Kernel<0>>);
-  add(kMatMulForms[1], set_kernel<Kernel<1>>);
-  add(kMatMulForms[2], set_kernel<Kernel<2>>);
-  add(kMatMulForms[3], set_kernel<Kernel<3>>);
+  }
 }
 
 }  // namespace qc::ops

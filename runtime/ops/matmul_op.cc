@@ -1,22 +1,18 @@
-#include "ops/matmul_op.h"
-
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "ops/library.h"
 #include "ops/matmul_compute.h"
 #include "ops/matmul_node.h"
 
 namespace qc::ops {
 namespace {
 
-const kernels::KernelTable* g_kernels = nullptr;
-
-template <int kForm>
 class MatMulKernel {
  public:
   MatMulKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : node_(api, info, kMatMulForms[kForm], op.input_types[MatMulNode::kX]) {}
+      : node_(api, info, op), kernels_(*op.kernels) {}
 
   const OrtApi* api() const { return node_.api(); }
 
@@ -34,8 +30,8 @@ class MatMulKernel {
       bias = spread_bias.empty() ? nullptr : spread_bias.data();
     }
     MatMulJob job{};
-    job.kernels = g_kernels;
-    job.bits = kMatMulForms[kForm].bits;
+    job.kernels = &kernels_;
+    job.bits = node_.form().bits;
     job.element_type = node_.element_type();
     job.x = call.x;
     job.rows = call.rows;
@@ -55,12 +51,12 @@ class MatMulKernel {
 
  private:
   MatMulNode node_;
+  const kernels::KernelTable& kernels_;
 };
 
 }  // namespace
 
-void add_matmul_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
-  g_kernels = &kernels;
+void add_matmul_ops(std::deque<Op>& ops) {
   add_matmul_family<MatMulKernel>(ops, [](Op&) {});
 }
 

@@ -1,11 +1,10 @@
-#include "ops/multi_head_attention_op.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
 
-#include "kernels/attention/attention.h"
+#include "kernels/dispatch/dispatch.h"
+#include "ops/library.h"
 #include "ops/scratch.h"
 #include "ops/shape_inference.h"
 
@@ -17,8 +16,6 @@ enum Input : std::size_t { kQ, kK, kV, kMask };
 
 // Each task packs the keys of its head anew, so rows enough to be worth it.
 constexpr std::int64_t kRowsPerTask = 32 * kernels::kQueryRows;
-
-const kernels::KernelTable* g_kernels = nullptr;
 
 // An additive mask [1 or B, 1 or H, 1 or S, T], by its strides: 0 along what it is one of.
 struct Mask {
@@ -44,7 +41,8 @@ void gather(const float* from, std::int64_t stride, std::int64_t count, std::int
   }
 }
 
-void attend(const Job& job, std::int64_t b, std::int64_t head, std::int64_t row) {
+void attend(const kernels::KernelTable& kernels, const Job& job, std::int64_t b, std::int64_t head,
+            std::int64_t row) {
   const std::int64_t rows = std::min(kRowsPerTask, job.rows - row), d = job.d;
   const std::int64_t stride = job.heads * d, packed = kernels::packed_keys_size(job.keys, d);
   const std::int64_t floats =
@@ -67,14 +65,14 @@ void attend(const Job& job, std::int64_t b, std::int64_t head, std::int64_t row)
   const float* added = mask.values == nullptr
                            ? nullptr
                            : mask.values + b * mask.batch + head * mask.head + row * mask.row;
-  g_kernels->attend({q, d, rows, job.keys, false, k, k, v, d, scores, job.y + at, stride, added,
-                     mask.row, job.nan_is_zero});
+  kernels.attend({q, d, rows, job.keys, false, k, k, v, d, scores, job.y + at, stride, added,
+                  mask.row, job.nan_is_zero});
 }
 
 class MultiHeadAttentionKernel {
  public:
-  MultiHeadAttentionKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : MultiHeadAttentionKernel(api, Node(api, info, kName)) {}
+  MultiHeadAttentionKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : MultiHeadAttentionKernel(api, Node(api, info, kName), op) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -112,17 +110,18 @@ class MultiHeadAttentionKernel {
       std::fill_n(job.y, job.batch * job.rows * shape[2], 0.0f);
       return;
     }
-    const std::int64_t parts = (job.rows + kRowsPerTask - 1) / kRowsPerTask;
+    const std::int64_t parts = kernels::ceil_div(job.rows, kRowsPerTask);
     auto task = [&](std::size_t index) {
       const auto i = static_cast<std::int64_t>(index);
-      attend(job, i / parts / heads_, i / parts % heads_, i % parts * kRowsPerTask);
+      attend(kernels_, job, i / parts / heads_, i / parts % heads_, i % parts * kRowsPerTask);
     };
     parallel_for(api_, context, static_cast<std::size_t>(job.batch * heads_ * parts), task);
   }
 
  private:
-  MultiHeadAttentionKernel(const OrtApi* api, const Node& node)
+  MultiHeadAttentionKernel(const OrtApi* api, const Node& node, const Op& op)
       : api_(api),
+        kernels_(*op.kernels),
         label_(node.label()),
         heads_(node.integer("num_heads")),
         scale_(node.real("scale")),
@@ -159,6 +158,7 @@ class MultiHeadAttentionKernel {
   }
 
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
   std::string label_;
   std::int64_t heads_;
   float scale_;
@@ -167,8 +167,7 @@ class MultiHeadAttentionKernel {
 
 }  // namespace
 
-void add_multi_head_attention_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
-  g_kernels = &kernels;
+void add_multi_head_attention_ops(std::deque<Op>& ops) {
   const int f = abi::kFloat;
   Op& op = ops.emplace_back(make_op(kName, {f, f, f, f}, {f}, 1));
   op.InferOutputShapeFn = infer_same;

@@ -1,11 +1,10 @@
-#include "ops/norm_op.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
 
-#include "kernels/norm/norm.h"
+#include "kernels/dispatch/dispatch.h"
+#include "ops/library.h"
 #include "ops/shape_inference.h"
 
 namespace qc::ops {
@@ -15,16 +14,14 @@ enum Input : std::size_t { kX, kSkip, kWeight, kBias };
 
 constexpr std::int64_t kValuesPerTask = 1 << 14;
 
-const kernels::KernelTable* g_kernels = nullptr;
-
 // kCenters: layer norm, else RMS norm.
 template <bool kCenters>
 class NormKernel {
  public:
   static constexpr const char* kName = kCenters ? "AddLayerNormalization" : "AddRMSNormalization";
 
-  NormKernel(const OrtApi* api, const OrtKernelInfo* info, const Op&)
-      : NormKernel(api, Node(api, info, kName)) {}
+  NormKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
+      : NormKernel(api, Node(api, info, kName), op) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -54,16 +51,15 @@ class NormKernel {
       const std::int64_t begin = static_cast<std::int64_t>(index) * per_task;
       const std::int64_t end = std::min(rows, begin + per_task);
       for (std::int64_t at = begin * n; at < end * n; at += n) {
-        g_kernels->add_norm(
-            {values + at, others + at, weight, bias, n, epsilon_, sum + at, y + at});
+        kernels_.add_norm({values + at, others + at, weight, bias, n, epsilon_, sum + at, y + at});
       }
     };
-    parallel_for(api_, context, static_cast<std::size_t>((rows + per_task - 1) / per_task), task);
+    parallel_for(api_, context, static_cast<std::size_t>(kernels::ceil_div(rows, per_task)), task);
   }
 
  private:
-  NormKernel(const OrtApi* api, const Node& node)
-      : api_(api), label_(node.label()), epsilon_(node.real("epsilon")) {
+  NormKernel(const OrtApi* api, const Node& node, const Op& op)
+      : api_(api), kernels_(*op.kernels), label_(node.label()), epsilon_(node.real("epsilon")) {
     if (!std::isfinite(epsilon_) || epsilon_ < 0.0f) {
       node.refuse("epsilon=" + std::to_string(epsilon_) + " is not a number from 0 on");
     }
@@ -87,6 +83,7 @@ class NormKernel {
   }
 
   const OrtApi* api_;
+  const kernels::KernelTable& kernels_;
   std::string label_;
   float epsilon_;
 };
@@ -102,8 +99,7 @@ void add(std::deque<Op>& ops) {
 
 }  // namespace
 
-void add_norm_ops(std::deque<Op>& ops, const kernels::KernelTable& kernels) {
-  g_kernels = &kernels;
+void add_norm_ops(std::deque<Op>& ops) {
   add<false>(ops);
   add<true>(ops);
 }

@@ -115,13 +115,12 @@ Op make_op(const char* name, std::vector<int> input_types, std::vector<int> outp
   Op op{};
   op.version = abi::kApiVersion;
   op.name = name;
+  op.provider = "CPUExecutionProvider";
   op.input_types = std::move(input_types);
   op.output_types = std::move(output_types);
   op.required_outputs = required_outputs;
   op.GetName = [](const OrtCustomOp* self) { return as_op(self).name; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* {
-    return "CPUExecutionProvider";
-  };
+  op.GetExecutionProviderType = [](const OrtCustomOp* self) { return as_op(self).provider; };
   op.GetInputTypeCount = [](const OrtCustomOp* self) { return as_op(self).input_types.size(); };
   op.GetInputType = [](const OrtCustomOp* self, std::size_t i) {
     return as_op(self).input_types[i];

@@ -17,6 +17,10 @@
 
 #include "abi/ort_abi.h"
 
+namespace qc::kernels {
+struct KernelTable;
+}
+
 namespace qc::ops {
 
 // A node, tensor or value that can't be accepted; the text says which and why.
@@ -94,14 +98,25 @@ class Node {
 // One op type with one element type of its first input, as ONNX Runtime sees it.
 struct Op : OrtCustomOp {
   const char* name;
+  const char* provider;                 // the execution provider whose kernels these are
+  const kernels::KernelTable* kernels;  // those of this CPU
   std::vector<int> input_types;
   std::vector<int> output_types;
   std::size_t required_outputs;
 };
 
-// An op with every callback set that does not depend on the kernel class.
+// An op of the CPU, with every callback set that does not depend on the kernel class.
 Op make_op(const char* name, std::vector<int> input_types, std::vector<int> output_types,
            std::size_t required_outputs);
+
+// The row of a family's `forms` that an op was made of, by its name.
+template <typename Form, std::size_t kForms>
+const Form& form_of(const Form (&forms)[kForms], const Op& op) {
+  for (const Form& form : forms) {
+    if (form.name == op.name) return form;
+  }
+  throw OpError(std::string("no kernel for ") + op.name);
+}
 
 // Sets the callbacks that create, run and destroy `Kernel`, a class with
 //   Kernel(const OrtApi*, const OrtKernelInfo*, const Op&)   and   void compute(OrtKernelContext*).

@@ -26,7 +26,7 @@ MatrixAttributes MatrixAttributes::read(const Node& node) {
     node.refuse("K=" + std::to_string(m.k) + " times N=" + std::to_string(m.n) +
                 " is out of range");
   }
-  if (m.group_size != 32 && m.group_size != 64 && m.group_size != 128 && m.group_size != 256) {
+  if (!kernels::is_group_size(m.group_size)) {
     node.refuse("group_size=" + std::to_string(m.group_size) + " is not 32, 64, 128 or 256");
   }
   return m;
@@ -67,10 +67,11 @@ PackedInputs::Pointers PackedInputs::read(const OrtKernelContext* context) const
 void PackedInputs::check_shape(int which, const Shape& shape) const {
   static const char* const kNames[kCount] = {"W", "scales", "zero_points"};
   if (which == kZeroPoints && shape == one_value()) return;
-  const std::int64_t depth = 32 / bits_;
+  const std::int64_t blocks =
+      kernels::with_width(bits_, [&](auto codes) { return codes.blocks(matrix_.k); });
   const Shape expected = which == kCodes
-                             ? Shape{matrix_.panels(), (matrix_.k + depth - 1) / depth, 64}
-                             : Shape{matrix_.panels(), matrix_.groups(), 16};
+                             ? Shape{matrix_.panels(), blocks, kernels::kBlockBytes}
+                             : Shape{matrix_.panels(), matrix_.groups(), kernels::kPanel};
   if (shape == expected) return;
   throw OpError(label_ + ": " + kNames[which] + " has shape " + to_string(shape) + ", expected " +
                 to_string(expected) + " for K=" + std::to_string(matrix_.k) + ", N=" +

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/layout.h"
 #include "ops/op.h"
 
 namespace qc::ops {
@@ -14,15 +15,15 @@ struct MatrixAttributes {
   std::int64_t k, n, group_size;
 
   static MatrixAttributes read(const Node& node);
-  std::int64_t groups() const { return (k + group_size - 1) / group_size; }
-  std::int64_t panels() const { return (n + 15) / 16; }
+  std::int64_t groups() const { return kernels::ceil_div(k, group_size); }
+  std::int64_t panels() const { return kernels::ceil_div(n, kernels::kPanel); }
 };
 
 // Weights are almost always constants: those are checked once, when the kernel is created. Any
 // other tensor is checked at each run.
 class PackedInputs {
  public:
-  // The inputs are W = `first`, scales and zero_points after it. `bits` is 4 or 8.
+  // The inputs are W = `first`, scales and zero_points after it. `bits`: a width of the layout.
   PackedInputs(const OrtApi* api, const Node& node, const MatrixAttributes& matrix, int bits,
                std::size_t first);
 

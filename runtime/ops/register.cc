@@ -33,7 +33,8 @@ const kernels::KernelTable* choose() {
 // Made once, and never destroyed: sessions hold pointers to the ops until the process ends.
 OrtCustomOpDomain* make_domain(const OrtApi* api, const kernels::KernelTable& kernels) {
   auto* ops = new std::deque<Op>;
-  add_ops(*ops, kernels);
+  add_ops(*ops);
+  for (Op& op : *ops) op.kernels = &kernels;
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, kDomain, &domain));
   for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));

@@ -6,21 +6,22 @@
 
 namespace qc::ops {
 
+inline constexpr std::size_t kCacheLine = 64;
+
 // Memory that a thread keeps between calls; what it holds does not survive the next `get`.
 class Scratch {
  public:
   // `bytes` of storage, aligned to a cache line.
   char* get(std::size_t bytes) {
-    constexpr std::size_t kLine = 64;
-    if (bytes + kLine > size_) {
+    if (bytes + kCacheLine > size_) {
       memory_.reset();
       size_ = 0;
-      memory_.reset(new char[bytes + kLine]);
-      size_ = bytes + kLine;
+      memory_.reset(new char[bytes + kCacheLine]);
+      size_ = bytes + kCacheLine;
     }
     void* start = memory_.get();
     std::size_t space = size_;
-    return static_cast<char*>(std::align(kLine, bytes, start, space));
+    return static_cast<char*>(std::align(kCacheLine, bytes, start, space));
   }
 
  private:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-
 import onnxruntime
 import pytest
 from cuda_library import CudaLibrary
+from isas import ARCHITECTURE, names
 from kernel_library import KernelLibrary
 
 from qcompiler import runtime
 from qcompiler.errors import RuntimeLibraryError
-
-X86 = platform.machine() in ("x86_64", "AMD64")
-ARM64 = platform.machine() in ("aarch64", "arm64")
-ISAS = (
-    "reference",
-    *(("avx2", "avxvnni", "avx512vnni-256", "avx512vnni", "amxint8") if X86 else ()),
-    *(("neondotprod", "neoni8mm") if ARM64 else ()),
-)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +17,7 @@ def kernels() -> KernelLibrary:
     return KernelLibrary()
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=names(ARCHITECTURE))
 def isa(request, kernels) -> str:
     """Each ISA that this machine runs."""
     if kernels.choose(kernels.cpu_flags(), request.param) is None:

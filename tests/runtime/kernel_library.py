@@ -20,16 +20,6 @@ from qcompiler.runtime import installed_library
 # A library from another build, such as one with sanitizers, instead of the installed one.
 PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
 
-FLAGS = {
-    name: 1 << i
-    for i, name in enumerate(
-        (
-            *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
-            *("avxvnni", "dotprod", "i8mm", "amxint8"),
-        )
-    )
-}
-
 
 class Activations(Structure):
     _fields_ = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ISAS
+from isas import ARCHITECTURE, names
 from op_checks import BOTH
 from op_models import BITS, assert_close, gather_model, make_layer, matmul_model
 
@@ -85,7 +85,7 @@ def test_oldest_onnxruntime(cases, tmp_path, library):
     assert run_elsewhere(cases, tmp_path, python, library).startswith(OLDEST_VERSION)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", names(ARCHITECTURE))
 def test_forced_isa(cases, kernels, tmp_path, isa):
     if kernels.choose(kernels.cpu_flags(), isa) is None:
         pytest.skip(f"this machine has no {isa} kernels")

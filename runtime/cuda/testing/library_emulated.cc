@@ -1,11 +1,9 @@
-#include "ops/gather_cuda_op.h"
 #include "ops/library.h"
-#include "ops/matmul_cuda_op.h"
 
 namespace qc::ops {
 
 // The glue of the CUDA ops as ops for the CPU, on the emulated GPU.
-void add_ops(std::deque<Op>& ops, const kernels::KernelTable&) {
+void add_ops(std::deque<Op>& ops) {
   add_matmul_cuda_ops(ops, "CPUExecutionProvider");
   add_gather_cuda_ops(ops, "CPUExecutionProvider");
 }

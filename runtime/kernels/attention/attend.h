@@ -70,20 +70,9 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
 template <typename Simd>
 void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
                    int64_t count, int64_t columns, float* c, int64_t c_stride) {
-  switch (rows) {
-    case 1:
-      return multiply<Simd, 1>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-    case 2:
-      return multiply<Simd, 2>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-    case 3:
-      return multiply<Simd, 3>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-    case 4:
-      return multiply<Simd, 4>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-    case 5:
-      return multiply<Simd, 5>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-    default:
-      return multiply<Simd, 6>(a, a_stride, b, b_stride, count, columns, c, c_stride);
-  }
+  with_count<kQueryRows>(rows, [&](auto number) {
+    multiply<Simd, decltype(number)::kValue>(a, a_stride, b, b_stride, count, columns, c, c_stride);
+  });
 }
 
 // q . k[j] for one row, several keys at once so that sums don't wait for themselves.
@@ -142,53 +131,83 @@ float soften(float* scores, int64_t count, int64_t padded) {
   return 1.0f / Simd::sum(total);
 }
 
+// Rows that share a pass over keys and values: how many, the keys that the last one sees, and those
+// up to whole panels, which is how far their scores are apart.
+struct Pass {
+  int64_t row, rows, keys, padded;
+};
+
+// The scores of rows whose keys lie as they are.
+template <typename Simd>
+void score_unpacked(const AttentionRows& a, const Pass& pass) {
+  const int64_t d = a.d;
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const float* q = a.q + (pass.row + r) * a.q_stride;
+    float* scores = a.scores + r * pass.padded;
+    int64_t j = 0;
+    for (; j + 4 <= pass.keys; j += 4) {
+      // Both come from memory, and the values are next.
+      for (int64_t i = 0; i < 4 * d; i += kLine) __builtin_prefetch(a.v + j * d + i);
+      dot_keys<Simd, 4>(q, a.k + j * d, d, scores + j);
+    }
+    for (; j < pass.keys; ++j) dot_keys<Simd, 1>(q, a.k + j * d, d, scores + j);
+  }
+}
+
+// The scores of rows whose keys are packed.
+template <typename Simd>
+void score_packed(const AttentionRows& a, const Pass& pass) {
+  const float* q = a.q + pass.row * a.q_stride;
+  for (int64_t j = 0; j < pass.padded; j += kKeyPanel) {
+    multiply_rows<Simd>(pass.rows, q, a.q_stride, a.packed_k + j * a.d, kKeyPanel, a.d, kKeyPanel,
+                        a.scores + j, pass.padded);
+  }
+}
+
+// Scores to weights, but for the factors of their rows.
+template <typename Simd>
+void soften_rows(const AttentionRows& a, const Pass& pass, float (&factors)[kQueryRows]) {
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const int64_t row = pass.row + r, seen = a.seen(row);
+    float* scores = a.scores + r * pass.padded;
+    if (a.mask != nullptr) add_to<Simd>(scores, a.mask + row * a.mask_stride, seen);
+    factors[r] = soften<Simd>(scores, seen, pass.padded);
+    if (a.nan_is_zero && factors[r] != factors[r]) {
+      factors[r] = 0.0f;
+      for (int64_t j = 0; j < pass.padded; ++j) scores[j] = 0.0f;
+    }
+  }
+}
+
+// The sums of values by weight.
+template <typename Simd>
+void add_values(const AttentionRows& a, const Pass& pass, const float (&factors)[kQueryRows]) {
+  float* out = a.out + pass.row * a.out_stride;
+  multiply_rows<Simd>(pass.rows, a.scores, pass.padded, a.v, a.d, pass.keys, a.d, out,
+                      a.out_stride);
+  for (int64_t r = 0; r < pass.rows; ++r) {
+    const auto factor = Simd::set(factors[r]);
+    for (int64_t i = 0; i < a.d; i += Simd::kLanes) {
+      float* at = out + r * a.out_stride + i;
+      Simd::store(at, Simd::mul(Simd::load(at), factor));
+    }
+  }
+}
+
 template <typename Simd>
 void attend(const AttentionRows& a) {
-  const int64_t d = a.d;
   for (int64_t row = 0; row < a.rows; row += kQueryRows) {
     const int64_t rows = a.rows - row < kQueryRows ? a.rows - row : kQueryRows;
     const int64_t keys = a.seen(row + rows - 1);
-    const int64_t padded = (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
-    const float* q = a.q + row * a.q_stride;
+    const Pass pass{row, rows, keys, padded_keys(keys)};
     if (a.rows <= kUnpackedRows) {
-      for (int64_t r = 0; r < rows; ++r) {
-        float* scores = a.scores + r * padded;
-        int64_t j = 0;
-        for (; j + 4 <= keys; j += 4) {
-          // Both come from memory, and the values are next.
-          for (int64_t i = 0; i < 4 * d; i += kLine) __builtin_prefetch(a.v + j * d + i);
-          dot_keys<Simd, 4>(q + r * a.q_stride, a.k + j * d, d, scores + j);
-        }
-        for (; j < keys; ++j) {
-          dot_keys<Simd, 1>(q + r * a.q_stride, a.k + j * d, d, scores + j);
-        }
-      }
+      score_unpacked<Simd>(a, pass);
     } else {
-      for (int64_t j = 0; j < padded; j += kKeyPanel) {
-        multiply_rows<Simd>(rows, q, a.q_stride, a.packed_k + j * d, kKeyPanel, d, kKeyPanel,
-                            a.scores + j, padded);
-      }
+      score_packed<Simd>(a, pass);
     }
     float factors[kQueryRows];
-    for (int64_t r = 0; r < rows; ++r) {
-      float* scores = a.scores + r * padded;
-      const int64_t seen = a.seen(row + r);
-      if (a.mask != nullptr) add_to<Simd>(scores, a.mask + (row + r) * a.mask_stride, seen);
-      factors[r] = soften<Simd>(scores, seen, padded);
-      if (a.nan_is_zero && factors[r] != factors[r]) {
-        factors[r] = 0.0f;
-        for (int64_t j = 0; j < padded; ++j) scores[j] = 0.0f;
-      }
-    }
-    float* out = a.out + row * a.out_stride;
-    multiply_rows<Simd>(rows, a.scores, padded, a.v, d, keys, d, out, a.out_stride);
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto factor = Simd::set(factors[r]);
-      for (int64_t i = 0; i < d; i += Simd::kLanes) {
-        float* at = out + r * a.out_stride + i;
-        Simd::store(at, Simd::mul(Simd::load(at), factor));
-      }
-    }
+    soften_rows<Simd>(a, pass, factors);
+    add_values<Simd>(a, pass, factors);
   }
 }
 

@@ -6,13 +6,9 @@ namespace qc::kernels {
 
 using std::int64_t;
 
-int64_t attention_scores_size(int64_t keys) {
-  return kQueryRows * ((keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel);
-}
+int64_t attention_scores_size(int64_t keys) { return kQueryRows * padded_keys(keys); }
 
-int64_t packed_keys_size(int64_t keys, int64_t d) {
-  return (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel * d;
-}
+int64_t packed_keys_size(int64_t keys, int64_t d) { return padded_keys(keys) * d; }
 
 void pack_keys(const float* k, int64_t stride, int64_t keys, int64_t d, float* packed) {
   constexpr int64_t kTile = 16;  // both sides of a square tile stay in L1

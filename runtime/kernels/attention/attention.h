@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/inline.h"
+
 namespace qc::kernels {
 
 inline constexpr int kHeadStep = 16;  // a head's channels are a multiple of this
@@ -17,6 +19,11 @@ inline constexpr int kKeyPanel = 64;  // keys that lie side by side when packed
 inline constexpr int kQueryRows = 6;  // rows that share a pass over keys and values
 // So few rows read the keys as they lie; more are worth packing them for.
 inline constexpr int kUnpackedRows = 2;
+
+// Keys up to whole panels.
+QC_INLINE std::int64_t padded_keys(std::int64_t keys) {
+  return ceil_div(keys, kKeyPanel) * kKeyPanel;
+}
 
 struct AttentionRows {
   const float* q;  // [rows, q_stride], times the scale
@@ -34,15 +41,15 @@ struct AttentionRows {
   std::int64_t mask_stride;
   bool nan_is_zero;  // rows whose softmax is NaN give zeros, not NaN
 
-  std::int64_t seen(std::int64_t row) const { return causal ? keys - rows + row + 1 : keys; }
+  QC_INLINE std::int64_t seen(std::int64_t row) const {
+    return causal ? keys - rows + row + 1 : keys;
+  }
 };
 
 using Attend = void (*)(const AttentionRows&);
 
-void attend_f32_reference(const AttentionRows&);
-void attend_f32_avx2(const AttentionRows&);
-void attend_f32_avx512(const AttentionRows&);
-void attend_f32_neon(const AttentionRows&);
+#define QC_SIMD(architecture, simd, ...) void attend_f32_##simd(const AttentionRows&);
+#include "kernels/dispatch/isas.inc"
 
 // Sizes in floats.
 std::int64_t packed_keys_size(std::int64_t keys, std::int64_t d);

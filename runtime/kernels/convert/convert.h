@@ -15,12 +15,10 @@ std::uint16_t bfloat_from_float(float value);
 using Widen = void (*)(const std::uint16_t* from, float* to, std::int64_t count);
 using Narrow = void (*)(const float* from, std::uint16_t* to, std::int64_t count);
 
-void widen_f16_reference(const std::uint16_t* from, float* to, std::int64_t count);
-void narrow_f16_reference(const float* from, std::uint16_t* to, std::int64_t count);
-void widen_f16_avx2(const std::uint16_t* from, float* to, std::int64_t count);
-void narrow_f16_avx2(const float* from, std::uint16_t* to, std::int64_t count);
-void widen_f16_neon(const std::uint16_t* from, float* to, std::int64_t count);
-void narrow_f16_neon(const float* from, std::uint16_t* to, std::int64_t count);
+#define QC_SIMD(architecture, simd, needs, convert, ...)                              \
+  void widen_f16_##convert(const std::uint16_t* from, float* to, std::int64_t count); \
+  void narrow_f16_##convert(const float* from, std::uint16_t* to, std::int64_t count);
+#include "kernels/dispatch/isas.inc"
 void widen_bf16(const std::uint16_t* from, float* to, std::int64_t count);
 void narrow_bf16(const float* from, std::uint16_t* to, std::int64_t count);
 

@@ -4,20 +4,45 @@
 #include <cstring>
 
 namespace qc::kernels {
+namespace {
 
-const KernelTable kReferenceTable = {
-    "reference",
-    0,
-    quantize_f32_s8_reference,
-    matmul_s8_u4_f32_reference,
-    matmul_s8_u8_f32_reference,
-    widen_f16_reference,
-    narrow_f16_reference,
-    attend_f32_reference,
-    add_norm_f32_reference,
-    swiglu_f32_reference,
-    gelu_f32_reference,
+constexpr bool kBest = false, kForced = true;  // KernelTable::only_forced
+
+// The kernels that go by the registers of float32.
+#define QC_SIMD(architecture, simd, needs, convert, ...) \
+  constexpr std::uint32_t kNeeds_##simd = needs;         \
+  constexpr void add_##simd(KernelTable& table) {        \
+    table.quantize = quantize_f32_s8_##simd;             \
+    table.widen_f16 = widen_f16_##convert;               \
+    table.narrow_f16 = narrow_f16_##convert;             \
+    table.attend = attend_f32_##simd;                    \
+    table.add_norm = add_norm_f32_##simd;                \
+    table.swiglu = swiglu_f32_##simd;                    \
+    table.gelu = gelu_f32_##simd;                        \
+  }
+#define QC_ADD_MATMUL(bits, symbol) table.matmul[bits] = matmul_s8_u##bits##_f32_##symbol;
+#define QC_ISA(name, symbol, base, more, compiler_flags, instruction, simd, chosen) \
+  constexpr KernelTable make_##symbol() {                                           \
+    KernelTable table{};                                                            \
+    table.isa = name;                                                               \
+    table.needs = kNeeds_##base | kNeeds_##simd | (more);                           \
+    table.only_forced = chosen;                                                     \
+    QC_EACH_WIDTH(QC_ADD_MATMUL, symbol)                                            \
+    add_##simd(table);                                                              \
+    return table;                                                                   \
+  }                                                                                 \
+  constexpr KernelTable kTable_##symbol = make_##symbol();
+#include "kernels/dispatch/built_isas.inc"
+
+constexpr const KernelTable* kTables[] = {
+#define QC_ISA(name, symbol, ...) &kTable_##symbol,
+#include "kernels/dispatch/built_isas.inc"
+    nullptr,
 };
+
+}  // namespace
+
+const KernelTable* const* kernel_tables() { return kTables; }
 
 const KernelTable* choose_kernels(std::uint32_t flags, const char* forced) {
   const bool any = forced == nullptr || forced[0] == '\0';

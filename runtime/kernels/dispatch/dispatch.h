@@ -7,6 +7,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
+#include "kernels/layout.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
 #include "kernels/quantize/quantize.h"
@@ -15,37 +16,24 @@ namespace qc::kernels {
 
 // What the CPU has and the operating system saves.
 enum CpuFlag : std::uint32_t {
-  kAvx2 = 1u << 0,
-  kFma = 1u << 1,
-  kF16c = 1u << 2,
-  kAvx512f = 1u << 3,
-  kAvx512bw = 1u << 4,
-  kAvx512dq = 1u << 5,
-  kAvx512vl = 1u << 6,
-  kAvx512vnni = 1u << 7,
-  kAvxVnni = 1u << 8,
-  kDotprod = 1u << 9,
-  kI8mm = 1u << 10,
-  kAmxInt8 = 1u << 11,
+#define QC_X86_FLAG(number, flag, ...) flag = 1u << number,
+#define QC_ARM_FLAG(number, flag, ...) flag = 1u << number,
+#include "kernels/dispatch/isas.inc"
 };
 
 struct KernelTable {
   const char* isa;
   std::uint32_t needs;  // CpuFlags, all of them
+  bool only_forced;     // never chosen unless named: there for tests and measurements
   Quantize quantize;
-  MatMul matmul_u4;
-  MatMul matmul_u8;
+  MatMul matmul[kMostBits + 1];  // by the width of the weights; null where there is no such width
   Widen widen_f16;
   Narrow narrow_f16;
   Attend attend;
   AddNorm add_norm;
   SwiGlu swiglu;
   Gelu gelu;
-  bool only_forced = false;  // never chosen unless named: there for tests and measurements
 };
-
-// Runs on any machine.
-extern const KernelTable kReferenceTable;
 
 // The flags of this CPU.
 std::uint32_t cpu_flags();

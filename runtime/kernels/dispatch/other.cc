@@ -4,13 +4,6 @@
 #include "kernels/dispatch/dispatch.h"
 
 namespace qc::kernels {
-namespace {
-
-constexpr const KernelTable* kTables[] = {&kReferenceTable, nullptr};
-
-}  // namespace
-
-const KernelTable* const* kernel_tables() { return kTables; }
 
 std::uint32_t cpu_flags() { return 0; }
 

@@ -7,9 +7,9 @@
 namespace qc::kernels {
 
 struct PackedTable {
-  int bits;                         // 4 or 8
-  const std::uint8_t* codes;        // [ceil(N/16), ceil(K/8), 64]; 8 bit: [.., ceil(K/4), 64]
-  const std::uint16_t* scales;      // float16 [ceil(N/16), groups, 16]
+  int bits;                         // a width of the layout
+  const std::uint8_t* codes;        // [panels, blocks, kBlockBytes]
+  const std::uint16_t* scales;      // float16 [panels, groups, kPanel]
   const std::uint8_t* zero_points;  // same shape, or null: all are `zero_point`
   std::uint8_t zero_point;
   std::int64_t k, n, group_size;

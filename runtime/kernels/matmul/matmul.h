@@ -11,15 +11,14 @@
 
 #include <cstdint>
 
-namespace qc::kernels {
+#include "kernels/layout.h"
 
-inline constexpr int kPanel = 16;       // columns in a panel
-inline constexpr int kBlockBytes = 64;  // bytes in a block of packed weights
+namespace qc::kernels {
 
 // Rows of quantized activations.
 struct Activations {
   const std::int8_t* codes;    // [M, stride], zero from K to the end of the last block
-  std::int64_t stride;         // at least K rounded up to 64: so much of a row can be read
+  std::int64_t stride;         // at least K rounded up to kRowMultiple: so much can be read
   const float* scales;         // [M, scale_count]
   std::int64_t scale_count;    // 1 (a scale a row) or the number of groups
   const std::int32_t* starts;  // [M, groups]: group sums of codes, times -1 or -(the zero point)
@@ -27,15 +26,15 @@ struct Activations {
 
 // A packed K x N matrix; see docs/ops.md for the layout. Pointers may be unaligned.
 struct Weights {
-  const std::uint8_t* codes;        // [ceil(N/16), ceil(K/depth), 64]
-  const std::uint16_t* scales;      // float16 [ceil(N/16), groups, 16]
+  const std::uint8_t* codes;        // [panels, blocks, kBlockBytes]
+  const std::uint16_t* scales;      // float16 [panels, groups, kPanel]
   const std::uint8_t* zero_points;  // same shape, or null: in that case `starts` includes them
   std::uint8_t zero_point;          // of all weights, where `zero_points` is null
   const float* bias;                // [N], or null
   std::int64_t k, n, group_size;
 
-  std::int64_t groups() const { return (k + group_size - 1) / group_size; }
-  std::int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+  QC_INLINE std::int64_t groups() const { return ceil_div(k, group_size); }
+  QC_INLINE std::int64_t panels() const { return ceil_div(n, kPanel); }
 };
 
 // A rectangle of the result: rows [row_begin, row_end) and panels [panel_begin, panel_end), written
@@ -50,22 +49,18 @@ struct Tile {
 
 using MatMul = void (*)(const Activations&, const Weights&, const Tile&);
 
-void matmul_s8_u4_f32_reference(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_reference(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_avx2(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_avx2(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_avxvnni(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_avxvnni(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_avx512vnni_256(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_avx512vnni(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_amxint8(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_amxint8(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_neondotprod(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_neondotprod(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u4_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
-void matmul_s8_u8_f32_neoni8mm(const Activations&, const Weights&, const Tile&);
+// matmul_s8_u<bits>_f32_<isa>
+#define QC_DECLARE_MATMUL(bits, symbol) \
+  void matmul_s8_u##bits##_f32_##symbol(const Activations&, const Weights&, const Tile&);
+#define QC_ISA(name, symbol, ...) QC_EACH_WIDTH(QC_DECLARE_MATMUL, symbol)
+#include "kernels/dispatch/isas.inc"
+#undef QC_DECLARE_MATMUL
+
+// Defines those of an ISA, by its template matmul<bits>.
+#define QC_DEFINE_MATMUL(bits, symbol)                                                           \
+  void matmul_s8_u##bits##_f32_##symbol(const Activations& a, const Weights& w, const Tile& t) { \
+    matmul<bits>(a, w, t);                                                                       \
+  }
 
 }  // namespace qc::kernels
 

@@ -11,23 +11,26 @@
 #include <cstdint>
 
 #include "kernels/matmul/matmul.h"
+#include "kernels/matmul/whole_panel.h"
+#include "kernels/simd/avx512.h"
 
 namespace qc::kernels {
 namespace {
 
 using std::int64_t;
 
-constexpr int kTileRows = 16;              // rows of activations in a tile
-constexpr int64_t kChunk = 512;            // values of k whose weights are unpacked at a time,
-constexpr int64_t kWholeK = 768;           // unless K is no more than this
-constexpr int64_t kGroups = kWholeK / 32;  // groups in a chunk, at most
-constexpr int64_t kPanels = 2;             // panels unpacked at a time
-constexpr int64_t kWidePanels = 16;        // panels summed before they are written
-constexpr int64_t kRowTiles = 8;           // tiles of rows that use unpacked weights
+constexpr int kTileRows = 16;       // rows of activations in a tile
+constexpr int64_t kTileBytes = 64;  // in a row of a tile, at most
+constexpr int64_t kChunk = 512;     // values of k whose weights are unpacked at a time,
+constexpr int64_t kWholeK = 768;    // unless K is no more than this
+constexpr int64_t kGroups = kWholeK / kLeastGroup;  // groups in a chunk, at most
+constexpr int64_t kPanels = 2;                      // panels unpacked at a time
+constexpr int64_t kWidePanels = 16;                 // panels summed before they are written
+constexpr int64_t kRowTiles = 8;                    // tiles of rows that use unpacked weights
 
 // Is another tile worth its time for so many rows? It is sooner where others share the weights.
 bool are_few(int64_t rows, bool alone, int64_t group_size) {
-  if (group_size == 32) return rows < (alone ? 10 : 6);
+  if (group_size == kLeastGroup) return rows < (alone ? 10 : 6);
   return rows < (alone ? 7 : 2);
 }
 
@@ -75,7 +78,9 @@ void load(const TileConfig& config) {
   _tile_loadconfig(&config);
 }
 
-int64_t depth_of_tile(int64_t group_size) { return group_size < 64 ? group_size : 64; }
+int64_t depth_of_tile(int64_t group_size) {
+  return group_size < kTileBytes ? group_size : kTileBytes;
+}
 
 // Registers 0 and 1 hold sums, 2 activations, 3 weights.
 void configure(int64_t rows, int64_t group_size) {
@@ -84,7 +89,7 @@ void configure(int64_t rows, int64_t group_size) {
   config.palette = 1;
   for (int i = 0; i < 4; ++i) {
     config.rows[i] = static_cast<std::uint8_t>(rows);
-    config.row_bytes[i] = 64;
+    config.row_bytes[i] = kTileBytes;
   }
   config.row_bytes[2] = static_cast<std::uint16_t>(depth);
   config.rows[3] = static_cast<std::uint8_t>(depth / 4);
@@ -119,51 +124,50 @@ struct Chunk {
   int64_t even_groups() const { return groups() + (groups() & 1); }
 };
 
-// A column's zero point in each byte of its dword.
-inline __attribute__((always_inline)) __m512i spread(__m128i zero_points) {
-  return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zero_points), _mm512_set1_epi32(0x01010101));
-}
-
-inline __attribute__((always_inline)) __m128i zero_points_of(const Weights& w, int64_t at) {
+QC_INLINE __m128i zero_points_of(const Weights& w, int64_t at) {
   return w.zero_points == nullptr
              ? _mm_set1_epi8(static_cast<char>(w.zero_point))
              : _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zero_points + at));
 }
 
+// Takes `count` blocks of codes apart, less their zero points where kSigned; returns the end of
+// what it wrote.
+template <int kBits, bool kSigned>
+QC_INLINE std::uint8_t* unpack_blocks(const std::uint8_t* from, int64_t count, __m128i zero_points,
+                                      std::uint8_t* to) {
+  // A column's zero point in each byte of its dword.
+  const __m512i zero =
+      _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zero_points), _mm512_set1_epi32(0x01010101));
+  for (int64_t b = 0; b < count; ++b, from += kBlockBytes) {
+    // The next chunk.
+    _mm_prefetch(reinterpret_cast<const char*>(from + kChunk * kBits * 2), _MM_HINT_T1);
+    const __m512i packed = _mm512_loadu_si512(from);
+#pragma GCC unroll 8
+    for (int i = 0; i < Codes<kBits>::kQuads; ++i, to += kBlockBytes) {
+      const __m512i codes = unpack<kBits>(packed, i);
+      _mm512_store_si512(to, kSigned ? _mm512_sub_epi8(codes, zero) : codes);
+    }
+  }
+  return to;
+}
+
 // Takes the codes of a chunk apart, less their zero points where kSigned: such weights are int8,
 // and a group needs no start.
 template <int kBits, bool kSigned>
-void unpack(const Weights& w, const Chunk& c, Scratch& s) {
-  constexpr int64_t kDepth = 32 / kBits;
-  const __m512i low_bits = _mm512_set1_epi8(15);
-  const int64_t blocks = (w.k + kDepth - 1) / kDepth;
-  const int64_t blocks_per_group = w.group_size / kDepth;
+void unpack_chunk(const Weights& w, const Chunk& c, Scratch& s) {
+  const int64_t blocks = Codes<kBits>::blocks(w.k);
+  const int64_t blocks_per_group = w.group_size / Codes<kBits>::kDepth;
+  const int64_t first_block = c.first_group * blocks_per_group;
   for (int64_t p = 0; p < c.panels; ++p) {
-    const int64_t first_block = c.first_group * blocks_per_group;
-    const std::uint8_t* from = w.codes + ((c.panel + p) * blocks + first_block) * kBlockBytes;
     std::uint8_t* to = s.codes[p];
     for (int64_t g = 0; g < c.groups(); ++g) {
       const int64_t at = ((c.panel + p) * w.groups() + c.first_group + g) * kPanel;
       const __m128i zero_points = zero_points_of(w, at);
-      const __m512i zero = spread(zero_points);
-      const int64_t left = blocks - first_block - g * blocks_per_group;
-      const int64_t count = left < blocks_per_group ? left : blocks_per_group;
-      for (int64_t b = 0; b < count; ++b, from += kBlockBytes, to += 32 / kBits * kPanel) {
-        // The next chunk.
-        _mm_prefetch(reinterpret_cast<const char*>(from + kChunk * kBits * 2), _MM_HINT_T1);
-        const __m512i packed = _mm512_loadu_si512(from);
-        __m512i low = kBits == 8 ? packed : _mm512_and_si512(packed, low_bits);
-        __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
-        if (kSigned) {
-          low = _mm512_sub_epi8(low, zero);
-          high = _mm512_sub_epi8(high, zero);
-        }
-        _mm512_store_si512(to, low);
-        if (kBits == 4) _mm512_store_si512(to + 64, high);
-      }
-      _mm512_store_ps(
-          s.scales[p][g],
-          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.scales + at))));
+      const int64_t block = first_block + g * blocks_per_group, left = blocks - block;
+      const std::uint8_t* from = w.codes + ((c.panel + p) * blocks + block) * kBlockBytes;
+      to = unpack_blocks<kBits, kSigned>(from, left < blocks_per_group ? left : blocks_per_group,
+                                         zero_points, to);
+      _mm512_store_ps(s.scales[p][g], Avx512::widen(w.scales + at));
       if (kSigned) continue;
       _mm512_store_ps(s.zero_points[p][g],
                       w.zero_points == nullptr
@@ -177,7 +181,7 @@ void unpack(const Weights& w, const Chunk& c, Scratch& s) {
     // Nothing is added past K, whatever the activations hold there.
     const int64_t values = (c.groups() - 1) * w.group_size + c.tiles * depth_of_tile(w.group_size);
     const std::uint8_t* end = s.codes[p] + values * kPanel;
-    for (; to < end; to += 64) _mm512_store_si512(to, _mm512_setzero_si512());
+    for (; to < end; to += kBlockBytes) _mm512_store_si512(to, _mm512_setzero_si512());
   }
 }
 
@@ -208,27 +212,27 @@ void widen_rows(const Activations& a, int64_t groups, const Chunk& c, const Rows
 
 // One step: the integer sums of a group into one register, and those of the group before from the
 // other to memory. A macro, because registers of tiles have to be literals.
-#define QC_STEP(sum, other, tiles)          \
-  do {                                      \
-    _tile_zero(sum);                        \
-    for (int64_t i = 0; i < (tiles); ++i) { \
-      _tile_loadd(2, q, stride);            \
-      _tile_loadd(3, codes, 64);            \
-      if (kSigned) {                        \
-        _tile_dpbssd(sum, 2, 3);            \
-      } else {                              \
-        _tile_dpbsud(sum, 2, 3);            \
-      }                                     \
-      q += depth;                           \
-      codes += depth * kPanel;              \
-    }                                       \
-    _tile_stored(other, s.dots[other], 64); \
+#define QC_STEP(sum, other, tiles)                  \
+  do {                                              \
+    _tile_zero(sum);                                \
+    for (int64_t i = 0; i < (tiles); ++i) {         \
+      _tile_loadd(2, q, stride);                    \
+      _tile_loadd(3, codes, kTileBytes);            \
+      if (kSigned) {                                \
+        _tile_dpbssd(sum, 2, 3);                    \
+      } else {                                      \
+        _tile_dpbsud(sum, 2, 3);                    \
+      }                                             \
+      q += depth;                                   \
+      codes += depth * kPanel;                      \
+    }                                               \
+    _tile_stored(other, s.dots[other], kTileBytes); \
   } while (false)
 
 // Scales and adds the sums of a group to those of the groups before.
 template <bool kSigned, bool kBlockScales>
-inline __attribute__((always_inline)) void add_group(const Scratch& s, int64_t tile, int64_t p,
-                                                     int64_t g, __m512 (&sums)[kTileRows]) {
+QC_INLINE void add_group(const Scratch& s, int64_t tile, int64_t p, int64_t g,
+                         __m512 (&sums)[kTileRows]) {
   const __m512 scale = _mm512_load_ps(s.scales[p][g]);
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
@@ -244,9 +248,19 @@ inline __attribute__((always_inline)) void add_group(const Scratch& s, int64_t t
   }
 }
 
+// What the sums of one tile start with.
+QC_INLINE void start(const Chunk& c, int64_t tile, int64_t p, const Scratch& s,
+                     __m512 (&sums)[kTileRows]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) {
+    sums[r] = c.first_group == 0 ? _mm512_setzero_ps()
+                                 : _mm512_load_ps(s.sums[tile * kTileRows + r][c.slot + p]);
+  }
+}
+
 // Keeps the sums of one tile.
-inline __attribute__((always_inline)) void save(const Chunk& c, int64_t tile, int64_t p,
-                                                const __m512 (&sums)[kTileRows], Scratch& s) {
+QC_INLINE void save(const Chunk& c, int64_t tile, int64_t p, const __m512 (&sums)[kTileRows],
+                    Scratch& s) {
 #pragma GCC unroll 16
   for (int r = 0; r < kTileRows; ++r) {
     _mm512_store_ps(s.sums[tile * kTileRows + r][c.slot + p], sums[r]);
@@ -281,11 +295,7 @@ void multiply(const Activations& a, const Weights& w, const Chunk& c, const Rows
         add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
         save(c, last_tile, last_p, sums, s);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < kTileRows; ++r) {
-        sums[r] = c.first_group == 0 ? _mm512_setzero_ps()
-                                     : _mm512_load_ps(s.sums[tile * kTileRows + r][c.slot + p]);
-      }
+      start(c, tile, p, s, sums);
       for (int64_t g = 2; g < groups; g += 2) {
         QC_STEP(0, 1, g + 2 < groups ? full : even_tiles);
         add_group<kSigned, kBlockScales>(s, tile, p, g - 2, sums);
@@ -296,7 +306,7 @@ void multiply(const Activations& a, const Weights& w, const Chunk& c, const Rows
       last_p = p;
     }
   }
-  _tile_stored(1, s.dots[1], 64);
+  _tile_stored(1, s.dots[1], kTileBytes);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 2, sums);
   add_group<kSigned, kBlockScales>(s, last_tile, last_p, groups - 1, sums);
   save(c, last_tile, last_p, sums, s);
@@ -311,15 +321,11 @@ void write(const Activations& a, const Weights& w, const Tile& t, const Rows& ro
       const __m512 row_scale = _mm512_set1_ps(a.scale_count == 1 ? a.scales[row] : 1.0f);
       float* out = t.out + (row - t.row_begin) * t.out_stride - t.panel_begin * kPanel;
       for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t column = panel * kPanel;
-        const int64_t columns = t.column_end - column;
-        const __mmask16 mask =
-            columns >= kPanel ? 0xffff
-                              : static_cast<__mmask16>((1u << (columns > 0 ? columns : 0)) - 1);
+        const int64_t column = panel * kPanel, left = t.column_end - column;
         const __m512 bias =
-            w.bias != nullptr ? _mm512_maskz_loadu_ps(mask, w.bias + column) : _mm512_setzero_ps();
+            w.bias != nullptr ? Avx512::load(w.bias + column, left) : Avx512::zero();
         const __m512 sums = _mm512_load_ps(s.sums[tile * kTileRows + r][panel - first]);
-        _mm512_mask_storeu_ps(out + column, mask, _mm512_fmadd_ps(sums, row_scale, bias));
+        Avx512::store(out + column, left, Avx512::fma(sums, row_scale, bias));
       }
     }
   }
@@ -329,8 +335,11 @@ void write(const Activations& a, const Weights& w, const Tile& t, const Rows& ro
 // are none of 0..15.
 template <int kBits>
 bool are_int8(const Weights& w, const Tile& t) {
-  if (w.zero_points == nullptr) return kBits == 8 ? w.zero_point == 128 : w.zero_point <= 128;
-  if (kBits == 8) return false;
+  constexpr int kLargest = Codes<kBits>::kLargest;
+  if (w.zero_points == nullptr) {
+    return kLargest - w.zero_point <= INT8_MAX && -w.zero_point >= INT8_MIN;
+  }
+  if (kLargest > INT8_MAX) return false;
   const std::uint8_t* from = w.zero_points + t.panel_begin * w.groups() * kPanel;
   const int64_t count = (t.panel_end - t.panel_begin) * w.groups();
   __m128i all = _mm_setzero_si128();
@@ -352,7 +361,7 @@ void sum_panels(const Activations& a, const Weights& w, const Rows& rows, int64_
     const int64_t left = w.k - (last_group - 1) * w.group_size;
     const int64_t values = left < w.group_size ? left : w.group_size;
     const Chunk c{panel, panels, slot, group, last_group, (values + depth - 1) / depth};
-    unpack<kBits, kSigned>(w, c, s);
+    unpack_chunk<kBits, kSigned>(w, c, s);
     if (!kSigned || kBlockScales) {
       for (int64_t tile = 0; tile < rows.tiles(); ++tile) widen_rows(a, groups, c, rows, tile, s);
     }
@@ -416,12 +425,10 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
 
 }  // namespace
 
-void matmul_s8_u4_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<4>(a, w, t, matmul_s8_u4_f32_avx512vnni);
-}
-
-void matmul_s8_u8_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<8>(a, w, t, matmul_s8_u8_f32_avx512vnni);
-}
+#define QC_DEFINE_AMX(bits, ...)                                                                \
+  void matmul_s8_u##bits##_f32_amxint8(const Activations& a, const Weights& w, const Tile& t) { \
+    matmul<bits>(a, w, t, matmul_s8_u##bits##_f32_avx512vnni);                                  \
+  }
+QC_EACH_WIDTH(QC_DEFINE_AMX)
 
 }  // namespace qc::kernels

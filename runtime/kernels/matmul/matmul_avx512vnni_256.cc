@@ -3,12 +3,6 @@
 
 namespace qc::kernels {
 
-void matmul_s8_u4_f32_avx512vnni_256(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<4>(a, w, t);
-}
-
-void matmul_s8_u8_f32_avx512vnni_256(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<8>(a, w, t);
-}
+QC_EACH_WIDTH(QC_DEFINE_MATMUL, avx512vnni_256)
 
 }  // namespace qc::kernels

@@ -5,11 +5,6 @@
 namespace qc::kernels {
 namespace {
 
-// 8 k of two rows.
-int8x16_t load_pair(const std::int8_t* q, int64_t stride, bool half) {
-  return vcombine_s8(load_row(q, half), load_row(q + stride, half));
-}
-
 // The sums of four columns, as usmmla or usdot leave them.
 template <int kRows>
 struct Sums;
@@ -38,121 +33,61 @@ struct Sums<1> {
   int32x4_t row(int) const { return columns; }
 };
 
-// Adds the products of one step to kPairs pairs of rows (or, kRows = 1, single ones).
-template <int kBits, int kRows, int kPairs, int kVectorCount>
-inline __attribute__((always_inline)) void add_step(Sums<kRows> (&dots)[kPairs][kVectorCount],
-                                                    const std::uint8_t* codes, int64_t panel_bytes,
-                                                    const std::int8_t* q, int64_t stride,
-                                                    bool half) {
-  int8x16_t x[kPairs];
+template <int kWidth>
+struct Usmmla {
+  static constexpr int kBits = kWidth;
+  using Lanes = Neon;
+
+  // Rows come in pairs, or alone. A row alone is its own partner, which nothing reads.
+  template <int kRows, int kVectors>
+  static QC_INLINE void dot(const Group<Usmmla>& group, const std::int8_t* const (&q)[kRows],
+                            int32x4_t (&dots)[kRows][kVectors]) {
+    constexpr int kTogether = kRows == 1 ? 1 : 2;
+    constexpr int kPairs = kRows / kTogether;
+    Sums<kTogether> sums[kPairs][kVectors];
+    each_step(group, [&](const std::uint8_t* codes, int64_t k, bool half) {
+      int8x16_t x[kPairs];
 #pragma GCC unroll 4
-  for (int p = 0; p < kPairs; ++p) {
-    // A row alone is its own partner, which nothing reads.
-    x[p] = load_pair(q + p * kRows * stride, kRows == 2 ? stride : 0, half);
-  }
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectorCount; ++v) {
-    const std::uint8_t* at = codes + v / kVectors * panel_bytes + v % kVectors * 16;
-    if (kPairs == 1 && v % kVectors == 0) __builtin_prefetch(at + kPrefetchBytes);
-    const Quads quads = load_quads<kBits>(at, half);
-#pragma GCC unroll 4
-    for (int p = 0; p < kPairs; ++p) dots[p][v].add(quads, x[p]);
-  }
-}
-
-// kPairs pairs of rows x kVectorCount registers of four columns, from `first_vector` of the panel
-// on, over all of K.
-template <int kBits, int kRows, int kPairs, int kVectorCount>
-void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
-          int first_vector) {
-  const Extent<kBits> extent(w);
-  const std::uint8_t* codes = w.codes + panel * extent.panel_bytes + first_vector * 16;
-  const std::int8_t* q = a.codes + row * a.stride;
-
-  float32x4_t sums[kPairs * kRows][kVectorCount];
-#pragma GCC unroll 8
-  for (int r = 0; r < kPairs * kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectorCount; ++v) sums[r][v] = vdupq_n_f32(0.0f);
-  }
-
-  for (int64_t g = 0; g < extent.groups; ++g) {
-    Sums<kRows> dots[kPairs][kVectorCount];
-    const int64_t depth = extent.depth(g);
-    int64_t k = 0;
-    for (; k + kStep <= depth; k += kStep) {
-      add_step<kBits>(dots, codes, extent.panel_bytes, q, a.stride, false);
-      codes += Extent<kBits>::kStepBytes;
-      q += kStep;
-    }
-    if (kBits == 8 && k < depth) {
-      add_step<kBits>(dots, codes, extent.panel_bytes, q, a.stride, true);
-    }
-
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectorCount; ++v) {
-      const int64_t at = ((panel + v / kVectors) * extent.groups + g) * kPanel;
-      const int64_t first = at + (first_vector + v % kVectors) * kLanes;
-      const float32x4_t scale = load_scales(w.scales + first);
-      const int32x4_t zero =
-          w.zero_points != nullptr ? load_zero_points(w.zero_points + first) : vdupq_n_s32(1);
-#pragma GCC unroll 8
-      for (int r = 0; r < kPairs * kRows; ++r) {
-        const int64_t entry = (row + r) * extent.groups + g;
-        const int32x4_t dot = vmlaq_n_s32(dots[r / kRows][v].row(r % kRows), zero, a.starts[entry]);
-        const float x_scale = a.scale_count == 1 ? 1.0f : a.scales[entry];
-        sums[r][v] = vfmaq_f32(sums[r][v], vcvtq_f32_s32(dot), vmulq_n_f32(scale, x_scale));
+      for (int p = 0; p < kPairs; ++p) {
+        const std::int8_t* last = q[p * kTogether + kTogether - 1];
+        x[p] = vcombine_s8(load_row(q[p * kTogether] + k, half), load_row(last + k, half));
       }
-    }
-  }
-
-#pragma GCC unroll 8
-  for (int r = 0; r < kPairs * kRows; ++r) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectorCount; ++v) {
-      store(a, w, t, row + r, panel * kPanel + (first_vector + v) * kLanes, sums[r][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        const Quads quads = load_quads<kBits>(codes, group.panel_bytes, v, half, kPairs == 1);
+#pragma GCC unroll 4
+        for (int p = 0; p < kPairs; ++p) sums[p][v].add(quads, x[p]);
+      }
+    });
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) dots[r][v] = sums[r / kTogether][v].row(r % kTogether);
     }
+    add_starts(group, dots);
   }
-}
+};
 
-// Four panels at a time stay in L2 while all rows pass over them.
 template <int kBits>
 void matmul(const Activations& a, const Weights& w, const Tile& t) {
+  using Kernel = Usmmla<kBits>;
   constexpr int kHalf = kVectors / 2;  // of a panel: with 8 rows there are registers for no more
-  for (int64_t begin = t.panel_begin; begin < t.panel_end; begin += 4) {
-    const int64_t end = begin + 4 < t.panel_end ? begin + 4 : t.panel_end;
+  each_four_panels(t, [&](int64_t begin, int64_t end) {
     int64_t row = t.row_begin;
     for (; row + 8 <= t.row_end; row += 8) {
       for (int64_t panel = begin; panel < end; ++panel) {
-        tile<kBits, 2, 4, kHalf>(a, w, t, row, panel, 0);
-        tile<kBits, 2, 4, kHalf>(a, w, t, row, panel, kHalf);
+        tile<Kernel, 8, kHalf>(a, w, t, row, panel);
+        tile<Kernel, 8, kHalf>(a, w, t, row, panel, kHalf);
       }
     }
-    for (; row + 4 <= t.row_end; row += 4) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        tile<kBits, 2, 2, kVectors>(a, w, t, row, panel, 0);
-      }
-    }
-    for (; row + 2 <= t.row_end; row += 2) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        tile<kBits, 2, 1, kVectors>(a, w, t, row, panel, 0);
-      }
-    }
-    if (row == t.row_end) continue;
-    int64_t panel = begin;
-    for (; panel + 4 <= end; panel += 4) tile<kBits, 1, 1, 4 * kVectors>(a, w, t, row, panel, 0);
-    for (; panel < end; ++panel) tile<kBits, 1, 1, kVectors>(a, w, t, row, panel, 0);
-  }
+    for (; row + 4 <= t.row_end; row += 4) rows<Kernel, 4, 1>(a, w, t, row, begin, end);
+    for (; row + 2 <= t.row_end; row += 2) rows<Kernel, 2, 1>(a, w, t, row, begin, end);
+    if (row < t.row_end) rows<Kernel, 1, 4>(a, w, t, row, begin, end);
+  });
 }
 
 }  // namespace
 
-void matmul_s8_u4_f32_neoni8mm(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<4>(a, w, t);
-}
-
-void matmul_s8_u8_f32_neoni8mm(const Activations& a, const Weights& w, const Tile& t) {
-  matmul<8>(a, w, t);
-}
+QC_EACH_WIDTH(QC_DEFINE_MATMUL, neoni8mm)
 
 }  // namespace qc::kernels

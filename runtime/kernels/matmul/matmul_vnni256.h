@@ -10,8 +10,7 @@ namespace {
 
 // sum += dot products of 8 unsigned quads with 8 signed ones. In assembly so that the sum is
 // updated in place: from intrinsics GCC copies sums about until it has to spill them.
-inline __attribute__((always_inline)) void add_dot(__m256i& sum, __m256i unsigned_quads,
-                                                   __m256i signed_quads) {
+QC_INLINE void add_dot(__m256i& sum, __m256i unsigned_quads, __m256i signed_quads) {
 #ifdef __AVXVNNI__
   __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(unsigned_quads), "x"(signed_quads));
 #else
@@ -19,149 +18,92 @@ inline __attribute__((always_inline)) void add_dot(__m256i& sum, __m256i unsigne
 #endif
 }
 
-// kRows x kPanels panels, over all of K.
-template <int kBits, int kRows, int kPanels>
-void tile(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel) {
-  constexpr int kDepth = 32 / kBits;
-  constexpr int kHalves = 2 * kPanels;
-  // With few rows there are registers to load a quad once for all panels.
-  constexpr bool kShared = kRows <= 2;
-  const int64_t blocks = (w.k + kDepth - 1) / kDepth;
-  const int64_t blocks_per_group = w.group_size / kDepth;
-  const int64_t groups = (w.k + w.group_size - 1) / w.group_size;
-  const int64_t panel_bytes = blocks * kBlockBytes;
-  const __m256i low_bits = _mm256_set1_epi8(15);
+// With few rows there are registers to load a quad once for all panels.
+template <int kRows>
+constexpr bool kShared = kRows <= 2;
 
-  const std::uint8_t* codes = w.codes + panel * panel_bytes;
-  const std::int8_t* q[kRows];
+// One quad of each row times a panel, whose sums are two registers from `first` on.
+template <int kRows, int kHalves>
+QC_INLINE void multiply_quads(__m256i (&dots)[kRows][kHalves], int first,
+                              const __m256i (&weights)[2], const __m256i (&loaded)[kRows],
+                              const std::int8_t* const (&q)[kRows], int64_t k) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    q[r] = a.codes + (row + r) * a.stride;
-    // Hides where the pointer came from: GCC would rather recompute all six for every block.
-    __asm__("" : "+r"(q[r]));
+    const __m256i quad = kShared<kRows> ? loaded[r] : broadcast(q[r] + k);
+    add_dot(dots[r][first], weights[0], quad);
+    add_dot(dots[r][first + 1], weights[1], quad);
   }
-  int64_t k = 0;
-  const std::int32_t* starts = a.starts + row * groups;
-  const int64_t first_group = panel * groups * kPanel;
+}
 
-  __m256 sums[kRows][kHalves];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int h = 0; h < kHalves; ++h) sums[r][h] = _mm256_setzero_ps();
+// Quad `i` of each column of a block.
+template <int kBits>
+QC_INLINE void unpack(__m256i (&weights)[2], const __m256i (&packed)[2], int i) {
+  static_assert(kBits == 4 || kBits == 8, "no way to unpack this width");
+  if (kBits == 8) {
+    weights[0] = packed[0];
+    weights[1] = packed[1];
+  } else if (i == 0) {
+    low_nibbles(weights, packed);
+  } else {
+    high_nibbles(weights, packed);
   }
+}
 
-  for (int64_t g = 0; g < groups; ++g) {
-    __m256i dots[kRows][kHalves];
+// A block of each panel.
+template <int kBits, int kRows, int kHalves>
+QC_INLINE void multiply_block(__m256i (&dots)[kRows][kHalves], const std::uint8_t* codes,
+                              int64_t panel_bytes, const std::int8_t* const (&q)[kRows],
+                              int64_t k) {
+  constexpr int kQuads = Codes<kBits>::kQuads;
+  __m256i quads[kQuads][kRows];
 #pragma GCC unroll 8
-    for (int h = 0; h < kHalves; ++h) {
-      const int64_t at = first_group + (h / 2 * groups + g) * kPanel + h % 2 * kHalf;
-      start_dots(dots, h, w.zero_points != nullptr ? w.zero_points + at : nullptr, starts, groups,
-                 g);
+  for (int r = 0; kShared<kRows> && r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kQuads; ++i) quads[i][r] = broadcast(q[r] + k + i * kQuad);
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kHalves / 2; ++p) {
+    const std::uint8_t* block = codes + p * panel_bytes;
+    if (kRows < 6) _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
+    __m256i packed[2], weights[2];
+    load(packed, block);
+#pragma GCC unroll 8
+    for (int i = 0; i < kQuads; ++i) {
+      if (i > 0 && !kShared<kRows>) {
+        // Read again: 16 registers can't hold these beside 12 sums.
+        __asm__("" : "+r"(block));
+        load(packed, block);
+      }
+      unpack<kBits>(weights, packed, i);
+      multiply_quads(dots, 2 * p, weights, quads[i], q, k + i * kQuad);
     }
+  }
+}
 
-    const int64_t left = blocks - g * blocks_per_group;
-    const int64_t count = left < blocks_per_group ? left : blocks_per_group;
-    for (int64_t b = 0; b < count; ++b) {
-      __m256i low_quads[kRows], high_quads[kRows];
-      if (kShared) {
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          low_quads[r] = broadcast(q[r] + k);
-          if (kBits == 4) high_quads[r] = broadcast(q[r] + k + 4);
-        }
-      }
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        const std::uint8_t* block = codes + p * panel_bytes;
-        if (kRows < 6)
-          _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
-        __m256i packed[2] = {load(block), load(block + kHalfBytes)};
-        __m256i low[2] = {packed[0], packed[1]};
-        if (kBits == 4) {
-          low[0] = _mm256_and_si256(packed[0], low_bits);
-          low[1] = _mm256_and_si256(packed[1], low_bits);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i quad = kShared ? low_quads[r] : broadcast(q[r] + k);
-          add_dot(dots[r][2 * p], low[0], quad);
-          add_dot(dots[r][2 * p + 1], low[1], quad);
-        }
-        if (kBits == 8) continue;
-        if (!kShared) {
-          // Read again: 16 registers can't hold these beside 12 sums.
-          __asm__("" : "+r"(block));
-          packed[0] = load(block);
-          packed[1] = load(block + kHalfBytes);
-        }
-        const __m256i high[2] = {_mm256_and_si256(_mm256_srli_epi16(packed[0], 4), low_bits),
-                                 _mm256_and_si256(_mm256_srli_epi16(packed[1], 4), low_bits)};
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i quad = kShared ? high_quads[r] : broadcast(q[r] + k + 4);
-          add_dot(dots[r][2 * p], high[0], quad);
-          add_dot(dots[r][2 * p + 1], high[1], quad);
-        }
-      }
+template <int kWidth>
+struct Vnni256 {
+  static constexpr int kBits = kWidth;
+  using Lanes = Avx2;
+  static constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+  template <int kRows, int kHalves>
+  static QC_INLINE void dot(const Group<Vnni256>& group, const std::int8_t* const (&q)[kRows],
+                            __m256i (&dots)[kRows][kHalves]) {
+    start(group, dots);
+    const std::uint8_t* codes = group.codes;
+    int64_t k = group.k;
+    int64_t left = group.count();  // one at least: GCC keeps the loop's registers where it knows
+    do {
+      multiply_block<kBits>(dots, codes, group.panel_bytes, q, k);
       codes += kBlockBytes;
-      k += kDepth;
-    }
-
-#pragma GCC unroll 8
-    for (int h = 0; h < kHalves; ++h) {
-      const auto* at = w.scales + first_group + (h / 2 * groups + g) * kPanel + h % 2 * kHalf;
-      const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const float x_scale = a.scale_count == 1 ? 1.0f : a.scales[(row + r) * groups + g];
-        sums[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][h]),
-                                     _mm256_mul_ps(scale, _mm256_set1_ps(x_scale)), sums[r][h]);
-      }
-    }
+      k += Codes<kBits>::kDepth;
+    } while (--left > 0);
   }
+};
 
-#pragma GCC unroll 8
-  for (int h = 0; h < kHalves; ++h) write_half(sums, h, a, w, t, row, panel * kPanel + h * kHalf);
-}
-
-template <int kBits, int kRows, int kPanels>
-void rows(const Activations& a, const Weights& w, const Tile& t, int64_t row, int64_t panel,
-          int64_t panel_end) {
-  for (; panel + kPanels <= panel_end; panel += kPanels) {
-    tile<kBits, kRows, kPanels>(a, w, t, row, panel);
-  }
-  for (; panel < panel_end; ++panel) tile<kBits, kRows, 1>(a, w, t, row, panel);
-}
-
-// Four panels at a time stay in L2 while all rows pass over them.
 template <int kBits>
 void matmul(const Activations& a, const Weights& w, const Tile& t) {
-  constexpr int64_t kStep = 4;
-  for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kStep) {
-    const int64_t end = panel + kStep < t.panel_end ? panel + kStep : t.panel_end;
-    int64_t row = t.row_begin;
-    for (; row + 6 <= t.row_end; row += 6) rows<kBits, 6, 1>(a, w, t, row, panel, end);
-    switch (t.row_end - row) {
-      case 1:
-        rows<kBits, 1, 4>(a, w, t, row, panel, end);
-        break;
-      case 2:
-        rows<kBits, 2, 2>(a, w, t, row, panel, end);
-        break;
-      case 3:
-        rows<kBits, 3, 2>(a, w, t, row, panel, end);
-        break;
-      case 4:
-        rows<kBits, 4, 1>(a, w, t, row, panel, end);
-        break;
-      case 5:
-        rows<kBits, 5, 1>(a, w, t, row, panel, end);
-        break;
-      default:
-        break;
-    }
-  }
+  all_rows<Vnni256<kBits>, 6>(a, w, t);
 }
 
 }  // namespace

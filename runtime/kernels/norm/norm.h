@@ -21,10 +21,8 @@ struct NormRow {
 
 using AddNorm = void (*)(const NormRow&);
 
-void add_norm_f32_reference(const NormRow&);
-void add_norm_f32_avx2(const NormRow&);
-void add_norm_f32_avx512(const NormRow&);
-void add_norm_f32_neon(const NormRow&);
+#define QC_SIMD(architecture, simd, ...) void add_norm_f32_##simd(const NormRow&);
+#include "kernels/dispatch/isas.inc"
 
 }  // namespace qc::kernels
 

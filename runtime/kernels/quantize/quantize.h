@@ -26,10 +26,8 @@ struct QuantizeRow {
 
 using Quantize = void (*)(const QuantizeRow&);
 
-void quantize_f32_s8_reference(const QuantizeRow&);
-void quantize_f32_s8_avx2(const QuantizeRow&);
-void quantize_f32_s8_avx512(const QuantizeRow&);
-void quantize_f32_s8_neon(const QuantizeRow&);
+#define QC_SIMD(architecture, simd, ...) void quantize_f32_s8_##simd(const QuantizeRow&);
+#include "kernels/dispatch/isas.inc"
 
 }  // namespace qc::kernels
 

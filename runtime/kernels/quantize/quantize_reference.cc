@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/inline.h"
 #include "kernels/quantize/quantize.h"
 
 namespace qc::kernels {
@@ -34,8 +35,8 @@ bool is_finite(const float* x, std::int64_t count) {
 }  // namespace
 
 void quantize_f32_s8_reference(const QuantizeRow& row) {
-  const std::int64_t blocks = (row.k + row.block - 1) / row.block;
-  const std::int64_t groups = (row.k + row.group_size - 1) / row.group_size;
+  const std::int64_t blocks = ceil_div(row.k, row.block);
+  const std::int64_t groups = ceil_div(row.k, row.group_size);
   std::memset(row.codes, 0, static_cast<std::size_t>(row.padded_k));
   std::memset(row.starts, 0, static_cast<std::size_t>(groups) * sizeof(std::int32_t));
   if (!is_finite(row.x, row.k)) {

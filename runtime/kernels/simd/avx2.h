@@ -1,31 +1,36 @@
-// Float32 registers under one set of names, for kernels that are written once for every ISA:
-//   power(n) = 2^n for whole n in -126 .. 127; fma(a, b, c) = a * b + c; sum and largest of the
-//   lanes.
+// Registers of float32 under one set of names, for kernels that are written once for every ISA:
+//   fma(a, b, c)         a * b + c
+//   power(n)             2^n for whole n in -126 .. 127
+//   sum, largest         of the lanes
+//   load, store          of the first `count` lanes, where there is a count: no others are touched,
+//   and
+//                        zeros are loaded
+//   Ints                 as many int32
+//   times(b, f)          b * f, for b below 2^8 and |f| below 2^15
+//   load_bytes, widen    as many uint8 or float16
+//   larger_magnitude     of the bits of floats, which order like the floats, with inf and NaN on
+//   top store_codes          the low bytes of kRunVectors registers, `count` of them
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX2_H_
 #define QC_KERNELS_SIMD_AVX2_H_
 
-#include <immintrin.h>
+#include "kernels/simd/x86.h"
 
 namespace qc::kernels {
 namespace {
 
 struct Avx2 {
-  using Vector = __m256;
+  QC_X86_OPERATIONS(_mm256, __m256, __m256i)
+
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
 
-  static Vector zero() { return _mm256_setzero_ps(); }
-  static Vector set(float x) { return _mm256_set1_ps(x); }
-  static Vector load(const float* p) { return _mm256_loadu_ps(p); }
-  static void store(float* p, Vector x) { _mm256_storeu_ps(p, x); }
-  static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-  static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  static Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
-  static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-  static Vector div(Vector a, Vector b) { return _mm256_div_ps(a, b); }
-  static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
-  static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+  static Vector load(const float* p, std::int64_t count) {
+    return _mm256_maskload_ps(p, first(count));
+  }
+  static void store(float* p, std::int64_t count, Vector x) {
+    _mm256_maskstore_ps(p, first(count), x);
+  }
   static Vector round(Vector x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
@@ -42,6 +47,42 @@ struct Avx2 {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
+  static Vector widen(const std::uint16_t* halves) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+  }
+  static Ints load_bytes(const std::uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Ints larger_magnitude(Ints peak, Vector x) {
+    return _mm256_max_epu32(peak, _mm256_and_si256(_mm256_castps_si256(x), set_ints(INT32_MAX)));
+  }
+  static std::uint32_t largest_int(Ints x) {
+    std::uint32_t lanes[kLanes];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), x);
+    std::uint32_t result = 0;
+    for (const std::uint32_t lane : lanes) result = lane > result ? lane : result;
+    return result;
+  }
+  static std::int32_t sum_ints(Ints x) {
+    std::int32_t lanes[kLanes];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), x);
+    std::int32_t result = 0;
+    for (const std::int32_t lane : lanes) result += lane;
+    return result;
+  }
+  static void store_codes(std::int8_t* p, std::int64_t count, const Ints (&codes)[kRunVectors]) {
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(codes[0]), _mm256_extracti128_si256(codes[0], 1));
+    const __m128i bytes = _mm_packs_epi16(words, words);
+    __builtin_memcpy(p, &bytes, static_cast<std::size_t>(count));
+  }
+
+ private:
+  static __m256i first(std::int64_t count) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int most = static_cast<int>(count < kLanes ? count : kLanes);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(most), lanes);
   }
 };
 

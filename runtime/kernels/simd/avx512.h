@@ -1,35 +1,53 @@
-// Float32 registers under one set of names, for kernels that are written once for every ISA:
-//   power(n) = 2^n for whole n in -126 .. 127; fma(a, b, c) = a * b + c; sum and largest of the
-//   lanes.
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// The registers of AVX-512 under the names that avx2.h explains. Internal linkage throughout: see
+// matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX512_H_
 #define QC_KERNELS_SIMD_AVX512_H_
 
-#include <immintrin.h>
+#include "kernels/simd/x86.h"
 
 namespace qc::kernels {
 namespace {
 
 struct Avx512 {
-  using Vector = __m512;
+  QC_X86_OPERATIONS(_mm512, __m512, __m512i)
+
   static constexpr int kLanes = 16;
   static constexpr int kVectors = 4;
 
-  static Vector zero() { return _mm512_setzero_ps(); }
-  static Vector set(float x) { return _mm512_set1_ps(x); }
-  static Vector load(const float* p) { return _mm512_loadu_ps(p); }
-  static void store(float* p, Vector x) { _mm512_storeu_ps(p, x); }
-  static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-  static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-  static Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
-  static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
-  static Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
-  static Vector min(Vector a, Vector b) { return _mm512_min_ps(a, b); }
-  static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+  static Vector load(const float* p, std::int64_t count) {
+    return _mm512_maskz_loadu_ps(first(count), p);
+  }
+  static void store(float* p, std::int64_t count, Vector x) {
+    _mm512_mask_storeu_ps(p, first(count), x);
+  }
   static Vector round(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
   static Vector power(Vector n) { return _mm512_scalef_ps(set(1.0f), n); }
   static float sum(Vector x) { return _mm512_reduce_add_ps(x); }
   static float largest(Vector x) { return _mm512_reduce_max_ps(x); }
+  static Vector widen(const std::uint16_t* halves) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+  }
+  static Ints load_bytes(const std::uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Ints larger_magnitude(Ints peak, Vector x) {
+    return _mm512_max_epu32(peak, _mm512_and_si512(_mm512_castps_si512(x), set_ints(INT32_MAX)));
+  }
+  static std::uint32_t largest_int(Ints x) { return _mm512_reduce_max_epu32(x); }
+  static std::int32_t sum_ints(Ints x) { return _mm512_reduce_add_epi32(x); }
+  static void store_codes(std::int8_t* p, std::int64_t count, const Ints (&codes)[kRunVectors]) {
+    if (count == kLanes) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes[0]));
+    } else {
+      _mm512_mask_cvtepi32_storeu_epi8(p, first(count), codes[0]);
+    }
+  }
+
+ private:
+  static __mmask16 first(std::int64_t count) {
+    if (count >= kLanes) return 0xffff;
+    return static_cast<__mmask16>((1u << (count > 0 ? count : 0)) - 1);
+  }
 };
 
 }  // namespace

@@ -13,7 +13,8 @@ namespace {
 // Calls body(table) with an ISA's kernels; 0 where they can't run here.
 template <typename Body>
 int with_kernels(const char* isa, Body&& body) {
-  const KernelTable* table = qc::kernels::choose_kernels(qc::kernels::cpu_flags(), isa);
+  static const std::uint32_t flags = qc::kernels::cpu_flags();
+  const KernelTable* table = qc::kernels::choose_kernels(flags, isa);
   if (table == nullptr) return 0;
   body(*table);
   return 1;
@@ -50,13 +51,11 @@ int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t bl
 
 int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
               const qc::kernels::Weights* w, const qc::kernels::Tile* t) {
-  return with_kernels(isa, [&](const KernelTable& table) {
-    (bits == 4 ? table.matmul_u4 : table.matmul_u8)(*a, *w, *t);
-  });
+  return with_kernels(isa, [&](const KernelTable& table) { table.matmul[bits](*a, *w, *t); });
 }
 
 int qc_load_tiles(const void* config) {
-#ifdef QC_AMX
+#ifdef QC_HAS_AMXINT8
   if ((qc::kernels::cpu_flags() & qc::kernels::kAmxInt8) == 0) return 0;
   __asm__ volatile("ldtilecfg %0" : : "m"(*static_cast<const char(*)[64]>(config)));
   return 1;
@@ -67,7 +66,7 @@ int qc_load_tiles(const void* config) {
 }
 
 int qc_store_tiles(void* config) {
-#ifdef QC_AMX
+#ifdef QC_HAS_AMXINT8
   if ((qc::kernels::cpu_flags() & qc::kernels::kAmxInt8) == 0) return 0;
   __asm__ volatile("sttilecfg %0" : "=m"(*static_cast<char(*)[64]>(config)));
   return 1;
