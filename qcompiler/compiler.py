@@ -152,15 +152,16 @@ def compile(
     graph = ir.read_model(package.onnx_path)
     if verify:
         _require_floats(graph, package)
-    graph, _ = manager.run(graph, context)
-    _require_quantized(manager.history, package)
-    # plan-activations has looked for the patterns among all nodes, before the long passes.
-    require_matches(context, {r.layer for step in manager.history for r in step.remarks})
-    metadata = _metadata(package, chosen, target, source)
     with scratch_beside(final) as scratch:
-        name = final.name if package.folder is None else package.onnx_path.name
-        staged = scratch / name
-        written = ir.write_model(graph, staged, metadata=metadata)
+        with ir.spilling(scratch):
+            graph, _ = manager.run(graph, context)
+            _require_quantized(manager.history, package)
+            # plan-activations has looked for the patterns among all nodes, before the long passes.
+            require_matches(context, {r.layer for step in manager.history for r in step.remarks})
+            metadata = _metadata(package, chosen, target, source)
+            name = final.name if package.folder is None else package.onnx_path.name
+            staged = scratch / name
+            written = ir.write_model(graph, staged, metadata=metadata)
         del graph
         gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
         checked = None

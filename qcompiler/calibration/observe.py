@@ -24,10 +24,11 @@ from onnx import helper
 from qcompiler import ir
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
+from qcompiler.ir import scratch
 from qcompiler.session import one_line
 
 _PREFIX = "qcompiler.observe"
-_IN_MEMORY = 32 << 20  # bytes of new initializers above which the model goes through a file
+_LARGE = 64 << 10  # bytes from which an initializer goes through a file
 
 
 def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.ModelProto:
@@ -76,23 +77,15 @@ def graph_session(
 ) -> Generator[ort.InferenceSession, None, None]:
     """A session over a graph whose model `change` has been applied to, for as long as it lasts.
 
-    Initializers stay in the files they are mapped from. CalibrationError if ONNX Runtime refuses
-    the model.
+    Initializers stay in the files they are mapped from; large ones in memory go to one first, for
+    inside a model ONNX Runtime would copy them twice. CalibrationError if it refuses the model.
     """
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
-        fresh = sum(
-            ir.nbytes(t)
-            for t in graph.tensors().values()
-            if ir.is_constant(t) and isinstance(t._values, np.ndarray)
-        )
-        folder = ir.model_folder(graph)
-        if fresh > _IN_MEMORY:
-            path = Path(scratch) / "calibration.onnx"
-            ir.write_model(graph, path, fsync=False)
-            model, folder = onnx.load(path, load_external_data=False), Path(scratch)
-        else:
-            model = ir.to_model(graph)
-        yield _session(change(model), folder)
+    store = scratch.active()
+    beside = None if store is None else store.folder
+    with tempfile.TemporaryDirectory(prefix="qcompiler-", dir=beside) as folder:
+        with ir.on_disk(graph, Path(folder), _LARGE) as model:
+            session = _session(change(model), ir.model_folder(graph))
+        yield session
 
 
 def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSession:
