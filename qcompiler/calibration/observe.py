@@ -10,10 +10,7 @@ even computed.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +18,13 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from qcompiler import ir
+from qcompiler import ir, memory
+from qcompiler.calibration.graph_session import graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
-from qcompiler.ir import scratch
 from qcompiler.session import one_line
 
 _PREFIX = "qcompiler.observe"
-_LARGE = 64 << 10  # bytes from which an initializer goes through a file
 
 
 def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.ModelProto:
@@ -39,28 +35,12 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
     del graph.output[:]
     axes = helper.make_tensor(f"{_PREFIX}.axes", onnx.TensorProto.INT64, [1], [0])
     graph.initializer.append(axes)
-    # ONNX Runtime visits the last leaf first: deepest layers come first here, so that it reduces
-    # each activation right after computing it and need not keep them all.
-    for index, (name, size) in reversed(list(enumerate(channels.items()))):
+    observers: dict[str, list[onnx.NodeProto]] = {}
+    for index, (name, size) in enumerate(channels.items()):
         tag = f"{_PREFIX}.{index}"
         shape = helper.make_tensor(f"{tag}.shape", onnx.TensorProto.INT64, [2], [-1, size])
         graph.initializer.append(shape)
-        graph.node.extend(
-            [
-                helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
-                helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [f"{tag}.rows"]),
-                helper.make_node(
-                    "ReduceMin", [f"{tag}.rows", axes.name], [f"{tag}.low"], keepdims=0
-                ),
-                helper.make_node(
-                    "ReduceMax", [f"{tag}.rows", axes.name], [f"{tag}.high"], keepdims=0
-                ),
-                helper.make_node(
-                    "ReduceSumSquare", [f"{tag}.rows", axes.name], [f"{tag}.energy"], keepdims=0
-                ),
-                helper.make_node("Shape", [f"{tag}.rows"], [f"{tag}.count"], start=0, end=1),
-            ]
-        )
+        observers[name] = _observer(name, tag, axes.name)
         for suffix, kind in (
             ("low", onnx.TensorProto.FLOAT),
             ("high", onnx.TensorProto.FLOAT),
@@ -68,45 +48,30 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
             ("count", onnx.TensorProto.INT64),
         ):
             graph.output.append(helper.make_tensor_value_info(f"{tag}.{suffix}", kind, None))
+    # Each activation is reduced right where it is computed, so that they need not all be kept.
+    nodes: list[onnx.NodeProto] = []
+    for given in graph.input:
+        nodes += observers.get(given.name, [])
+    for node in graph.node:
+        nodes.append(node)
+        for output in node.output:
+            nodes += observers.get(output, [])
+    made = onnx.GraphProto(node=nodes)
+    del graph.node[:]
+    graph.node.extend(made.node)
     return observed
 
 
-@contextmanager
-def graph_session(
-    graph: Any, change: Callable[[onnx.ModelProto], onnx.ModelProto]
-) -> Generator[ort.InferenceSession, None, None]:
-    """A session over a graph whose model `change` has been applied to, for as long as it lasts.
-
-    Initializers stay in the files they are mapped from; large ones in memory go to one first, for
-    inside a model ONNX Runtime would copy them twice. CalibrationError if it refuses the model.
-    """
-    store = scratch.active()
-    beside = None if store is None else store.folder
-    with tempfile.TemporaryDirectory(prefix="qcompiler-", dir=beside) as folder:
-        with ir.on_disk(graph, Path(folder), _LARGE) as model:
-            session = _session(change(model), ir.model_folder(graph))
-        yield session
-
-
-def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, on one line
-    # Packed copies of the weights would nearly double the memory of a session this short-lived.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # By default ONNX Runtime rounds the activations of 4-bit layers once more.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-    try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no other base class
-        raise CalibrationError(
-            f"ONNX Runtime refuses the model: {one_line(error)}; repair it, or export it in float32"
-        ) from None
+def _observer(name: str, tag: str, axes: str) -> list[onnx.NodeProto]:
+    rows = f"{tag}.rows"
+    return [
+        helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [rows]),
+        helper.make_node("ReduceMin", [rows, axes], [f"{tag}.low"], keepdims=0),
+        helper.make_node("ReduceMax", [rows, axes], [f"{tag}.high"], keepdims=0),
+        helper.make_node("ReduceSumSquare", [rows, axes], [f"{tag}.energy"], keepdims=0),
+        helper.make_node("Shape", [rows], [f"{tag}.count"], start=0, end=1),
+    ]
 
 
 def observe(
@@ -130,6 +95,7 @@ def observe(
         if not isinstance(size, int):
             raise CalibrationError(f"the channels of activation '{name}' are not known")
         channels[name] = size
+    memory.release()
     with graph_session(graph, lambda model: with_observers(model, channels)) as session:
         return _reduce(session, list(channels), feeds, source, progress)
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompiler.calibration.observe import graph_session
+from qcompiler import memory
+from qcompiler.calibration.graph_session import graph_session
 from qcompiler.errors import CalibrationError
 from qcompiler.session import one_line
 
@@ -39,6 +40,7 @@ def probe(
         model.graph.output.append(onnx.ValueInfoProto(name=output))
         return model
 
+    memory.release()
     with graph_session(graph, open_up) as session:
         needed = {item.name for item in session.get_inputs()}
         for variant in variants:

@@ -24,7 +24,7 @@ from qcompiler.errors import ModelError, QcError
 from qcompiler.ir import scratch
 from qcompiler.ir.attributes import export_graph, import_graph
 from qcompiler.ir.sparse import without_sparse
-from qcompiler.ir.tensors import MappedValues, external_entry, nbytes, spilled
+from qcompiler.ir.tensors import MappedValues, external_entry, nbytes, spilled, spilled_proto
 from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
 from qcompiler.staging import scratch_beside
 
@@ -45,17 +45,27 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
         yield from (tensor for tensor in tensors if isinstance(tensor, gs.Constant))
 
 
-def _map_constants(graph: gs.Graph, folder: Path) -> None:
+def _detach(graph: gs.Graph, folder: Path | None) -> None:
+    """Map what lies in files of `folder`; the rest becomes a tensor of its own, or a file.
+
+    A part of a message keeps all of it in memory: here, the model with all its nodes.
+    """
+    store = scratch.active()
     for tensor in _constants(graph):
         values = tensor._values
-        if (
-            isinstance(values, LazyValues)
-            and not isinstance(values, MappedValues)
-            and values.tensor.data_location == onnx.TensorProto.EXTERNAL
-        ):
-            kept = scratch.find(folder / external_entry(values.tensor)["location"])
-            tensor._values = MappedValues(values.tensor, folder, kept)
+        if not isinstance(values, LazyValues) or isinstance(values, MappedValues):
+            continue
+        proto = onnx.TensorProto()
+        if values.tensor.data_location == onnx.TensorProto.EXTERNAL and folder is not None:
+            proto.CopyFrom(values.tensor)
+            kept = scratch.find(folder / external_entry(proto)["location"])
+            tensor._values = MappedValues(proto, folder, kept)
             _check_extent(tensor)
+        elif store is not None and len(values.tensor.raw_data) >= store.threshold:
+            tensor._values = spilled_proto(values.tensor, store)
+        else:
+            proto.CopyFrom(values.tensor)
+            tensor._values = LazyValues(proto)
 
 
 def _check_extent(tensor: gs.Constant) -> None:
@@ -79,8 +89,7 @@ def _check_extent(tensor: gs.Constant) -> None:
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
     """A graph over a loaded model whose external data, if any, lies in `folder`."""
     graph = import_graph(without_sparse(model, "" if folder is None else str(folder)))
-    if folder is not None:
-        _map_constants(graph, folder)
+    _detach(graph, folder)
     return graph
 
 

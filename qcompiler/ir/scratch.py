@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-THRESHOLD = 1 << 20
+THRESHOLD = 64 << 10
 """Bytes from which a constant is worth a file."""
 
 

@@ -7,7 +7,7 @@ scratch folder is open (`scratch`), large ones that passes make lie in files as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,19 @@ def constant(name: str, values: np.ndarray[Any, Any]) -> gs.Constant:
 
 def spilled(name: str, values: np.ndarray[Any, Any], store: scratch.Scratch) -> MappedValues:
     """Values in a new file of `store`, as an initializer of that name has them."""
-    file = store.store(_blocks(values))
-    proto = onnx.TensorProto(name=name)
-    proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    proto.dims.extend(values.shape)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    return _in_file(name, kind, values.shape, store.store(_blocks(values)))
+
+
+def spilled_proto(tensor: onnx.TensorProto, store: scratch.Scratch) -> MappedValues:
+    """The raw data of a tensor in a new file of `store`."""
+    file = store.store([tensor.raw_data])
+    return _in_file(tensor.name, tensor.data_type, tensor.dims, file)
+
+
+def _in_file(name: str, kind: int, dims: Iterable[int], file: scratch.ScratchFile) -> MappedValues:
+    proto = onnx.TensorProto(name=name, data_type=kind)
+    proto.dims.extend(dims)
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key="location", value=file.path.name)
     return MappedValues(proto, file.path.parent, file)
