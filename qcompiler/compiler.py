@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import __version__, ir, runtime
+from qcompiler import __version__, ir, memory, runtime
 from qcompiler import recipe as recipes
 from qcompiler.calibration.pieces import evaluate, main_output
 from qcompiler.calibration.sources import default_spec
@@ -150,11 +149,11 @@ def compile(
     if dump_ir is not None:
         instruments.append(DumpInstrument(Path(dump_ir)))
     manager = PassManager(passes, instruments)
-    graph = ir.read_model(package.onnx_path)
-    if verify:
-        _require_floats(graph, package)
     with scratch_beside(final) as scratch:
         with ir.spilling(scratch):
+            graph = ir.read_model(package.onnx_path)
+            if verify:
+                _require_floats(graph, package)
             graph, _ = manager.run(graph, context)
             _require_quantized(manager.history, package)
             # plan-activations has looked for the patterns among all nodes, before the long passes.
@@ -164,7 +163,7 @@ def compile(
             staged = scratch / name
             written = ir.write_model(graph, staged, metadata=metadata)
         del graph
-        gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
+        memory.release()
         checked = None
         if verify:
             checked = _verify(package, staged, source, chosen, force)

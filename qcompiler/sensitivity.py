@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qcompiler import ir
 from qcompiler.opt import run_pipeline
 
 PIPELINE = (
@@ -46,16 +47,17 @@ def measure(
     `probe` is the format it is rounded to, such as "int4 g128 sym". Raises a QcError subclass for a
     model or data that does not serve.
     """
-    result = run_pipeline(
-        model,
-        PIPELINE.format(probe=probe),
-        calib=calib,
-        calib_samples=calib_samples,
-        calib_length=calib_length,
-        exclude=exclude,
-        seed=seed,
-        progress=progress,
-    )
+    with ir.spilling_beside(None):
+        result = run_pipeline(
+            model,
+            PIPELINE.format(probe=probe),
+            calib=calib,
+            calib_samples=calib_samples,
+            calib_length=calib_length,
+            exclude=exclude,
+            seed=seed,
+            progress=progress,
+        )
     found: dict[int, Sensitivity] = {}
     for remark in result.history[-1].remarks:
         rank = int(remark.data["sensitivity_rank"])

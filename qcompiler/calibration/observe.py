@@ -91,7 +91,13 @@ def observe(
     for name in names:
         shape = tensors[name].shape
         readers = [n for n in ir.consumers(tensors[name]) if n.op == "MatMul"]
-        size = readers[0].inputs[1].shape[0] if readers else (shape[-1] if shape else None)
+        width = shape[-1] if shape else None
+        size = readers[0].inputs[1].shape[0] if readers else width
+        if readers and isinstance(width, int) and width != size:
+            raise CalibrationError(
+                f"node '{readers[0].name}' multiplies {width} channels by a weight of {size}; "
+                "repair the model"
+            )
         if not isinstance(size, int):
             raise CalibrationError(f"the channels of activation '{name}' are not known")
         channels[name] = size
@@ -122,7 +128,8 @@ def _reduce(
             results = session.run(wanted, {k: v for k, v in feed.items() if k in needed})
         except Exception as error:  # ONNX Runtime's errors share no other base class
             raise CalibrationError(
-                f"the model does not run on the calibration data: {one_line(error)}"
+                f"the model does not run on the calibration data: {one_line(error)}; "
+                "repair it, or export it in float32"
             ) from None
         for index, name in enumerate(names):
             low, high, square, count = (np.asarray(r) for r in results[4 * index : 4 * index + 4])

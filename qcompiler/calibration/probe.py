@@ -55,5 +55,6 @@ def probe(
                 ]
             except Exception as error:  # ONNX Runtime's errors share no other base class
                 raise CalibrationError(
-                    f"the model does not run on the calibration data: {one_line(error)}"
+                    f"the model does not run on the calibration data: {one_line(error)}; "
+                    "repair it, or export it in float32"
                 ) from None

@@ -16,7 +16,7 @@ from qcompiler.ir.graph import (
     tensor_rank,
 )
 from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
-from qcompiler.ir.scratch import spilling
+from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "replace_uses",
     "rewire_input",
     "spilling",
+    "spilling_beside",
     "tensor_rank",
     "to_model",
     "write_model",

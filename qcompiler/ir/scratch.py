@@ -1,20 +1,23 @@
 """Large constants that passes make lie in files of a scratch folder, not in memory.
 
-Inside `spilling(folder)`, `ir.constant` writes each large array to a file of its own there; whoever
-reads it maps it, read-only. A file goes when the last graph that has the constant is gone, all of
-them with the folder. Nothing of it is known to passes.
+Inside `spilling(folder)`, `ir.constant` writes each large array to a file of its own below it;
+whoever reads it maps it, read-only. A file goes when the last graph that has the constant is gone,
+all of them with the folder. Nothing of it is known to passes.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+
+from qcompiler.staging import scratch_beside
 
 THRESHOLD = 64 << 10
 """Bytes from which a constant is worth a file."""
@@ -76,14 +79,24 @@ def find(path: Path) -> ScratchFile | None:
 
 @contextmanager
 def spilling(folder: Path, threshold: int = THRESHOLD) -> Generator[None, None, None]:
-    """Inside, constants of `threshold` bytes or more go to files in `folder`, which is the caller's
-    to remove; what has been made there must not be read afterwards.
+    """Inside, constants of `threshold` bytes or more go to files below `folder`, which is the
+    caller's to remove; what has been made inside can't be read afterwards.
 
     Holds for the thread that enters: compiles in other threads have folders of their own. OSError
     (disk full) passes through whoever makes a constant.
     """
-    token = _active.set(Scratch(folder.resolve(), threshold))
+    home = folder.resolve() / ".constants"
+    home.mkdir()
+    token = _active.set(Scratch(home, threshold))
     try:
         yield
     finally:
         _active.reset(token)
+
+
+@contextmanager
+def spilling_beside(output: Path | None) -> Generator[None, None, None]:
+    """`spilling` in a folder beside an output; where temporary files go, if there is none."""
+    final = Path(tempfile.gettempdir()) / "qcompiler" if output is None else output.absolute()
+    with scratch_beside(final) as folder, spilling(folder):
+        yield

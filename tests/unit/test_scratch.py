@@ -27,7 +27,7 @@ LARGE = np.arange(256 * 384, dtype=np.float32).reshape(256, 384)
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.bin"))
+    return sorted(folder.rglob("*.bin"))
 
 
 def graph_of(*constants: gs.Constant) -> gs.Graph:
@@ -193,4 +193,4 @@ def test_a_session_reads_files_of_several_folders(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ir.array(again.tensors()["v2"]), LARGE * 2)
         assert isinstance(onnx.ModelProto.FromString(model.SerializeToString()), onnx.ModelProto)
     np.testing.assert_allclose(doubled, expected * 2, rtol=1e-5)
-    assert sorted(p.name for p in (tmp_path / "scratch").iterdir()) == ["0.bin"]
+    assert [file.name for file in files(tmp_path / "scratch")] == ["0.bin"]
