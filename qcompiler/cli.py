@@ -22,18 +22,29 @@ if TYPE_CHECKING:
     from qcompiler.evaluation import Evaluation
 
 INTERRUPTED = 130
+TERMINATED = 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """A polite kill, which ends like Ctrl-C: scratch folders are removed on the way out."""
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise _Terminated
 
 
 class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        # A polite kill ends like Ctrl-C: scratch folders are removed on the way out.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except QcError as error:
             console.print_error(str(error))
+        except _Terminated:
+            console.print_error("terminated")
+            raise typer.Exit(TERMINATED) from None
         except KeyboardInterrupt:
             console.print_error("interrupted")
             raise typer.Exit(INTERRUPTED) from None

@@ -361,27 +361,28 @@ def opt(
       qc opt model.qdq.onnx -p merge-linears,lower-ort-custom --assume qdq -o fast.onnx
     """
     from qcompiler.driver import Calibration
-    from qcompiler.ir import write_model
+    from qcompiler.ir import spilling_beside, write_model
     from qcompiler.ir.printer import print_graph
     from qcompiler.opt import run_pipeline
 
     _quiet()
-    with console.phases() as progress:
-        result = run_pipeline(
-            model,
-            pipeline,
-            calibration=Calibration(
-                source=calib, samples=calib_samples, length=calib_length, seed=seed
-            ),
-            assume=assume or [],
-            target=target,
-            exclude=exclude or [],
-            dump_ir=dump_ir,
-            output=output,
-            progress=progress,
-        )
-    text = print_graph(result.graph) if show else None
-    files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
+    with spilling_beside(output):
+        with console.phases() as progress:
+            result = run_pipeline(
+                model,
+                pipeline,
+                calibration=Calibration(
+                    source=calib, samples=calib_samples, length=calib_length, seed=seed
+                ),
+                assume=assume or [],
+                target=target,
+                exclude=exclude or [],
+                dump_ir=dump_ir,
+                output=output,
+                progress=progress,
+            )
+        text = print_graph(result.graph) if show else None
+        files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
     if json:
         passes = [
             {**vars(record), "remarks": [remark.to_dict() for remark in record.remarks]}

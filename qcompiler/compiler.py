@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from qcompiler import __version__, ir, targets
+from qcompiler import __version__, ir, memory, targets
 from qcompiler import recipe as recipes
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
@@ -112,14 +111,15 @@ class _Compilation:
         """Run the passes, write the result beside its place, check it, and put it there."""
         started = time.perf_counter()
         package, supply, final = self.job.package, self.job.supply, self.final
-        graph = self._quantized(verify)
         checked = None
         with scratch_beside(final) as scratch:
             name = final.name if package.folder is None else package.onnx_path.name
-            metadata = _metadata(package, self.recipe, self.target, supply)
-            written = ir.write_model(graph, scratch / name, metadata=metadata)
-            del graph
-            gc.collect()  # nodes and tensors refer to each other: counting alone frees no weight
+            with ir.spilling(scratch):
+                graph = self._quantized(verify)
+                metadata = _metadata(package, self.recipe, self.target, supply)
+                written = ir.write_model(graph, scratch / name, metadata=metadata)
+                del graph
+            memory.release()
             if verify:
                 checked = verify_output(package, scratch / name, supply, self.recipe, force)
             if package.folder is not None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qcompiler import ir
 from qcompiler.driver import Calibration
 from qcompiler.opt import run_pipeline
 from qcompiler.remarks import Planned
@@ -45,13 +46,14 @@ def measure(
     `probe` is the format it is rounded to, such as "int4 g128 sym". Raises a QcError subclass for a
     model or data that does not serve.
     """
-    result = run_pipeline(
-        model,
-        PIPELINE.format(probe=probe),
-        calibration=calibration,
-        exclude=exclude,
-        progress=progress,
-    )
+    with ir.spilling_beside(None):
+        result = run_pipeline(
+            model,
+            PIPELINE.format(probe=probe),
+            calibration=calibration,
+            exclude=exclude,
+            progress=progress,
+        )
     found: dict[int, Sensitivity] = {}
     for remark in result.history[-1].remarks:
         if isinstance(remark, Planned) and remark.sensitivity is not None:

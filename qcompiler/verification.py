@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import ir
+from qcompiler.calibration.pieces import evaluate, main_output
 from qcompiler.calibration.supply import Feed, Supply, short
-from qcompiler.errors import ModelError, VerificationError
+from qcompiler.errors import CalibrationError, ModelError, VerificationError
 from qcompiler.feeds import as_taken
 from qcompiler.models import ModelPackage
 from qcompiler.numerics.rounding import sqnr_db
@@ -61,7 +63,7 @@ def verify_output(
     """Run source and result, one after the other, and judge one output."""
     feeds, held_back = source.kept()
     cut = short(feeds)
-    reference = _output(package.onnx_path, cut)
+    reference = _reference(package.onnx_path, cut)
     result = _output(staged, cut)
     # A model may mean its infinities: a mask over logits.
     judged = np.isfinite(reference)
@@ -99,6 +101,21 @@ def _refused(checked: Verification, chosen: Recipe) -> VerificationError:
     )
 
 
+def _reference(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
+    """What `_output` gives for the float model, with a part of its weights in memory at a time."""
+    graph = ir.read_model(path)
+    try:
+        return _rows(evaluate(graph, main_output(graph), feeds))
+    except CalibrationError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def _rows(values: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """The last dimensions of all arrays as rows, float32."""
+    rows = [each.reshape(-1, each.shape[-1] if each.size and each.ndim else 1) for each in values]
+    return np.concatenate(rows).astype(np.float32)
+
+
 def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
     """The first output of floating-point numbers, as rows over all feeds."""
     # Weights packed for speed would double the memory of a session that runs twice.
@@ -111,11 +128,7 @@ def _output(path: Path, feeds: Sequence[Feed]) -> np.ndarray[Any, Any]:
         results = [
             np.asarray(session.run([chosen.name], as_taken(session, feed))[0]) for feed in feeds
         ]
-        rows = [
-            value.reshape(-1, value.shape[-1] if value.size and value.ndim else 1)
-            for value in results
-        ]
-        return np.concatenate(rows).astype(np.float32)
+        return _rows(results)
     except Exception as error:  # ONNX Runtime's errors share no other base class
         raise ModelError(
             f"{path} does not run on the calibration data: {one_line(error)}"

@@ -10,10 +10,7 @@ even computed.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +18,14 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from qcompiler import ir
+from qcompiler import memory
+from qcompiler.analysis.layers import channels_of
+from qcompiler.calibration.graph_session import graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
 from qcompiler.session import one_line
 
 _PREFIX = "qcompiler.observe"
-_IN_MEMORY = 32 << 20  # bytes of new initializers above which the model goes through a file
 
 
 def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.ModelProto:
@@ -38,28 +36,12 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
     del graph.output[:]
     axes = helper.make_tensor(f"{_PREFIX}.axes", onnx.TensorProto.INT64, [1], [0])
     graph.initializer.append(axes)
-    # ONNX Runtime visits the last leaf first: deepest layers come first here, so that it reduces
-    # each activation right after computing it and need not keep them all.
-    for index, (name, size) in reversed(list(enumerate(channels.items()))):
+    observers: dict[str, list[onnx.NodeProto]] = {}
+    for index, (name, size) in enumerate(channels.items()):
         tag = f"{_PREFIX}.{index}"
         shape = helper.make_tensor(f"{tag}.shape", onnx.TensorProto.INT64, [2], [-1, size])
         graph.initializer.append(shape)
-        graph.node.extend(
-            [
-                helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
-                helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [f"{tag}.rows"]),
-                helper.make_node(
-                    "ReduceMin", [f"{tag}.rows", axes.name], [f"{tag}.low"], keepdims=0
-                ),
-                helper.make_node(
-                    "ReduceMax", [f"{tag}.rows", axes.name], [f"{tag}.high"], keepdims=0
-                ),
-                helper.make_node(
-                    "ReduceSumSquare", [f"{tag}.rows", axes.name], [f"{tag}.energy"], keepdims=0
-                ),
-                helper.make_node("Shape", [f"{tag}.rows"], [f"{tag}.count"], start=0, end=1),
-            ]
-        )
+        observers[name] = _observer(name, tag, axes.name)
         for suffix, kind in (
             ("low", onnx.TensorProto.FLOAT),
             ("high", onnx.TensorProto.FLOAT),
@@ -67,53 +49,30 @@ def with_observers(model: onnx.ModelProto, channels: Mapping[str, int]) -> onnx.
             ("count", onnx.TensorProto.INT64),
         ):
             graph.output.append(helper.make_tensor_value_info(f"{tag}.{suffix}", kind, None))
+    # Each activation is reduced right where it is computed, so that they need not all be kept.
+    nodes: list[onnx.NodeProto] = []
+    for given in graph.input:
+        nodes += observers.get(given.name, [])
+    for node in graph.node:
+        nodes.append(node)
+        for output in node.output:
+            nodes += observers.get(output, [])
+    made = onnx.GraphProto(node=nodes)
+    del graph.node[:]
+    graph.node.extend(made.node)
     return observed
 
 
-@contextmanager
-def graph_session(
-    graph: Any, change: Callable[[onnx.ModelProto], onnx.ModelProto]
-) -> Generator[ort.InferenceSession, None, None]:
-    """A session over a graph whose model `change` has been applied to, for as long as it lasts.
-
-    Initializers stay in the files they are mapped from. CalibrationError if ONNX Runtime refuses
-    the model.
-    """
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as scratch:
-        fresh = sum(
-            ir.nbytes(t)
-            for t in graph.tensors().values()
-            if ir.is_constant(t) and isinstance(t._values, np.ndarray)
-        )
-        folder = ir.model_folder(graph)
-        if fresh > _IN_MEMORY:
-            path = Path(scratch) / "calibration.onnx"
-            ir.write_model(graph, path, fsync=False)
-            model, folder = onnx.load(path, load_external_data=False), Path(scratch)
-        else:
-            model = ir.to_model(graph)
-        yield _session(change(model), folder)
-
-
-def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, on one line
-    # Packed copies of the weights would nearly double the memory of a session this short-lived.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # By default ONNX Runtime rounds the activations of 4-bit layers once more.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-    try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no other base class
-        raise CalibrationError(
-            f"ONNX Runtime refuses the model: {one_line(error)}; repair it, or export it in float32"
-        ) from None
+def _observer(name: str, tag: str, axes: str) -> list[onnx.NodeProto]:
+    rows = f"{tag}.rows"
+    return [
+        helper.make_node("Cast", [name], [f"{tag}.float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Reshape", [f"{tag}.float", f"{tag}.shape"], [rows]),
+        helper.make_node("ReduceMin", [rows, axes], [f"{tag}.low"], keepdims=0),
+        helper.make_node("ReduceMax", [rows, axes], [f"{tag}.high"], keepdims=0),
+        helper.make_node("ReduceSumSquare", [rows, axes], [f"{tag}.energy"], keepdims=0),
+        helper.make_node("Shape", [rows], [f"{tag}.count"], start=0, end=1),
+    ]
 
 
 def observe(
@@ -132,11 +91,16 @@ def observe(
     channels = {}
     for name in names:
         shape = tensors[name].shape
-        readers = [n for n in ir.consumers(tensors[name]) if n.op == "MatMul"]
-        size = readers[0].inputs[1].shape[0] if readers else (shape[-1] if shape else None)
-        if not isinstance(size, int):
+        width, size = shape[-1] if shape else None, channels_of(graph, tensors[name])
+        if size is not None and isinstance(width, int) and width != size:
+            raise CalibrationError(
+                f"'{name}' has {width} channels, and is multiplied by a weight of {size}; "
+                "repair the model"
+            )
+        if size is None:
             raise CalibrationError(f"the channels of activation '{name}' are not known")
         channels[name] = size
+    memory.release()
     with graph_session(graph, lambda model: with_observers(model, channels)) as session:
         return _reduce(session, list(channels), feeds, source, progress)
 
@@ -163,7 +127,8 @@ def _reduce(
             results = session.run(wanted, {k: v for k, v in feed.items() if k in needed})
         except Exception as error:  # ONNX Runtime's errors share no other base class
             raise CalibrationError(
-                f"the model does not run on the calibration data: {one_line(error)}"
+                f"the model does not run on the calibration data: {one_line(error)}; "
+                "repair it, or export it in float32"
             ) from None
         for index, name in enumerate(names):
             low, high, square, count = (np.asarray(r) for r in results[4 * index : 4 * index + 4])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qcompiler.calibration.observe import graph_session
+from qcompiler import memory
+from qcompiler.calibration.graph_session import graph_session
 from qcompiler.errors import CalibrationError
 from qcompiler.session import one_line
 
@@ -39,6 +40,7 @@ def probe(
         model.graph.output.append(onnx.ValueInfoProto(name=output))
         return model
 
+    memory.release()
     with graph_session(graph, open_up) as session:
         needed = {item.name for item in session.get_inputs()}
         for variant in variants:
@@ -53,5 +55,6 @@ def probe(
                 ]
             except Exception as error:  # ONNX Runtime's errors share no other base class
                 raise CalibrationError(
-                    f"the model does not run on the calibration data: {one_line(error)}"
+                    f"the model does not run on the calibration data: {one_line(error)}; "
+                    "repair it, or export it in float32"
                 ) from None

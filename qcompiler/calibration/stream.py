@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.calibration.observe import graph_session
+from qcompiler import memory
+from qcompiler.calibration.graph_session import graph_session
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.order import outer_reads, topological
 from qcompiler.session import one_line
@@ -51,6 +52,7 @@ def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
 
     CalibrationError if the data does not fit the model.
     """
+    memory.release()
     live = [{name: _read_only(value) for name, value in feed.items()} for feed in feeds]
     for stage in _stages(graph, names):
         if stage.leaves:

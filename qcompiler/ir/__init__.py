@@ -15,7 +15,8 @@ from qcompiler.ir.graph import (
     rewire_input,
     tensor_rank,
 )
-from qcompiler.ir.io import model_folder, read_model, to_model, write_model
+from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
+from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes
 
 __all__ = [
@@ -30,11 +31,14 @@ __all__ = [
     "is_graph_output",
     "model_folder",
     "nbytes",
+    "on_disk",
     "producer",
     "read_model",
     "remove_dead",
     "replace_uses",
     "rewire_input",
+    "spilling",
+    "spilling_beside",
     "tensor_rank",
     "to_model",
     "write_model",

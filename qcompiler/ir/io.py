@@ -21,9 +21,10 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler import ops
 from qcompiler.errors import ModelError, QcError
+from qcompiler.ir import scratch
 from qcompiler.ir.attributes import export_graph, import_graph
 from qcompiler.ir.sparse import without_sparse
-from qcompiler.ir.tensors import MappedValues, external_entry, nbytes
+from qcompiler.ir.tensors import MappedValues, external_entry, nbytes, spilled, spilled_proto
 from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
 from qcompiler.staging import scratch_beside
 
@@ -35,21 +36,36 @@ ALIGNMENT = 64
 maps arrays from any offset."""
 
 
-def _map_constants(graph: gs.Graph, folder: Path) -> None:
-    graphs = [graph, *graph.subgraphs(recursive=True)]
-    for each in graphs:
+def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """The constants of a graph and of all its subgraphs, those in attributes too."""
+    for each in [graph, *graph.subgraphs(recursive=True)]:
         tensors: list[Any] = list(each.tensors().values())
         for node in each.nodes:
-            tensors += [value for value in node.attrs.values() if isinstance(value, gs.Constant)]
-        for tensor in tensors:
-            values = getattr(tensor, "_values", None)
-            if (
-                isinstance(values, LazyValues)
-                and not isinstance(values, MappedValues)
-                and values.tensor.data_location == onnx.TensorProto.EXTERNAL
-            ):
-                tensor._values = MappedValues(values.tensor, folder)
-                _check_extent(tensor)
+            tensors += node.attrs.values()
+        yield from (tensor for tensor in tensors if isinstance(tensor, gs.Constant))
+
+
+def _detach(graph: gs.Graph, folder: Path | None) -> None:
+    """Map what lies in files of `folder`; the rest becomes a tensor of its own, or a file.
+
+    A part of a message keeps all of it in memory: here, the model with all its nodes.
+    """
+    store = scratch.active()
+    for tensor in _constants(graph):
+        values = tensor._values
+        if not isinstance(values, LazyValues) or isinstance(values, MappedValues):
+            continue
+        proto = onnx.TensorProto()
+        if values.tensor.data_location == onnx.TensorProto.EXTERNAL and folder is not None:
+            proto.CopyFrom(values.tensor)
+            kept = scratch.find(folder / external_entry(proto)["location"])
+            tensor._values = MappedValues(proto, folder, kept)
+            _check_extent(tensor)
+        elif store is not None and len(values.tensor.raw_data) >= store.threshold:
+            tensor._values = spilled_proto(values.tensor, store)
+        else:
+            proto.CopyFrom(values.tensor)
+            tensor._values = LazyValues(proto)
 
 
 def _check_extent(tensor: gs.Constant) -> None:
@@ -73,8 +89,7 @@ def _check_extent(tensor: gs.Constant) -> None:
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
     """A graph over a loaded model whose external data, if any, lies in `folder`."""
     graph = import_graph(without_sparse(model, "" if folder is None else str(folder)))
-    if folder is not None:
-        _map_constants(graph, folder)
+    _detach(graph, folder)
     return graph
 
 
@@ -114,23 +129,68 @@ def _home(model: onnx.ModelProto, path: Path, files: Iterable[Path]) -> Path:
     return store
 
 
+@contextlib.contextmanager
+def on_disk(graph: gs.Graph, folder: Path, above: int) -> Generator[onnx.ModelProto, None, None]:
+    """The model of a graph whose arrays in memory of `above` bytes or more have gone to `folder`.
+
+    Those already on disk stay where they are; files are named from `model_folder`, while it lasts.
+    """
+    store = scratch.Scratch(folder.resolve(), above)
+    saved: list[tuple[gs.Constant, Any]] = []
+    try:
+        for tensor in graph.tensors().values():
+            values = getattr(tensor, "_values", None)
+            if isinstance(values, np.ndarray) and values.nbytes >= above:
+                saved.append((tensor, values))
+                tensor._values = spilled(tensor.name, values, store)
+        yield to_model(graph)
+    finally:
+        for tensor, values in saved:
+            tensor._values = values
+
+
 def model_folder(graph: gs.Graph) -> Path | None:
-    """The folder mapped initializers of a graph lie in, None where it has none."""
-    for tensor in graph.tensors().values():
-        values = getattr(tensor, "_values", None)
-        if isinstance(values, MappedValues):
-            return values.folder
-    return None
+    """The folder that `to_model` names files from, None where no initializer is mapped.
+
+    Where they lie in several, it is one that has them all somewhere below it.
+    """
+    folders = {t._values.folder for t in _constants(graph) if isinstance(t._values, MappedValues)}
+    if len(folders) < 2:
+        return next(iter(folders), None)
+    return Path(os.path.commonpath(folders))
 
 
 def to_model(graph: gs.Graph) -> onnx.ModelProto:
     """The ModelProto of a graph, with the function bodies of our ops it uses.
 
-    Initializers still on disk stay references to their file.
+    Initializers still on disk stay references to their file, named from `model_folder`.
     """
-    model = export_graph(graph)
+    with _named_from(model_folder(graph), graph):
+        model = export_graph(graph)
     _attach_functions(model)
     return model
+
+
+@contextlib.contextmanager
+def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, None]:
+    """The graph with files of mapped constants named from one folder, for as long as it lasts."""
+    saved: list[tuple[gs.Constant, MappedValues]] = []
+    try:
+        for tensor in _constants(graph):
+            values = tensor._values
+            if not isinstance(values, MappedValues) or values.folder == folder:
+                continue
+            proto = onnx.TensorProto()
+            proto.CopyFrom(values.tensor)
+            for entry in proto.external_data:
+                if entry.key == "location":
+                    entry.value = os.path.relpath(values.folder / entry.value, folder)
+            saved.append((tensor, values))
+            tensor._values = LazyValues(proto)
+        yield
+    finally:
+        for tensor, values in saved:
+            tensor._values = values
 
 
 def _attach_functions(model: onnx.ModelProto) -> None:
@@ -208,11 +268,16 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
                 if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
-                mapped = isinstance(tensor._values, MappedValues)
-                if (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD) or mapped:
-                    reference = _spill(tensor, file, location, written)
-                    saved.append((tensor, tensor._values))
-                    tensor._values = reference
+                values = tensor._values
+                mapped = isinstance(values, MappedValues)
+                if (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD) or (
+                    mapped and not values.made
+                ):
+                    saved.append((tensor, values))
+                    tensor._values = _spill(tensor, file, location, written)
+                elif mapped:  # as if it were in memory
+                    saved.append((tensor, values))
+                    tensor._values = LazyValues(numpy_helper.from_array(values.load(), tensor.name))
         yield
     finally:
         for tensor, values in saved:
@@ -239,8 +304,8 @@ def write_model(
     path = path.absolute()
     location = path.name + ".data"
     _inline_attribute_tensors(graph)
-    with scratch_beside(path) as scratch:
-        data_file, model_file = scratch / location, scratch / path.name
+    with scratch_beside(path) as work:
+        data_file, model_file = work / location, work / path.name
         with data_file.open("wb") as file:
             with _spilled(graph, file, location):
                 model = to_model(graph)

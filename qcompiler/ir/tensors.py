@@ -1,11 +1,13 @@
 """Constants without surprises: external data stays on disk until someone reads it.
 
 graphsurgeon caches what it loads and cannot export 4-bit arrays; the two functions
-`constant` and `array` are the only way the rest of the compiler touches constant values.
+`constant` and `array` are the only way the rest of the compiler touches constant values. Where a
+scratch folder is open (`scratch`), large ones that passes make lie in files as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from qcompiler.ir import scratch
+
 _FOUR_BIT = frozenset({np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)})
 _FOUR_BIT_PROTO = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
+
+_BLOCK = 4 << 20  # elements packed or brought in order at a time; even, so that no byte is shared
 
 
 def external_entry(proto: onnx.TensorProto) -> dict[str, str]:
@@ -32,9 +38,18 @@ class MappedValues(LazyValues):
     read through `array`.
     """
 
-    def __init__(self, proto: onnx.TensorProto, folder: Path) -> None:
+    def __init__(
+        self, proto: onnx.TensorProto, folder: Path, kept: scratch.ScratchFile | None = None
+    ) -> None:
+        """`kept`: the file, if it is one that goes with its last reader."""
         super().__init__(proto)
         self.folder = folder
+        self._kept = kept
+
+    @property
+    def made(self) -> bool:
+        """Whether a pass made the values: they lie in a scratch folder."""
+        return self._kept is not None
 
     def load(self) -> np.ndarray[Any, Any]:
         entry = external_entry(self.tensor)
@@ -63,11 +78,54 @@ def is_constant(tensor: Any) -> bool:
 
 
 def constant(name: str, values: np.ndarray[Any, Any]) -> gs.Constant:
-    """An initializer holding `values`; ml_dtypes' int4 and uint4 are packed as ONNX stores them."""
+    """An initializer holding `values`; ml_dtypes' int4 and uint4 are packed as ONNX stores them.
+
+    In a file, where a scratch folder is open and they are large.
+    """
     values = np.asarray(values)
-    if values.dtype in _FOUR_BIT:
+    four_bit = values.dtype in _FOUR_BIT
+    store = scratch.active()
+    size = values.size // 2 if four_bit else values.nbytes
+    if store is not None and size >= store.threshold and values.dtype.kind not in "OUS":
+        return gs.Constant(name, spilled(name, values, store))
+    if four_bit:
         return gs.Constant(name, LazyValues(numpy_helper.from_array(values, name)))
     return gs.Constant(name, np.asarray(values, order="C"))
+
+
+def spilled(name: str, values: np.ndarray[Any, Any], store: scratch.Scratch) -> MappedValues:
+    """Values in a new file of `store`, as an initializer of that name has them."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    return _in_file(name, kind, values.shape, store.store(_blocks(values)))
+
+
+def spilled_proto(tensor: onnx.TensorProto, store: scratch.Scratch) -> MappedValues:
+    """The raw data of a tensor in a new file of `store`."""
+    file = store.store([tensor.raw_data])
+    return _in_file(tensor.name, tensor.data_type, tensor.dims, file)
+
+
+def _in_file(name: str, kind: int, dims: Iterable[int], file: scratch.ScratchFile) -> MappedValues:
+    proto = onnx.TensorProto(name=name, data_type=kind)
+    proto.dims.extend(dims)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    proto.external_data.add(key="location", value=file.path.name)
+    return MappedValues(proto, file.path.parent, file)
+
+
+def _blocks(values: np.ndarray[Any, Any]) -> Iterator[bytes | memoryview]:
+    """The bytes of values as ONNX stores them, without a copy of all."""
+    if values.dtype not in _FOUR_BIT and values.flags.c_contiguous:
+        yield values.reshape(-1).view(np.uint8).data
+        return
+    if not values.flags.c_contiguous:
+        step = max(2, _BLOCK * len(values) // values.size // 2 * 2)
+        for start in range(0, len(values), step):
+            yield from _blocks(np.ascontiguousarray(values[start : start + step]))
+        return
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        yield numpy_helper.from_array(flat[start : start + _BLOCK]).raw_data
 
 
 def array(tensor: gs.Constant) -> np.ndarray[Any, Any]:

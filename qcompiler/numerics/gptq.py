@@ -177,41 +177,43 @@ def gptq(
     step = max(1, COLUMNS // rows)
     for first in range(0, columns, step):
         part = slice(first, first + step)
-        values = np.asarray(weight[:, part], np.float64)[order]
+        values = weight[order, part].astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError("the weight holds NaN or infinity")
-        scales = start.scales[:, part].astype(np.float64)[group]
-        if start.zero_points is None:
-            zeros = np.broadcast_to(float(start.form.middle), scales.shape)
-        else:
-            zeros = start.zero_points[:, part].astype(np.float64)[group]
-        limits = _Limits(group, *start.columns(part).limits())
-        codes[order, part] = _sweep(values, scales, zeros, limits, factor, push)
+        grid = _Grid.of(start.columns(part), group)
+        codes[order, part] = _sweep(values, grid, factor, push)
     return replace(start, codes=codes)
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """The least and the greatest code, [G, n] each, and the group of each channel."""
+class _Grid:
+    """What codes stand for and how far they go, [G, n] each, and the group of each channel."""
 
     group: NDArray[np.intp]
+    scales: Double
+    zeros: Double
     least: Double
     greatest: Double
 
-    def clip(self, k: int, codes: Double) -> Double:
-        """Codes [n] of channel `k` within its limits."""
+    @classmethod
+    def of(cls, start: QuantizedWeight, group: NDArray[np.intp]) -> _Grid:
+        scales = start.scales.astype(np.float64)
+        if start.zero_points is None:
+            zeros = np.broadcast_to(float(start.form.middle), scales.shape)
+        else:
+            zeros = start.zero_points.astype(np.float64)
+        return cls(group, scales, zeros, *start.limits())
+
+    def round(self, k: int, values: Double) -> tuple[Double, Double]:
+        """Codes [n] for the values [n] of channel `k`, and what they stand for."""
         group = self.group[k]
-        return np.asarray(np.clip(codes, self.least[group], self.greatest[group]))
+        scales, zeros = self.scales[group], self.zeros[group]
+        codes = np.rint(values / scales) + zeros
+        codes = np.asarray(np.clip(codes, self.least[group], self.greatest[group]))
+        return codes, (codes - zeros) * scales
 
 
-def _sweep(
-    values: Double,
-    scales: Double,
-    zeros: NDArray[np.float64],
-    limits: _Limits,
-    factor: Double,
-    push: Double | None,
-) -> NDArray[np.uint8]:
+def _sweep(values: Double, grid: _Grid, factor: Double, push: Double | None) -> NDArray[np.uint8]:
     """Codes [K, n] of `values` [K, n], which are used up, channel by channel."""
     rows = len(values)
     codes = np.empty(values.shape, np.uint8)
@@ -220,9 +222,8 @@ def _sweep(
         stop = min(start + BLOCK, rows)
         errors = np.empty((stop - start, values.shape[1]))
         for k in range(start, stop):
-            code = limits.clip(k, np.rint(values[k] / scales[k]) + zeros[k])
-            codes[k] = code
-            error = (values[k] - (code - zeros[k]) * scales[k]) / factor[k, k]
+            codes[k], rounded = grid.round(k, values[k])
+            error = (values[k] - rounded) / factor[k, k]
             errors[k - start] = error
             values[k + 1 : stop] -= np.multiply.outer(factor[k, k + 1 : stop], error)
             if push is not None:
@@ -315,13 +316,20 @@ def output_errors(
     for first in range(0, weight.shape[1], step):
         part = slice(first, first + step)
         w = np.asarray(weight[:, part], np.float64)
-        signal += float(np.sum(w * (true @ w)))
+        signal += _inner(w, true @ w)
         fixed, cross = 0.0, None
         if drift is not None and spread is not None:
             # X_f W - X Ŵ = (X_f - X) W + X (W - Ŵ): small terms only, so nothing cancels.
-            fixed, cross = float(np.sum(w * (spread @ w))), 2.0 * (drift.T @ w)
+            fixed, cross = _inner(w, spread @ w), 2.0 * (drift.T @ w)
         for index, candidate in enumerate(candidates):
             e = w - candidate.columns(part).dequantize()
-            moved = hessian @ e if cross is None else hessian @ e + cross
-            noise[index] += fixed + float(np.sum(e * moved))
+            moved = hessian @ e
+            if cross is not None:
+                moved += cross
+            noise[index] += fixed + _inner(e, moved)
     return [float(np.sqrt(max(each, 0.0) / signal)) if signal > 0.0 else 0.0 for each in noise]
+
+
+def _inner(a: Double, b: Double) -> float:
+    """Σ a·b; `b` is used up."""
+    return float(np.sum(np.multiply(a, b, out=b)))

@@ -45,10 +45,22 @@ def limited(size: int):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def made_constants(folder):
+    """Whether a run has put a constant into its scratch folder."""
+    return any(folder.glob(".out.onnx.*/.constants/*.bin"))
+
+
+def written(folder):
+    """Whether a run has begun to write its model."""
+    return any(folder.glob(".out.onnx.*/.out.onnx.*/*.data"))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
-def test_full_disk(model, tmp_path):
+@pytest.mark.parametrize("recipe", ["rtn", "w4a8-fast"])
+def test_full_disk(model, tmp_path, recipe):
+    out = tmp_path / "new" / "out.onnx"
     ran = subprocess.run(
-        [*QC, "compile", str(model), "-o", str(tmp_path / "out.onnx"), "-r", "rtn"],
+        [*QC, "compile", str(model), "-o", str(out), "-r", recipe],
         capture_output=True,
         text=True,
         check=False,
@@ -61,27 +73,30 @@ def test_full_disk(model, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
-def test_polite_kill_leaves_nothing(model, tmp_path, kill):
+@pytest.mark.parametrize(("kill", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("until", [made_constants, written])
+def test_polite_kill_leaves_nothing(model, tmp_path, kill, code, until):
     out = tmp_path / "out.onnx"
     for _ in range(5):
         running = start(model, out)
-        wait_for_scratch(tmp_path, running)
+        wait(lambda: until(tmp_path), running)
         running.send_signal(kill)
-        running.communicate(timeout=60)
+        _, said = running.communicate(timeout=60)
         if running.returncode:
             break
         for path in tmp_path.iterdir():  # it was done before the signal came: once more
             path.unlink()
-    assert running.returncode == 130
+    assert running.returncode == code
+    assert len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path):
+@pytest.mark.parametrize("until", [made_constants, written])
+def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path, until):
     out = tmp_path / "out.onnx"
     running = start(model, out)
-    wait_for_scratch(tmp_path, running)
+    wait(lambda: until(tmp_path), running)
     running.kill()
     running.communicate()
     assert not out.exists()
@@ -91,23 +106,35 @@ def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path):
     onnx.checker.check_model(str(out))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_two_runs_for_one_output_leave_each_other_alone(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    running = start(model, out)
+    wait(lambda: written(tmp_path), running)
+    subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+
+
 def start(model, out):
     # The search of ranges and a check on many samples keep the run busy after writing.
     options = ["--set", "quantize-weights.search=mse", "--calib-samples", "4000"]
     return subprocess.Popen(
         [*QC, "compile", str(model), "-o", str(out), "-r", "rtn", *options],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         # A shell's background jobs ignore Ctrl-C, and so would this child of one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
-def wait_for_scratch(folder, running):
-    """Until the run has begun to write."""
+def wait(happened, running):
+    """Until a run has come to some point."""
     deadline = time.monotonic() + 60
-    while not any(folder.iterdir()):
+    while not happened():
         assert running.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)

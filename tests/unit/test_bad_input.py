@@ -72,7 +72,7 @@ BAD = {
     ),
     "shapes that don't fit": (
         linear(w=normal(60, N)),
-        "ONNX Runtime refuses the model: Node (MatMul_0)",
+        "node 'MatMul_0' multiplies 64 channels by a weight of 60",
     ),
     "an unknown operator": (
         model_of("g (float[n, 64] x) => (float[n, 96] y) { h = MatMul(x, w) y = Foo(h) }", w=W),
