@@ -210,15 +210,17 @@ def by_input(graph: gs.Graph, names: Container[str]) -> dict[str, list[str]]:
     return groups
 
 
-def channels_of(graph: gs.Graph, tensor: Any) -> int | None:
-    """K of an activation: what the layers that read it say, else its last dimension."""
-    for node in ir.consumers(tensor):
-        layer = layer_of(graph, node)
-        if layer is not None and layer.x is tensor and len(layer.weight.shape or ()) == 2:
-            size = layer.weight.shape[layer.axes[0]]
-            return size if isinstance(size, int) else None
-    size = tensor.shape[-1] if tensor.shape else None
-    return size if isinstance(size, int) else None
+def reader_of(graph: gs.Graph, tensor: Any) -> Layer | None:
+    """The first layer that reads a tensor as its activation."""
+    layers = (layer_of(graph, node) for node in ir.consumers(tensor))
+    return next(
+        (
+            layer
+            for layer in layers
+            if layer is not None and layer.x is tensor and len(layer.weight.shape or ()) == 2
+        ),
+        None,
+    )
 
 
 def is_head(graph: gs.Graph, output: Any) -> bool:

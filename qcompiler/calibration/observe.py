@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from qcompiler import memory
-from qcompiler.analysis.layers import channels_of
+from qcompiler.analysis.layers import reader_of
 from qcompiler.calibration.graph_session import graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
@@ -90,14 +90,15 @@ def observe(
     tensors = graph.tensors()
     channels = {}
     for name in names:
-        shape = tensors[name].shape
-        width, size = shape[-1] if shape else None, channels_of(graph, tensors[name])
-        if size is not None and isinstance(width, int) and width != size:
+        shape, layer = tensors[name].shape, reader_of(graph, tensors[name])
+        width = shape[-1] if shape else None
+        size = width if layer is None else layer.shape[0]
+        if layer is not None and isinstance(width, int) and width != size:
             raise CalibrationError(
-                f"'{name}' has {width} channels, and is multiplied by a weight of {size}; "
+                f"node '{layer.name}' multiplies {width} channels by a weight of {size}; "
                 "repair the model"
             )
-        if size is None:
+        if not isinstance(size, int):
             raise CalibrationError(f"the channels of activation '{name}' are not known")
         channels[name] = size
     memory.release()

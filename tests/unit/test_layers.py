@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from qcompiler import ir
-from qcompiler.analysis.layers import channels_of, find_layers, layer_of
+from qcompiler.analysis.layers import find_layers, layer_of, reader_of
 from qcompiler.ir.io import import_proto
 
 K, N, T = 6, 4, 5
@@ -66,7 +66,8 @@ def test_a_layer_is_what_it_computes(spelling: str) -> None:
     assert (shift is None) == ("b" not in constants)
     expected = layer.rows(X[None]) @ layer.matrix() + (0.0 if shift is None else shift)
     np.testing.assert_allclose(run(graph), expected, rtol=1e-5, atol=1e-5)
-    assert channels_of(graph, layer.x) == K
+    reader = reader_of(graph, layer.x)
+    assert reader is not None and reader.node is layer.node
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
