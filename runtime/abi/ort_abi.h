@@ -127,8 +127,6 @@ inline constexpr Function<85, OrtStatus*(const OrtKernelInfo*, const char*, floa
     KernelInfoGetAttribute_float;
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char*, std::int64_t*)>
     KernelInfoGetAttribute_int64;
-inline constexpr Function<88, OrtStatus*(const OrtKernelContext*, std::size_t*)>
-    KernelContext_GetInputCount;
 inline constexpr Function<90, OrtStatus*(const OrtKernelContext*, std::size_t, const OrtValue**)>
     KernelContext_GetInput;
 inline constexpr Function<91, OrtStatus*(OrtKernelContext*, std::size_t, const std::int64_t*,
@@ -136,17 +134,12 @@ inline constexpr Function<91, OrtStatus*(OrtKernelContext*, std::size_t, const s
     KernelContext_GetOutput;
 inline constexpr Function<93, void(OrtStatus*)> ReleaseStatus;
 inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo;
-inline constexpr Function<101, void(OrtCustomOpDomain*)> ReleaseCustomOpDomain;
 inline constexpr Function<132, void(OrtAllocator*)> ReleaseAllocator;
 inline constexpr Function<163, OrtStatus*(const OrtKernelInfo*, const char*, std::int64_t*,
                                           std::size_t*)>
     KernelInfoGetAttributeArray_int64;  // 8
 inline constexpr Function<193, OrtStatus*(const OrtKernelContext*, void**)>
     KernelContext_GetGPUComputeStream;  // 10
-inline constexpr Function<230, OrtStatus*(const OrtKernelInfo*, std::size_t*)>
-    KernelInfo_GetInputCount;  // 14
-inline constexpr Function<231, OrtStatus*(const OrtKernelInfo*, std::size_t*)>
-    KernelInfo_GetOutputCount;  // 14
 inline constexpr Function<244, OrtStatus*(const OrtKernelInfo*, char*, std::size_t*)>
     KernelInfo_GetNodeName;  // 15
 inline constexpr Function<249, OrtStatus*(const OrtKernelInfo*, std::size_t, int*,

@@ -19,10 +19,12 @@ void dot(const Weights& w, std::int64_t panel, std::int64_t g, const std::int8_t
   for (int c = 0; c < kPanel; ++c) {
     const std::int64_t at = (panel * w.groups() + g) * kPanel + c;
     dots[c] = w.zero_points != nullptr ? start * w.zero_points[at] : start;
-    for (std::int64_t b = g * per_group; b < end; ++b) {
-      const std::uint8_t* dword = w.codes + (panel * blocks + b) * kBlockBytes + c * kQuad;
+  }
+  for (std::int64_t b = g * per_group; b < end; ++b) {
+    const std::uint8_t* block = w.codes + (panel * blocks + b) * kBlockBytes;
+    for (int c = 0; c < kPanel; ++c) {
       for (int i = 0; i < Codes::kDepth; ++i) {
-        dots[c] += q[b * Codes::kDepth + i] * Codes::at(dword, i);
+        dots[c] += q[b * Codes::kDepth + i] * Codes::at(block + c * kQuad, i);
       }
     }
   }

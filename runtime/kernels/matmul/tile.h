@@ -3,9 +3,9 @@
 //
 // A kernel is a class of one width of weights:
 //   kBits
-//   Lanes                          its registers, a class in kernels/simd/ with a column in each
-//   lane panels_for(rows)               how many panels a tile of so many rows takes dot(group, q,
-//   dots)            the integer sums of a group, of the rows that begin at q
+//   Lanes                  its registers: a class in kernels/simd/, a column in each lane
+//   panels_for(rows)       how many panels a tile of so many rows takes
+//   dot(group, q, dots)    the integer sums of a group, of the rows that begin at q
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_MATMUL_TILE_H_
 #define QC_KERNELS_MATMUL_TILE_H_

@@ -2,14 +2,13 @@
 //   fma(a, b, c)         a * b + c
 //   power(n)             2^n for whole n in -126 .. 127
 //   sum, largest         of the lanes
-//   load, store          of the first `count` lanes, where there is a count: no others are touched,
-//   and
-//                        zeros are loaded
+//   load, store          of the first `count` lanes, where there is a count: no others are touched
+//                        in memory, and those of the register are 0
 //   Ints                 as many int32
 //   times(b, f)          b * f, for b below 2^8 and |f| below 2^15
 //   load_bytes, widen    as many uint8 or float16
-//   larger_magnitude     of the bits of floats, which order like the floats, with inf and NaN on
-//   top store_codes          the low bytes of kRunVectors registers, `count` of them
+//   larger_magnitude     by the bits, which order like the floats, with inf and NaN on top
+//   store_codes          the low bytes of kRunVectors registers, `count` of them
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX2_H_
 #define QC_KERNELS_SIMD_AVX2_H_
