@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def find_fold_edges(
     edges: list[FoldEdge] = []
     for group in groups.values():
         x = group[0].x
-        edge = _edge(graph, x, tuple(group), by_output, through_cache)
+        edge = _edge(_Site(graph, x, tuple(group), by_output, through_cache))
         own = {id(layer.node) for layer in group}
         other = next((node for node in ir.consumers(x) if id(node) not in own), None)
         if edge.veto is None and other is not None:
@@ -100,41 +101,52 @@ def _vetoed(edge: FoldEdge, reason: str) -> FoldEdge:
     return FoldEdge(edge.kind, edge.x, edge.readers, veto=reason)
 
 
-def _edge(
-    graph: gs.Graph,
-    x: Any,
-    readers: tuple[Layer, ...],
-    by_output: dict[int, Layer],
-    through_cache: bool,
-) -> FoldEdge:
-    node = ir.producer(x)
-    channels = readers[0].shape[0]
+@dataclass(frozen=True)
+class _Site:
+    """An activation, and what there is to find an absorber for it."""
+
+    graph: gs.Graph
+    x: Any
+    readers: tuple[Layer, ...]
+    by_output: dict[int, Layer]
+    through_cache: bool
+
+    @property
+    def channels(self) -> int:
+        """Of the activation."""
+        return self.readers[0].shape[0]
+
+    def veto(self, kind: str, reason: str) -> FoldEdge:
+        """The edge that nothing absorbs."""
+        return FoldEdge(kind, self.x, self.readers, veto=reason)
+
+
+def _edge(site: _Site) -> FoldEdge:
+    x, node = site.x, ir.producer(site.x)
     if node is None:
-        return FoldEdge("none", x, readers, veto="the activation is an input of the model")
-    scaling = scaling_of(x, channels)
+        return site.veto("none", "the activation is an input of the model")
+    scaling = scaling_of(x, site.channels)
     if isinstance(scaling, str):
-        return FoldEdge("norm", x, readers, veto=scaling)
+        return site.veto("norm", scaling)
     if scaling is not None:
         absorbers = tuple(Absorber(node, position) for position in scaling.parameters)
-        return FoldEdge("norm", x, readers, absorbers)
+        return FoldEdge("norm", x, site.readers, absorbers)
     if node.op == "Mul":
         for operand in (node.inputs[1], node.inputs[0]):
-            up = by_output.get(id(operand))
-            if up is not None and up.shape[1] == channels:
-                return _columns(graph, "up-down", x, readers, up)
-        return FoldEdge("none", x, readers, veto="no operand of its product is a linear layer")
+            up = site.by_output.get(id(operand))
+            if up is not None and up.shape[1] == site.channels:
+                return _columns(site, "up-down", up)
+        return site.veto("none", "no operand of its product is a linear layer")
     if node.op in _FUSED_ATTENTION and x is node.outputs[0]:
-        return _fused_attention(graph, x, readers, node, by_output, through_cache)
+        return _fused_attention(site, node)
     if node.op in ("Reshape", "Transpose"):
-        return _plain_attention(graph, x, readers, node, by_output, through_cache)
-    return FoldEdge("none", x, readers, veto=f"{node.op} '{node.name}' can't absorb a scale")
+        return _plain_attention(site, node)
+    return site.veto("none", f"{node.op} '{node.name}' can't absorb a scale")
 
 
 def _columns(
-    graph: gs.Graph,
+    site: _Site,
     kind: str,
-    x: Any,
-    readers: tuple[Layer, ...],
     writer: Layer,
     columns: tuple[int, int] | None = None,
     ties: NDArray[np.int64] | None = None,
@@ -142,14 +154,14 @@ def _columns(
 ) -> FoldEdge:
     """An edge whose inverse scale goes into (a range of) the columns of an earlier layer."""
     output = writer.output
-    if ir.is_graph_output(graph, output):
-        return FoldEdge(kind, x, readers, veto=f"'{writer.name}' is an output of the model")
+    if ir.is_graph_output(site.graph, output):
+        return site.veto(kind, f"'{writer.name}' is an output of the model")
     if columns is None and _uses(output) != 1:
-        return FoldEdge(kind, x, readers, veto=f"the output of '{writer.name}' has other readers")
+        return site.veto(kind, f"the output of '{writer.name}' has other readers")
     absorbers = [Absorber(writer.node, writer.kind.weight, columns)]
     if writer.bias_place is not None:
         absorbers.append(Absorber(*writer.bias_place, columns))
-    return FoldEdge(kind, x, readers, tuple(absorbers), ties=ties, head=head)
+    return FoldEdge(kind, site.x, site.readers, tuple(absorbers), ties=ties, head=head)
 
 
 def _head_ties(channels: int, value_channels: int, head: int) -> NDArray[np.int64] | None:
@@ -161,48 +173,28 @@ def _head_ties(channels: int, value_channels: int, head: int) -> NDArray[np.int6
     return (index // head // repeat) * head + index % head
 
 
-def _fused_attention(
-    graph: gs.Graph,
-    x: Any,
-    readers: tuple[Layer, ...],
-    node: gs.Node,
-    by_output: dict[int, Layer],
-    through_cache: bool,
-) -> FoldEdge:
-    def veto(reason: str) -> FoldEdge:
-        return FoldEdge("v-o", x, readers, veto=reason)
-
+def _fused_attention(site: _Site, node: gs.Node) -> FoldEdge:
+    veto = partial(site.veto, "v-o")
     if node.op != "GroupQueryAttention":
         return veto(f"folding through {node.op} is not supported")
     heads, kv_heads = int(ir.attribute(node, "num_heads")), int(ir.attribute(node, "kv_num_heads"))
-    channels = readers[0].shape[0]
-    head = channels // heads
-    cached = any(ir.is_graph_output(graph, output) for output in node.outputs[1:])
-    if cached and not through_cache:
+    head = site.channels // heads
+    cached = any(ir.is_graph_output(site.graph, output) for output in node.outputs[1:])
+    if cached and not site.through_cache:
         return veto("the values are handed out as KV cache, and folding would rescale them")
     value = node.inputs[2] if not node.inputs[2].is_empty() else node.inputs[0]
-    writer = by_output.get(id(value))
+    writer = site.by_output.get(id(value))
     if writer is None or _uses(value) != 1:
         return veto("the values don't come straight from a linear layer")
     size = kv_heads * head
     columns = (writer.shape[1] - size, writer.shape[1])
-    ties = _head_ties(channels, size, head)
-    return _columns(graph, "v-o", x, readers, writer, columns, ties, None if ties is None else head)
+    ties = _head_ties(site.channels, size, head)
+    return _columns(site, "v-o", writer, columns, ties, None if ties is None else head)
 
 
-def _plain_attention(
-    graph: gs.Graph,
-    x: Any,
-    readers: tuple[Layer, ...],
-    node: gs.Node,
-    by_output: dict[int, Layer],
-    through_cache: bool,
-) -> FoldEdge:
+def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped."""
-
-    def veto(reason: str) -> FoldEdge:
-        return FoldEdge("v-o", x, readers, veto=reason)
-
+    veto, graph = partial(site.veto, "v-o"), site.graph
     after: list[gs.Node] = []
     step: gs.Node | None = node
     while step is not None and step.op in ("Reshape", "Transpose"):
@@ -218,25 +210,25 @@ def _plain_attention(
         return veto("the attention product has other readers")
     before: list[gs.Node] = []
     tensor = step.inputs[1]
-    while id(tensor) not in by_output:
+    while id(tensor) not in site.by_output:
         source = ir.producer(tensor)
         if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
         if _uses(tensor) != 1:
             return veto("the values have other readers")
-        if ir.is_graph_output(graph, tensor) and not through_cache:
+        if ir.is_graph_output(graph, tensor) and not site.through_cache:
             return veto("the values are handed out as KV cache, and folding would rescale them")
         before.insert(0, source)
         tensor = source.inputs[0]
-    writer = by_output[id(tensor)]
+    writer = site.by_output[id(tensor)]
     if _uses(tensor) != 1:
         return veto(f"the output of '{writer.name}' has other readers")
     traced = value_columns(before, after, tensor, writer.shape[1])
-    if traced is None or traced.columns.shape != (readers[0].shape[0],):
+    if traced is None or traced.columns.shape != (site.channels,):
         return veto("which value each output channel averages can't be told from the shapes")
     columns = (0, writer.shape[1])
-    return _columns(graph, "v-o", x, readers, writer, columns, traced.columns, traced.head)
+    return _columns(site, "v-o", writer, columns, traced.columns, traced.head)
 
 
 def _uses(tensor: Any) -> int:
