@@ -125,10 +125,13 @@ class QuantizeWeights(Pass):
                 )
             except ValueError as error:
                 raise CalibrationError(f"layer '{names[0]}': {error}") from None
+            for held in (values, reference or []):
+                held.clear()  # large, and zip would hold them until it has the next
             for name in names:
                 remarks[name] = self._refined(
                     (here[name], ahead[name]), floats[name], found, said[name]
                 )
+            del found  # before the next
         ctx.tick(f"rounding weights ({self.rounding})", len(said), len(said))
 
     def _refined(

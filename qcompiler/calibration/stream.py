@@ -9,7 +9,7 @@ the layers before it, quantized in the meantime, compute them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,13 @@ def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
             _run(graph, stage, live)
         yield [values[stage.wanted] for values in live]
         for values in live:
-            for name in values.keys() - stage.kept:
-                del values[name]
+            _keep(values, stage.kept)
+
+
+def _keep(values: dict[str, Array], names: Set[str]) -> None:
+    """Drop the values of all other names."""
+    for name in values.keys() - names:
+        del values[name]
 
 
 def _read_only(values: Array) -> Array:
@@ -152,3 +157,4 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
                     "repair it, or export it in float32"
                 ) from None
             values.update(zip(stage.leaves, map(np.asarray, results), strict=True))
+            _keep(values, stage.kept | {stage.wanted})

@@ -92,7 +92,8 @@ def moments(
     drift: Double | None = None
     spread: Double | None = None
     tokens = 0
-    for count, square, drifted, spread_out in mapped(_products, _chunks(inputs, references)):
+    products = mapped(_products, _chunks(inputs, references), ahead=0)
+    for count, square, drifted, spread_out in products:
         tokens += count
         hessian = _added(hessian, square)
         if drifted is not None and spread_out is not None:
@@ -113,7 +114,7 @@ def _products(
     x, other = rows
     if other is None:
         return len(x), x.T @ x, None, None
-    delta = other - x
+    delta = np.subtract(other, x, out=other)  # both were put together for this
     return len(x), x.T @ x, delta.T @ x, delta.T @ delta
 
 

@@ -26,8 +26,11 @@ def one_blas_thread() -> AbstractContextManager[Any]:
     return manager
 
 
-def mapped(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """`function` of each item, in order; as many at a time as there are cores, none far ahead."""
+def mapped(function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int = 1) -> Iterator[_R]:
+    """`function` of each item, in order; as many at a time as there are cores.
+
+    `ahead` more wait, so that no core does where some items take longer; 0 where they are large.
+    """
     workers = _cores()
     if workers == 1:
         yield from map(function, items)
@@ -37,7 +40,7 @@ def mapped(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
+                if len(waiting) >= workers + ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

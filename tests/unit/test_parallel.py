@@ -25,14 +25,15 @@ def test_results_come_in_order(monkeypatch, cores):
     assert list(mapped(slow_at_first, [])) == []
 
 
-def test_reads_no_more_than_a_few_items_ahead(monkeypatch):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_reads_no_more_than_a_few_items_ahead(monkeypatch, ahead):
     monkeypatch.setattr(parallel, "_cores", lambda: 2)
     read = []
-    results = mapped(lambda x: x, (read.append(x) or x for x in range(100)))
+    results = mapped(lambda x: x, (read.append(x) or x for x in range(100)), ahead=ahead)
     assert next(results) == 0
-    assert len(read) == 3
+    assert len(read) == 2 + ahead
     results.close()
-    assert len(read) == 3
+    assert len(read) == 2 + ahead
 
 
 def test_works_side_by_side_and_raises(monkeypatch):
