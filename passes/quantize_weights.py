@@ -11,7 +11,7 @@ quantized as planned. Layers that share an input are rounded on the same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -108,7 +108,7 @@ class QuantizeWeights(Pass):
         said = {name: each for name, each in remarks.items() if isinstance(each, Rounded)}
         groups = by_input(shipped, said)
         inputs = ctx.data.stream(shipped, list(groups))
-        references: Iterator[list[Any]] | None = None
+        references: Iterator[Sequence[Any]] | None = None
         if self.rounding == "gptaq":
             references = ctx.data.stream(
                 source, [str(floats[names[0]].x.name) for names in groups.values()]
@@ -125,8 +125,6 @@ class QuantizeWeights(Pass):
                 )
             except ValueError as error:
                 raise CalibrationError(f"layer '{names[0]}': {error}") from None
-            for held in (values, reference or []):
-                held.clear()  # large, and zip would hold them until it has the next
             for name in names:
                 remarks[name] = self._refined(
                     (here[name], ahead[name]), floats[name], found, said[name]

@@ -57,7 +57,7 @@ class Data(Protocol):
         """Statistics of tensors: `calibration.observe`."""
         ...
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[Array]]:
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[Sequence[Array]]:
         """Values of tensors, one after the other: `calibration.stream`."""
         ...
 
@@ -80,7 +80,7 @@ class NoData:
         """Never returns."""
         raise self._missing()
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[Array]]:
+    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[Sequence[Array]]:
         """Never returns."""
         raise self._missing()
 

@@ -45,10 +45,10 @@ def evaluate(graph: gs.Graph, output: str, feeds: Sequence[Mapping[str, Array]])
         {name: _as_taken(value, inputs[name]) for name, value in feed.items() if name in inputs}
         for feed in feeds
     ]
-    values: list[Array] = []
+    values: Sequence[Array] = []
     for values in stream(graph, [*_cuts(graph), output], taken):  # noqa: B007  (the last counts)
         pass
-    return values
+    return list(values)
 
 
 def _as_taken(value: Array, tensor: Any) -> Array:

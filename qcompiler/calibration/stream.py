@@ -2,9 +2,9 @@
 
 A graph is cut into stages: stage i holds the nodes the i-th wanted tensor needs and no earlier one
 did. Each stage runs as a model of its own over all feeds, from the tensors that earlier stages left
-to it. So only what is live at one place of the model is ever in memory, the time grows with the
-depth and not with its square, and the nodes ahead may still be changed: a layer sees its inputs as
-the layers before it, quantized in the meantime, compute them.
+to it. So only what is live at one place of the model is ever held, in memory or in files (`held`),
+the time grows with the depth and not with its square, and the nodes ahead may still be changed: a
+layer sees its inputs as the layers before it, quantized in the meantime, compute them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import memory
 from qcompiler.calibration.graph_session import graph_session
+from qcompiler.calibration.held import Arrays, Held, Room
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.order import outer_reads, topological
 from qcompiler.session import one_line
@@ -40,7 +41,9 @@ class _Stage:
     """What later stages still read."""
 
 
-def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iterator[list[Array]]:
+def stream(
+    graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]
+) -> Iterator[Sequence[Array]]:
     """The values of each tensor of `names` in turn, one array a feed.
 
     The graph is cut when the first is asked for. From then on inputs of nodes may be replaced by
@@ -48,21 +51,29 @@ def stream(graph: gs.Graph, names: Sequence[str], feeds: Sequence[Feed]) -> Iter
     tensor may not change.
 
     The arrays live on for the nodes ahead: what is changed in them in place, those nodes see, as if
-    what computes the tensor had changed with them. Only arrays of `feeds` are read-only.
+    what computes the tensor had changed with them. Only arrays of `feeds` are read-only. Where
+    there is a scratch folder, many of them lie there and are mapped as they are asked for.
 
     CalibrationError if the data does not fit the model.
     """
     memory.release()
-    live = [{name: _read_only(value) for name, value in feed.items()} for feed in feeds]
+    room = Room()
+    live: list[_Live] = [
+        {name: room.held(_read_only(value)) for name, value in feed.items()} for feed in feeds
+    ]
     for stage in _stages(graph, names):
         if stage.leaves:
-            _run(graph, stage, live)
-        yield [values[stage.wanted] for values in live]
+            _run(graph, stage, live, room)
+        yield Arrays([values[stage.wanted] for values in live])
         for values in live:
             _keep(values, stage.kept)
 
 
-def _keep(values: dict[str, Array], names: Set[str]) -> None:
+_Live = dict[str, Held]
+"""What the stages ahead read of one feed."""
+
+
+def _keep(values: _Live, names: Set[str]) -> None:
     """Drop the values of all other names."""
     for name in values.keys() - names:
         del values[name]
@@ -121,7 +132,7 @@ def _claim(name: str, stage: int, makers: Mapping[str, gs.Node], first: dict[int
         waiting += [tensor.name for tensor in outer_reads(node) if tensor.name in makers]
 
 
-def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
+def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
     """Run a stage over every feed; its results join the live tensors."""
     part = gs.Graph(
         nodes=list(stage.nodes),
@@ -137,7 +148,7 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
         del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
         model.graph.value_info.extend(inner)
         for name in stage.reads:
-            value = live[0][name]
+            value = live[0][name].array()
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             # Feeds may differ in length: only the rank is the same.
             info = onnx.helper.make_tensor_value_info(name, kind, [None] * value.ndim)
@@ -149,12 +160,14 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[dict[str, Array]]) -> None:
         for values in live:
             try:
                 results = session.run(
-                    list(stage.leaves), {name: values[name] for name in stage.reads}
+                    list(stage.leaves), {name: values[name].array() for name in stage.reads}
                 )
             except Exception as error:  # ONNX Runtime's errors share no other base class
                 raise CalibrationError(
                     f"the model does not run on the calibration data: {one_line(error)}; "
                     "repair it, or export it in float32"
                 ) from None
-            values.update(zip(stage.leaves, map(np.asarray, results), strict=True))
+            for name, value in zip(stage.leaves, results, strict=True):
+                values[name] = room.put(np.asarray(value))
+            del results
             _keep(values, stage.kept | {stage.wanted})

@@ -38,7 +38,9 @@ class FeedData:
         """Statistics of activations."""
         return observe(graph, names, self.feeds, source=self.source, progress=self.progress)
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
+    def stream(
+        self, graph: gs.Graph, names: Sequence[str]
+    ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
         """Values of activations, one after the other."""
         return stream(graph, names, self.feeds)
 
@@ -105,7 +107,9 @@ class Supply:
         """Statistics of activations over the data not held back."""
         return self._given().observe(graph, names)
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[list[np.ndarray[Any, Any]]]:
+    def stream(
+        self, graph: gs.Graph, names: Sequence[str]
+    ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
         """Values of activations over the data not held back, one after the other."""
         return self._given().stream(graph, names)
 
