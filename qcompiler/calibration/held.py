@@ -13,7 +13,7 @@ from qcompiler.ir.scratch import ScratchFile
 
 Array = np.ndarray[Any, Any]
 
-IN_MEMORY = 64 << 20
+IN_MEMORY = 16 << 20
 """Bytes of activations that stay in memory."""
 
 
