@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from qcompiler.feeds import Signature
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.session import CPU, CUDA, create_session
+from qcompiler.targets import TARGETS
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +142,9 @@ def test_a_folder_asks_for_the_provider(compiled):
 
 
 def test_a_library_that_was_not_built_is_asked_for(decoder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(runtime, "cuda_library_path", lambda: None)
+    cuda = TARGETS["cuda"]
+    missing = replace(cuda.library, path=lambda: None)
+    monkeypatch.setitem(TARGETS, "cuda", replace(cuda, library=missing))
     out = qcompiler.compile(
         decoder, recipe="rtn", target="cuda", output=tmp_path / "out", verify=False
     ).output
