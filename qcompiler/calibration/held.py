@@ -49,7 +49,8 @@ class Room:
             return Held(
                 values, store.store([np.ascontiguousarray(values).reshape(-1).view("u1").data])
             )
-        made = Held(values)
+        # A copy: a result of ONNX Runtime, however small, keeps all the memory around it.
+        made = Held(np.array(values))
         self._left -= values.nbytes
         weakref.finalize(made, self._freed, values.nbytes).atexit = False
         return made
