@@ -185,21 +185,10 @@ def quantized_layers(graph: gs.Graph) -> list[QuantizedLayer]:
 
 
 @dataclass(frozen=True)
-class Counterpart:
+class Counterpart(QuantizedLayer):
     """A quantized layer, and what it was in the float graph."""
 
-    quantized: QuantizedLayer
     source: Layer
-
-    @property
-    def layer(self) -> Layer:
-        """The layer as it is now."""
-        return self.quantized.layer
-
-    @property
-    def weight(self) -> WeightDq:
-        """Its weight as it is now."""
-        return self.quantized.weight
 
 
 def find_counterparts(graph: gs.Graph, reference: gs.Graph | None) -> list[Counterpart]:
@@ -211,7 +200,11 @@ def find_counterparts(graph: gs.Graph, reference: gs.Graph | None) -> list[Count
         raise RecipeError("no float graph to compare with; run it in one pipeline with what rounds")
     floats = {layer.name: layer for layer in find_layers(reference)[0]}
     found = [each for node in topological(graph) if (each := quantized_layer(graph, node))]
-    known = [Counterpart(each, floats[each.name]) for each in found if each.name in floats]
+    known = [
+        Counterpart(each.layer, each.weight, floats[each.name])
+        for each in found
+        if each.name in floats
+    ]
     if found and not known:
         raise RecipeError(
             f"'{found[0].name}' was quantized before this pipeline began; run all of it from "

@@ -38,10 +38,6 @@ class Room:
     def __init__(self) -> None:
         self._left = IN_MEMORY
 
-    def held(self, values: Array) -> Held:
-        """What is in memory anyway."""
-        return Held(values)
-
     def put(self, values: Array) -> Held:
         """Values that nobody else holds. OSError (disk full) passes through."""
         store = scratch.active()

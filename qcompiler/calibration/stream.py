@@ -59,7 +59,7 @@ def stream(
     memory.release()
     room = Room()
     live: list[_Live] = [
-        {name: room.held(_read_only(value)) for name, value in feed.items()} for feed in feeds
+        {name: Held(_read_only(value)) for name, value in feed.items()} for feed in feeds
     ]
     for stage in _stages(graph, names):
         if stage.leaves:
