@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # name in a recipe -> module:class, imported when first asked for
 _PASSES: dict[str, str] = {
     "import": "import_model:ImportModel",
+    "fold-constants": "fold_constants:FoldConstants",
     "canonicalize": "canonicalize:Canonicalize",
     "fold-norm": "fold_norm:FoldNorm",
     "rotate": "rotate:Rotate",

@@ -1,9 +1,10 @@
 """canonicalize: one form of a linear layer.
 
 Gemm(X, W, b)  transB, alpha, beta    ->  MatMul(X, W') + Add(b')
+Gemm(X, W, C)  transA, C computed     ->  MatMul(Transpose(X), W') + Add(C * beta)
 MatMul(X, Transpose(W))               ->  MatMul(X, W')
 MatMul(X, Transpose(E)), Gather(E, i) ->  MatMul(X, E'), Gather(Transpose(E'), i)    tied
-MatMul(X, Cast(W))                    ->  MatMul(X, W')
+MatMul(X, W[1, K, N])                 ->  MatMul(X, W[K, N])
 MatMul(X2, W), MatMul(X1, W)          ->  one initializer, however often it is read
 """
 
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
@@ -26,7 +26,7 @@ _SHARED_MIN = 4096  # bytes from which equal initializers are worth finding
 
 @dataclass(frozen=True, kw_only=True)
 class Canonicalize(Pass):
-    """Turn Gemm, transposed, cast, tied and duplicated weights into plain MatMuls by a constant."""
+    """Turn Gemm, transposed, tied and duplicated weights into plain MatMuls by a constant."""
 
     name: ClassVar[str] = "canonicalize"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -41,10 +41,11 @@ class Canonicalize(Pass):
             if node.domain:
                 continue
             if node.op == "Gemm":
+                changed |= _spell_out(graph, node, namer)
                 changed |= _gemm(graph, node, namer, weights)
             elif node.op == "MatMul":
-                changed |= _fold_cast(node, namer)
                 changed |= _fold_transpose(graph, node, namer)
+                changed |= _drop_leading_ones(graph, node, namer)
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed)
@@ -76,6 +77,35 @@ def _share_duplicates(graph: gs.Graph) -> bool:
 
 def _digest(tensor: Any) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(ir.array(tensor)).data).digest()
+
+
+def _spell_out(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
+    """What no layer has: a transposed input of a Gemm by a weight, and a bias that is computed."""
+    if not is_weight(node.inputs[1]) or ir.is_constant(node.inputs[0]):
+        return False
+    changed = bool(node.attrs.pop("transA", 0))
+    if changed:
+        x = node.inputs[0]
+        shape = None if x.shape is None else list(reversed(x.shape))
+        turned = gs.Variable(namer(f"{x.name}_turned"), x.dtype, shape)
+        attrs = {"perm": [1, 0]}
+        ir.add_node(graph, "Transpose", namer(f"{node.name}_input"), [x], [turned], attrs=attrs)
+        node.inputs[0] = turned
+    if len(node.inputs) < 3 or node.inputs[2].is_empty() or ir.is_constant(node.inputs[2]):
+        return changed
+    output, shift = node.outputs[0], node.inputs[2]
+    beta = float(node.attrs.pop("beta", 1.0))
+    if beta != 1.0:
+        dtype = ir.array(node.inputs[1]).dtype
+        factor = ir.constant(namer(f"{node.name}_beta"), np.asarray(beta, dtype))
+        scaled = gs.Variable(namer(f"{shift.name}_scaled"), shift.dtype, shift.shape)
+        ir.add_node(graph, "Mul", namer(f"{node.name}_scaled"), [shift, factor], [scaled])
+        shift = scaled
+    product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
+    node.inputs.pop()
+    node.outputs[0] = product
+    ir.add_node(graph, "Add", namer(f"{node.name}_sum"), [product, shift], [output])
+    return True
 
 
 def _gemm(
@@ -117,25 +147,32 @@ def _plain_weight(layer: Layer, namer: ir.Namer) -> Any:
     """The weight as [K, N], not scaled; itself where that is what it is."""
     if layer.is_plain:
         return layer.weight
-    return ir.constant(namer(f"{layer.weight.name}_kn"), layer.matrix())
+    name = namer(f"{layer.weight.name}_kn")
+    if layer.scale == 1.0:
+        return ir.rearranged(name, layer.weight, np.transpose)
+    return ir.constant(name, layer.matrix())
 
 
-def _fold_cast(node: gs.Node, namer: ir.Namer) -> bool:
-    """A weight kept in another float type and cast on every run."""
-    cast = ir.producer(node.inputs[1], "Cast")
-    if cast is None or not is_weight(cast.inputs[0]):
+def _drop_leading_ones(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
+    """A weight [1, .., K, N] as a matrix; what it adds to the rank of the result stays."""
+    x, weight = node.inputs
+    if not ir.is_constant(weight) or ir.is_constant(x) or ir.elem_type(weight) not in FLOAT_TYPES:
         return False
-    target = cast.attrs["to"]
-    target = (
-        int(target)
-        if isinstance(target, int)
-        else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(target))
+    shape, rank = tuple(weight.shape), ir.tensor_rank(x)
+    if len(shape) < 3 or rank is None or rank < 2 or any(size != 1 for size in shape[:-2]):
+        return False
+    node.inputs[1] = ir.rearranged(
+        namer(f"{weight.name}_kn"), weight, lambda values: values.reshape(shape[-2:])
     )
-    if target not in FLOAT_TYPES or len(ir.consumers(cast.outputs[0])) != 1:
-        return False
-    weight = cast.inputs[0]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(target)
-    node.inputs[1] = ir.constant(namer(f"{weight.name}_cast"), ir.array(weight).astype(dtype))
+    lacking = len(shape) - rank
+    if lacking <= 0:
+        return True
+    output = node.outputs[0]
+    inner = None if output.shape is None else list(output.shape)[lacking:]
+    product = gs.Variable(namer(f"{output.name}_product"), output.dtype, inner)
+    node.outputs[0] = product
+    axes = ir.constant(namer(f"{node.name}_axes"), np.arange(lacking))
+    ir.add_node(graph, "Unsqueeze", namer(f"{node.name}_rank"), [product, axes], [output])
     return True
 
 
@@ -147,7 +184,7 @@ def _fold_transpose(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
     if list(transpose.attrs.get("perm", [1, 0])) != [1, 0]:
         return False
     source = transpose.inputs[0]
-    weight = ir.constant(namer(f"{source.name}_kn"), np.ascontiguousarray(ir.array(source).T))
+    weight = ir.rearranged(namer(f"{source.name}_kn"), source, np.transpose)
     for reader in ir.consumers(transpose.outputs[0]):
         ir.rewire_input(reader, transpose.outputs[0], weight)
     others = [reader for reader in ir.consumers(source) if reader is not transpose]

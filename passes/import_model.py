@@ -2,7 +2,8 @@
 
 opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types), or newer if it must be
 model-local functions       ->  inlined
-Constant, Identity          ->  initializers, wires
+Constant                    ->  initializers
+Identity, no-op Cast, Dropout   ->  wires
 unnamed or same-named nodes ->  unique names
 unknown shapes              ->  inferred where ONNX can
 """
@@ -50,8 +51,9 @@ class ImportModel(Pass):
         model = _convert(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
-        _fold_constant_nodes(graph)
-        _drop_identities(graph)
+        for each in [graph, *graph.subgraphs(recursive=True)]:
+            _fold_constant_nodes(each)
+            _drop_identities(each)
         _name_nodes(graph)
         ir.remove_dead(graph)
         return PassResult(graph=graph, changed=True)
@@ -143,7 +145,7 @@ def _constant_value(node: gs.Node) -> gs.Constant | np.ndarray | None:
 
 def _drop_identities(graph: gs.Graph) -> None:
     for node in graph.nodes:
-        if node.op != "Identity" or node.domain:
+        if not _is_identity(node):
             continue
         source, output = node.inputs[0], node.outputs[0]
         if ir.is_graph_output(graph, output):
@@ -151,6 +153,19 @@ def _drop_identities(graph: gs.Graph) -> None:
         ir.replace_uses(graph, output, source)
         node.inputs.clear()
         node.outputs.clear()
+
+
+def _is_identity(node: gs.Node) -> bool:
+    """Whether a node hands its input on as it is."""
+    if node.domain:
+        return False
+    if node.op == "Cast":
+        return ir.elem_type(node.inputs[0]) == ir.cast_type(node)
+    if node.op == "Dropout":
+        trains = [t for t in node.inputs[2:] if not t.is_empty()]
+        off = all(ir.is_constant(t) and not ir.array(t).any() for t in trains)
+        return off and all(t.is_empty() for t in node.outputs[1:])
+    return node.op == "Identity"
 
 
 def _name_nodes(graph: gs.Graph) -> None:

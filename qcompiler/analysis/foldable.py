@@ -77,7 +77,7 @@ def find_fold_edges(
         x = group[0].x
         edge = _edge(_Site(graph, x, tuple(group), by_output, through_cache))
         own = {id(layer.node) for layer in group}
-        other = next((node for node in ir.consumers(x) if id(node) not in own), None)
+        other = next((node for node in ir.value_readers(x) if id(node) not in own), None)
         if edge.veto is None and other is not None:
             edge = _vetoed(edge, f"{other.op} '{other.name}' reads the same activation unscaled")
         elif edge.veto is None and ir.is_graph_output(graph, x):
@@ -232,8 +232,8 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
 
 
 def _uses(tensor: Any) -> int:
-    """How often a tensor's values are read, other than for their shape; twice by x * x."""
-    return sum(node.op != "Shape" for node in tensor.outputs)
+    """How often a tensor's values are read; twice by x * x."""
+    return sum(map(ir.reads_values, tensor.outputs))
 
 
 def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:

@@ -121,15 +121,19 @@ class Layer:
     @property
     def is_plain(self) -> bool:
         """Whether the weight is stored as `matrix` gives it, be it a constant or not."""
-        return self.axes == (0, 1) and self._scale(0) == 1.0
+        return self.axes == (0, 1) and self.scale == 1.0
+
+    @property
+    def scale(self) -> float:
+        """What the node multiplies its product by."""
+        return self._factor(0)
 
     def matrix(self) -> NDArray[Any]:
         """The weights [K, N] as the layer multiplies by them, in the type they are stored in."""
         values = ir.array(self.weight)
         if self.axes == (1, 0):
             values = values.T
-        scale = self._scale(0)
-        return values if scale == 1.0 else values * np.asarray(scale, values.dtype)
+        return values if self.scale == 1.0 else values * np.asarray(self.scale, values.dtype)
 
     def shift(self) -> NDArray[Any] | None:
         """The bias as the layer adds it, [N] or what broadcasts to [T, N]; None without one."""
@@ -137,12 +141,12 @@ class Layer:
         if bias is None:
             return None
         values = ir.array(bias)
-        shift = np.asarray(values * np.asarray(self._scale(1), values.dtype))
+        shift = np.asarray(values * np.asarray(self._factor(1), values.dtype))
         if shift.ndim == 2 and shift.shape[0] == 1:
             shift = shift[0]
         return np.full(self.shape[1], shift.reshape(-1)[0]) if shift.size == 1 else shift
 
-    def _scale(self, which: int) -> float:
+    def _factor(self, which: int) -> float:
         names = self.kind.scales
         return 1.0 if names is None else float(ir.attribute(self.node, names[which], 1.0))
 
@@ -227,7 +231,7 @@ def is_head(graph: gs.Graph, output: Any) -> bool:
     """Whether a layer's result is an output of the model, at most one product away."""
     if ir.is_graph_output(graph, output):
         return True
-    products = [layer_of(graph, node) for node in ir.consumers(output)]
+    products = [layer_of(graph, node) for node in ir.value_readers(output)]
     heads = [
         each
         for each in products

@@ -196,7 +196,7 @@ class _Walk:
         while self._queue:
             tensor = self._queue.pop(0)
             self._written(tensor)
-            for node in ir.consumers(tensor):
+            for node in ir.value_readers(tensor):
                 self._read(node, tensor)
             if ir.is_graph_output(self._graph, tensor):
                 self._refuse(f"'{tensor.name}' is an output of the model")
@@ -259,7 +259,7 @@ class _Walk:
             self._refuse(f"{_label(node)} subtracts the mean, which a rotation does not keep")
         elif id(node) in self._inside:
             self._check_inside(node)
-        elif node.op == "Shape" or self._is_norm(node, tensor):
+        elif self._is_norm(node, tensor):
             pass  # norms are looked at once the whole stream is known
         elif not self._joins(node):
             self._refuse(f"{_label(node)} reads the residual stream")
@@ -267,7 +267,7 @@ class _Walk:
     def _check_inside(self, node: gs.Node) -> None:
         """Only a norm may see what it makes of each channel; the lengths it computes stay."""
         tensor = node.outputs[0]
-        looked = any(id(reader) not in self._inside for reader in ir.consumers(tensor))
+        looked = any(id(reader) not in self._inside for reader in ir.value_readers(tensor))
         if looked or ir.is_graph_output(self._graph, tensor):
             self._refuse(f"{_label(node)}, a part of a norm, is read elsewhere")
 
@@ -300,7 +300,7 @@ class _Walk:
             self._touched.add(id(layer.node))
             self._use(layer.node, layer.kind.weight, layer.axes[0])
         own = {id(layer.node) for layer in readers}
-        others = (n for n in ir.consumers(output) if id(n) not in own and n.op != "Shape")
+        others = (n for n in ir.value_readers(output) if id(n) not in own)
         other = next(others, None)
         if other is not None:
             self._refuse(f"{_label(other)} reads the norm '{norm.node.name}', too")

@@ -6,24 +6,28 @@ from qcompiler.ir.graph import (
     Namer,
     add_node,
     attribute,
+    cast_type,
     consumers,
     elem_type,
     is_graph_output,
     producer,
+    reads_values,
     remove_dead,
     replace_uses,
     rewire_input,
     tensor_rank,
+    value_readers,
 )
 from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
 from qcompiler.ir.scratch import spilling, spilling_beside
-from qcompiler.ir.tensors import array, constant, is_constant, nbytes
+from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
 
 __all__ = [
     "Namer",
     "add_node",
     "array",
     "attribute",
+    "cast_type",
     "constant",
     "consumers",
     "elem_type",
@@ -34,12 +38,16 @@ __all__ = [
     "on_disk",
     "producer",
     "read_model",
+    "reads_values",
+    "rearranged",
     "remove_dead",
     "replace_uses",
     "rewire_input",
     "spilling",
     "spilling_beside",
+    "stored_type",
     "tensor_rank",
     "to_model",
+    "value_readers",
     "write_model",
 ]

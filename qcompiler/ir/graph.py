@@ -29,6 +29,16 @@ def consumers(tensor: Any) -> list[gs.Node]:
     return list(seen.values())
 
 
+def reads_values(node: gs.Node) -> bool:
+    """Whether a node reads more of its inputs than their sizes, which no fold or rotation moves."""
+    return bool(node.domain) or node.op not in ("Shape", "Size")
+
+
+def value_readers(tensor: Any) -> list[gs.Node]:
+    """The `consumers` of a tensor that read its values."""
+    return [node for node in consumers(tensor) if reads_values(node)]
+
+
 def is_graph_output(graph: gs.Graph, tensor: Any) -> bool:
     """Whether a tensor is an output of the graph."""
     return any(tensor is output for output in graph.outputs)
@@ -61,6 +71,12 @@ def elem_type(tensor: Any) -> int:
             return int(values.tensor.data_type)
         return int(onnx.helper.np_dtype_to_tensor_dtype(np.asarray(values).dtype))
     return onnx.TensorProto.UNDEFINED if tensor.dtype is None else int(dtype_to_onnx(tensor.dtype))
+
+
+def cast_type(node: gs.Node) -> int:
+    """ONNX element type that a Cast gives."""
+    to: Any = node.attrs["to"]
+    return int(to) if isinstance(to, int) else int(dtype_to_onnx(np.dtype(to)))
 
 
 def tensor_rank(tensor: Any) -> int | None:

@@ -23,8 +23,17 @@ from qcompiler import ops
 from qcompiler.errors import ModelError, QcError
 from qcompiler.ir import scratch
 from qcompiler.ir.attributes import export_graph, import_graph
+from qcompiler.ir.casts import without_casts, write_casts
 from qcompiler.ir.sparse import without_sparse
-from qcompiler.ir.tensors import MappedValues, external_entry, nbytes, spilled, spilled_proto
+from qcompiler.ir.tensors import (
+    MappedValues,
+    external_entry,
+    nbytes,
+    put_stored,
+    spilled,
+    spilled_proto,
+    stored_values,
+)
 from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
 from qcompiler.staging import scratch_beside
 
@@ -139,10 +148,10 @@ def on_disk(graph: gs.Graph, folder: Path, above: int) -> Generator[onnx.ModelPr
     saved: list[tuple[gs.Constant, Any]] = []
     try:
         for tensor in graph.tensors().values():
-            values = getattr(tensor, "_values", None)
+            values = stored_values(tensor) if isinstance(tensor, gs.Constant) else None
             if isinstance(values, np.ndarray) and values.nbytes >= above:
-                saved.append((tensor, values))
-                tensor._values = spilled(tensor.name, values, store)
+                saved.append((tensor, tensor._values))
+                put_stored(tensor, spilled(tensor.name, values, store))
         yield to_model(graph)
     finally:
         for tensor, values in saved:
@@ -154,7 +163,8 @@ def model_folder(graph: gs.Graph) -> Path | None:
 
     Where they lie in several, it is one that has them all somewhere below it.
     """
-    folders = {t._values.folder for t in _constants(graph) if isinstance(t._values, MappedValues)}
+    stored = map(stored_values, _constants(graph))
+    folders = {values.folder for values in stored if isinstance(values, MappedValues)}
     if len(folders) < 2:
         return next(iter(folders), None)
     return Path(os.path.commonpath(folders))
@@ -165,8 +175,9 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
 
     Initializers still on disk stay references to their file, named from `model_folder`.
     """
-    with _named_from(model_folder(graph), graph):
+    with _named_from(model_folder(graph), graph), without_casts(graph) as casts:
         model = export_graph(graph)
+    write_casts(model.graph, casts)
     _attach_functions(model)
     return model
 
@@ -174,10 +185,10 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
 @contextlib.contextmanager
 def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, None]:
     """The graph with files of mapped constants named from one folder, for as long as it lasts."""
-    saved: list[tuple[gs.Constant, MappedValues]] = []
+    saved: list[tuple[gs.Constant, Any]] = []
     try:
         for tensor in _constants(graph):
-            values = tensor._values
+            values = stored_values(tensor)
             if not isinstance(values, MappedValues) or values.folder == folder:
                 continue
             proto = onnx.TensorProto()
@@ -185,8 +196,8 @@ def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, N
             for entry in proto.external_data:
                 if entry.key == "location":
                     entry.value = os.path.relpath(values.folder / entry.value, folder)
-            saved.append((tensor, values))
-            tensor._values = LazyValues(proto)
+            saved.append((tensor, tensor._values))
+            put_stored(tensor, LazyValues(proto))
         yield
     finally:
         for tensor, values in saved:
@@ -234,7 +245,8 @@ def _spill(
 
     `written`: offsets by digest, so that arrays of the same bytes are stored once.
     """
-    data = _raw_bytes(tensor._values)
+    held = stored_values(tensor)
+    data = _raw_bytes(held)
     size = len(data)
     digest = hashlib.sha256(data).digest()
     if digest not in written:
@@ -243,11 +255,11 @@ def _spill(
         file.write(data)
     offset = written[digest]
     proto = onnx.TensorProto(name=tensor.name)
-    if isinstance(tensor._values, LazyValues):
-        proto.data_type = tensor._values.tensor.data_type
-        proto.dims.extend(tensor._values.tensor.dims)
+    if isinstance(held, LazyValues):
+        proto.data_type = held.tensor.data_type
+        proto.dims.extend(held.tensor.dims)
     else:
-        values = np.asarray(tensor._values)
+        values = np.asarray(held)
         proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         proto.dims.extend(values.shape)
     proto.data_location = onnx.TensorProto.EXTERNAL
@@ -268,16 +280,15 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
                 if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
-                values = tensor._values
-                mapped = isinstance(values, MappedValues)
-                if (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD) or (
-                    mapped and not values.made
-                ):
-                    saved.append((tensor, values))
-                    tensor._values = _spill(tensor, file, location, written)
-                elif mapped:  # as if it were in memory
-                    saved.append((tensor, values))
-                    tensor._values = LazyValues(numpy_helper.from_array(values.load(), tensor.name))
+                values = stored_values(tensor)
+                file_of_source = isinstance(values, MappedValues) and not values.made
+                if file_of_source or (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD):
+                    saved.append((tensor, tensor._values))
+                    put_stored(tensor, _spill(tensor, file, location, written))
+                elif isinstance(values, MappedValues):  # as if it were in memory
+                    saved.append((tensor, tensor._values))
+                    inline = numpy_helper.from_array(values.load(), tensor.name)
+                    put_stored(tensor, LazyValues(inline))
         yield
     finally:
         for tensor, values in saved:

@@ -25,7 +25,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir.graph import elem_type
 from qcompiler.ir.order import topological
-from qcompiler.ir.tensors import array
+from qcompiler.ir.tensors import array, stored_type
 
 FULL_ELEMENTS = 16
 """Constants up to this size are printed in full."""
@@ -68,7 +68,7 @@ class _Printer:
         for tensor in [*(t for node in order for t in node.inputs), *graph.outputs]:
             if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield f"init {_typed(tensor)} = {self.values(tensor)}"
+                yield f"init {_typed(tensor)}{_stored(tensor)} = {self.values(tensor)}"
         for node in order:
             yield from self._node(node, frozenset(seen))
 
@@ -152,6 +152,14 @@ def _type(tensor: Any) -> str:
 
 def _typed(tensor: Any) -> str:
     return "_" if tensor.is_empty() else f"{_name(tensor)} : {_type(tensor)}"
+
+
+def _stored(tensor: gs.Constant) -> str:
+    """The type a constant is stored in, where it is read in another."""
+    kind = stored_type(tensor)
+    if kind == elem_type(tensor):
+        return ""
+    return f" of {onnx.TensorProto.DataType.Name(kind).lower()}"
 
 
 def _number(value: Any) -> str:

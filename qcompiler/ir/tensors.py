@@ -7,9 +7,9 @@ scratch folder is open (`scratch`), large ones that passes make lie in files as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,10 @@ _FOUR_BIT = frozenset({np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)})
 _FOUR_BIT_PROTO = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
 
 _BLOCK = 4 << 20  # elements packed or brought in order at a time; even, so that no byte is shared
+
+
+Stored: TypeAlias = np.ndarray[Any, Any] | LazyValues
+"""What holds the values of a constant: an array, a tensor of the model, or a file."""
 
 
 def external_entry(proto: onnx.TensorProto) -> dict[str, str]:
@@ -72,6 +76,56 @@ class MappedValues(LazyValues):
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=dims)
 
 
+class CastValues(LazyValues):
+    """Values stored in a narrower float type than they are read in, as a Cast gives them.
+
+    They are written as they are stored, with the Cast behind (`io.to_model`).
+    """
+
+    def __init__(self, stored: Stored, kind: int) -> None:
+        """`stored`: what holds the narrow values; `kind`: the ONNX type they are read in."""
+        self.stored = _owned(stored)
+        proto = onnx.TensorProto(data_type=kind)
+        proto.dims.extend(stored.shape)
+        super().__init__(proto)
+
+    def load(self) -> np.ndarray[Any, Any]:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(self.tensor.data_type)
+        return array(gs.Constant("", self.stored)).astype(dtype)
+
+
+def _owned(stored: Stored) -> Stored:
+    """The same values under a tensor of their own: graphsurgeon writes names into it."""
+    if not isinstance(stored, LazyValues):
+        return stored
+    proto = onnx.TensorProto()
+    proto.CopyFrom(stored.tensor)
+    if isinstance(stored, MappedValues):
+        return MappedValues(proto, stored.folder, stored._kept)
+    return LazyValues(proto)
+
+
+def stored_values(tensor: gs.Constant) -> Stored:
+    """What holds the values of an initializer as they lie in memory or in a file."""
+    values = tensor._values
+    return values.stored if isinstance(values, CastValues) else values
+
+
+def stored_type(tensor: gs.Constant) -> int:
+    """ONNX element type of an initializer as it is stored."""
+    values = stored_values(tensor)
+    if isinstance(values, LazyValues):
+        return int(values.tensor.data_type)
+    return int(onnx.helper.np_dtype_to_tensor_dtype(values.dtype))
+
+
+def put_stored(tensor: gs.Constant, stored: Stored) -> None:
+    """Hold the same values elsewhere: what `stored_values` gives from now on."""
+    values = tensor._values
+    cast = isinstance(values, CastValues)
+    tensor._values = CastValues(stored, values.tensor.data_type) if cast else stored
+
+
 def is_constant(tensor: Any) -> bool:
     """Whether a tensor is an initializer."""
     return isinstance(tensor, gs.Constant)
@@ -105,6 +159,19 @@ def spilled_proto(tensor: onnx.TensorProto, store: scratch.Scratch) -> MappedVal
     return _in_file(tensor.name, tensor.data_type, tensor.dims, file)
 
 
+def rearranged(
+    name: str, tensor: gs.Constant, move: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> gs.Constant:
+    """An initializer with the values of another in other places, in the type those are stored in.
+
+    `move` changes places and nothing else.
+    """
+    made = constant(name, move(array(gs.Constant("", stored_values(tensor)))))
+    put = gs.Constant(name, tensor._values)
+    put_stored(put, made._values)
+    return put
+
+
 def _in_file(name: str, kind: int, dims: Iterable[int], file: scratch.ScratchFile) -> MappedValues:
     proto = onnx.TensorProto(name=name, data_type=kind)
     proto.dims.extend(dims)
@@ -131,7 +198,7 @@ def _blocks(values: np.ndarray[Any, Any]) -> Iterator[bytes | memoryview]:
 def array(tensor: gs.Constant) -> np.ndarray[Any, Any]:
     """The values of an initializer, read-only where they are mapped; never cached."""
     values = tensor._values
-    if isinstance(values, MappedValues):
+    if isinstance(values, (MappedValues, CastValues)):
         return values.load()
     if isinstance(values, LazyValues):
         return numpy_helper.to_array(values.tensor)
@@ -140,7 +207,7 @@ def array(tensor: gs.Constant) -> np.ndarray[Any, Any]:
 
 def nbytes(tensor: gs.Constant) -> int:
     """Bytes the values take in a file."""
-    values = tensor._values
+    values = stored_values(tensor)
     if isinstance(values, LazyValues):
         count = int(np.prod(tuple(values.tensor.dims), dtype=np.int64))
         if values.tensor.data_type in _FOUR_BIT_PROTO:
