@@ -47,7 +47,7 @@ class Expression:
         return sum((_size(e) or 0) * (1 + (ir.elem_type(e) in NARROW)) for e in self.leaves)
 
     def fits(self, size: int | None) -> bool:
-        """Whether a value of so many bytes, if that is known, takes no more room than the leaves."""
+        """Whether a value of so many bytes (None: not known) takes no more room than the leaves."""
         return size is None or size <= max(SMALL, self.leaf_bytes)
 
     @property
