@@ -98,6 +98,9 @@ class AllocateBits(Pass):
     def may_plan(self) -> Sequence[LayerPlan]:
         return [LayerPlan(weight=WeightFormat.parse(text)) for text in self.formats]
 
+    def without_data(self) -> None:
+        return None
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         units = _units(graph, ctx)
         if not units:

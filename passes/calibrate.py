@@ -23,6 +23,9 @@ class Calibrate(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED})
 
+    def without_data(self) -> None:
+        return None
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         layers, _ = find_layers(graph)
         names = list(dict.fromkeys(str(layer.x.name) for layer in layers))

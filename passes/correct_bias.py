@@ -53,6 +53,9 @@ class CorrectBias(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
     reads_reference: ClassVar[bool] = True
 
+    def without_data(self) -> None:
+        return None
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         found = find_counterparts(graph, ctx.reference)
         if not found or ctx.reference is None:

@@ -82,6 +82,9 @@ class Equalize(Pass):
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha must lie in 0 .. 1, not {self.alpha}")
 
+    def without_data(self) -> None:
+        return None
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         layers, _ = find_layers(graph)
         if not layers:

@@ -79,6 +79,7 @@ class HalfPrecision(Pass):
 
     name: ClassVar[str] = "half-precision"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
+    runs_in_bodies: ClassVar[bool] = False
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:

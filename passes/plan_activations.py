@@ -58,6 +58,10 @@ class PlanActivations(Pass):
         if not self.tolerance >= 0.0:
             raise ValueError(f"tolerance must not be negative, as {self.tolerance} is")
 
+    def without_data(self) -> PlanActivations:
+        ranged = self.policy in ("fptq", "measured", "per-tensor")
+        return replace(self, policy="per-token") if ranged else self
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         layers = [layer for layer in find_layers(graph)[0] if layer.name in ctx.plan]
         plan = dict(ctx.plan)

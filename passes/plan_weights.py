@@ -86,7 +86,8 @@ class PlanWeights(Pass):
         return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        require_matches(ctx, [node.name for node in graph.nodes])
+        graphs = [graph, *graph.subgraphs(recursive=True)]
+        require_matches(ctx, [node.name for each in graphs for node in each.nodes])
         layers, others = find_layers(graph)
         tables = find_tables(graph)
         remarks: list[Remark] = [LeftAlone(layer=o.name, message=o.reason) for o in others]

@@ -48,6 +48,9 @@ class QuantizeEmbedding(Pass):
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Of a table tied to a head."""
 
+    def without_data(self) -> QuantizeEmbedding:
+        return replace(self, rounding="nearest")
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         remarks: list[Remark] = []

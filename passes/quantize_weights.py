@@ -65,6 +65,9 @@ class QuantizeWeights(Pass):
         if self.sweeps < 0:
             raise ValueError(f"sweeps must not be negative, as {self.sweeps} is")
 
+    def without_data(self) -> QuantizeWeights:
+        return replace(self, rounding="nearest")
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         source = graph.copy() if self.rounding != "nearest" else None
         planned = [

@@ -71,6 +71,9 @@ class TweakNorms(Pass):
         if not self.ridge > 0.0:
             raise ValueError(f"ridge must be positive, not {self.ridge}")
 
+    def without_data(self) -> None:
+        return None
+
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         norms, remarks = _find_norms(graph, find_counterparts(graph, ctx.reference))
         if not norms:

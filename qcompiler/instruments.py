@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from qcompiler.ir.printer import print_graph
 from qcompiler.ir.verifier import verify
@@ -15,6 +16,8 @@ from qcompiler.targets import Target
 class VerifyInstrument:
     """Checks the graph after every pass; PassError if the pass broke it."""
 
+    watches_bodies: ClassVar[bool] = False
+
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Verify the graph; the pass manager adds the pass's name to the error."""
         verify(result.graph)
@@ -23,6 +26,8 @@ class VerifyInstrument:
 @dataclass(frozen=True)
 class DumpInstrument:
     """Writes the graph after every pass to `folder`, as `003_quantize-weights.qir`."""
+
+    watches_bodies: ClassVar[bool] = False
 
     folder: Path
 
@@ -41,6 +46,8 @@ class DumpInstrument:
 @dataclass(frozen=True)
 class TargetInstrument:
     """Refuses a plan that the target can't run, as soon as a pass has made it."""
+
+    watches_bodies: ClassVar[bool] = True
 
     target: Target
 

@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
 from qcompiler.formats import LayerPlan
+from qcompiler.ir.bodies import bodies_of
 from qcompiler.numerics.parallel import one_blas_thread
 from qcompiler.remarks import Remark
 
@@ -164,10 +165,16 @@ class Pass(ABC):
     """What no longer holds afterwards."""
     reads_reference: ClassVar[bool] = False
     """Whether it compares with the graph before the first LOSSY pass, `PassContext.reference`."""
+    runs_in_bodies: ClassVar[bool] = True
+    """Whether it does to the bodies of If, Loop and Scan what it does to a graph."""
 
     @abstractmethod
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         """Rewrite `graph` in place and return it with remarks."""
+
+    def without_data(self) -> Pass | None:
+        """What takes its place where there is no calibration data; None for nothing."""
+        return self
 
     def may_plan(self) -> Sequence[LayerPlan]:
         """Plans it may make whatever the graph is, for a target to refuse before anything runs."""
@@ -176,6 +183,10 @@ class Pass(ABC):
 
 class Instrument(Protocol):
     """Something that watches every pass."""
+
+    watches_bodies: ClassVar[bool]
+    """Whether it is called for each pass over the body of an If, Loop or Scan, too; where not, it
+    is called once more when all of them are in their places."""
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Called when a pass has run."""
@@ -205,6 +216,9 @@ class PassManager:
         """`given`: facts that already hold. RecipeError if a pass would miss a fact it requires, or
         meet one it forbids."""
         self._passes = tuple(passes)
+        self._given = given
+        imports = [index for index, step in enumerate(passes) if Fact.IMPORTED in step.provides]
+        self._imported = imports[-1] + 1 if imports else 0
         self._instruments = tuple(instruments)
         known = set(given)
         for step in self._passes:
@@ -216,10 +230,40 @@ class PassManager:
     def run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
         """Run every pass; returns the final graph and the context with what the passes learned."""
         with one_blas_thread():
-            return self._run(graph, ctx)
+            learned = ctx
+            graph, learned = self._run(graph, learned, range(self._imported))
+            rest = range(self._imported, len(self._passes))
+            source = graph.copy() if rest and any(bodies_of(graph)) else None
+            graph, learned = self._run(graph, learned, rest)
+            if source is not None:
+                self._run_over_bodies(graph, source, ctx)
+            return graph, learned
 
-    def _run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
-        for index, step in enumerate(self._passes):
+    def _run_over_bodies(self, graph: gs.Graph, source: gs.Graph, ctx: PassContext) -> None:
+        """Compile what If, Loop and Scan hold; `source` is the graph before it was rewritten."""
+        from qcompiler.bodies import run_over_bodies  # noqa: PLC0415  (it runs a manager)
+
+        passes = self._passes[self._imported :]
+        start = time.perf_counter()
+        inner = [each for each in self._instruments if each.watches_bodies]
+        found = run_over_bodies(
+            graph, source, passes, ctx, instruments=inner, given=self._given | {Fact.IMPORTED}
+        )
+        for records in found:
+            _add(self.history, records)
+        if found:
+            remarks = tuple(each for records in found for r in records for each in r.remarks)
+            result = PassResult(graph=graph, changed=True, remarks=remarks)
+            seconds = time.perf_counter() - start
+            for instrument in self._instruments:
+                if not instrument.watches_bodies:
+                    instrument.after(len(self._passes), passes[-1], result, seconds)
+
+    def _run(
+        self, graph: gs.Graph, ctx: PassContext, indices: range
+    ) -> tuple[gs.Graph, PassContext]:
+        for index in indices:
+            step = self._passes[index]
             start = time.perf_counter()
             if index == self._referred.start:
                 ctx = replace(ctx, reference=graph.copy())
@@ -254,6 +298,21 @@ class PassManager:
                 )
             )
         return graph, ctx
+
+
+def _add(history: list[Record], records: Sequence[Record]) -> None:
+    """Add what passes said of a body to what the same passes said before."""
+    at = 0
+    for record in records:
+        at = next(i for i in range(at, len(history)) if history[i].name == record.name)
+        old = history[at]
+        history[at] = Record(
+            name=old.name,
+            changed=old.changed or record.changed,
+            seconds=old.seconds + record.seconds,
+            remarks=old.remarks + record.remarks,
+        )
+        at += 1
 
 
 def _check_facts(step: Pass, known: Collection[Fact]) -> None:

@@ -8,7 +8,7 @@ never the operator. Another operator is another row of `_KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,16 +251,7 @@ def find_layers(graph: gs.Graph) -> tuple[list[Layer], list[NotLayer]]:
             layers.append(layer)
         elif reason is not None:
             others.append(NotLayer(str(node.name), reason))
-    return layers, [*others, *_inside(graph)]
-
-
-def _inside(graph: gs.Graph) -> Iterator[NotLayer]:
-    """Matrix products by constants in the bodies of If, Loop and Scan."""
-    for subgraph in graph.subgraphs(recursive=True):
-        for node in subgraph.nodes:
-            if node.op in _KINDS and any(ir.is_constant(t) for t in node.inputs):
-                reason = "it lies in a subgraph (If, Loop or Scan), kept in float"
-                yield NotLayer(str(node.name), reason)
+    return layers, others
 
 
 _QUANTIZED = "it is quantized already"
