@@ -122,4 +122,4 @@ def _rename(graph: gs.Graph, but: set[int], fresh: Namer) -> None:
                 but.add(id(tensor))
                 tensor.name = fresh(tensor.name)
         for node in each.nodes:
-            node.name = fresh(node.name)
+            node.name = fresh(node.name) if node.name else node.name
