@@ -5,6 +5,8 @@ model-local functions       ->  inlined
 Constant, Identity          ->  initializers, wires
 unnamed or same-named nodes ->  unique names
 unknown shapes              ->  inferred where ONNX can
+
+Constants change from here on, so this is also where those of the source are counted.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference, version_converter
 
 from qcompiler import ir, ops
+from qcompiler.analysis.inventory import find_stored, inventory, kept
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone
 
 OPSET = 21
 """The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
@@ -50,11 +54,17 @@ class ImportModel(Pass):
         model = _convert(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
+        stored = find_stored(graph)
         _fold_constant_nodes(graph)
         _drop_identities(graph)
         _name_nodes(graph)
         ir.remove_dead(graph)
-        return PassResult(graph=graph, changed=True)
+        return PassResult(
+            graph=graph,
+            changed=True,
+            remarks=tuple(LeftAlone(layer=n, message=why) for n, why in kept(stored).items()),
+            inventory=inventory(stored),
+        )
 
 
 def _convert(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -24,6 +24,7 @@ from qcompiler.numerics.parallel import one_blas_thread
 from qcompiler.remarks import Remark
 
 if TYPE_CHECKING:
+    from qcompiler.analysis.inventory import Inventory
     from qcompiler.calibration.statistics import Statistics
 
 
@@ -148,6 +149,8 @@ class PassResult:
     remarks: tuple[Remark, ...] = ()
     statistics: Statistics | None = None
     plan: Mapping[str, LayerPlan] | None = None
+    inventory: Inventory | None = None
+    """What the source stores; of the pass that reads it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,7 @@ class Record:
     changed: bool
     seconds: float
     remarks: tuple[Remark, ...]
+    inventory: Inventory | None = None
 
 
 class PassManager:
@@ -251,6 +255,7 @@ class PassManager:
                     changed=result.changed,
                     seconds=seconds,
                     remarks=result.remarks,
+                    inventory=result.inventory,
                 )
             )
         return graph, ctx

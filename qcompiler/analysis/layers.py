@@ -255,30 +255,84 @@ def _inside(graph: gs.Graph) -> Iterator[NotLayer]:
     for subgraph in graph.subgraphs(recursive=True):
         for node in subgraph.nodes:
             if node.op in _KINDS and any(ir.is_constant(t) for t in node.inputs):
-                reason = "it lies in a subgraph (If, Loop or Scan), kept in float"
-                yield NotLayer(str(node.name), reason)
+                yield NotLayer(str(node.name), _SUBGRAPH)
 
 
-_QUANTIZED = "it is quantized already"
+QUANTIZED = "it is quantized already"
 _FUSED = "ONNX Runtime's optimizer has fused it; start from the model before optimization"
-_REASONS = {
+_CONVOLUTION = "convolutions are not quantized"
+_RECURRENT = "recurrent weights are not quantized"
+_SUBGRAPH = "it lies in a subgraph (If, Loop or Scan), kept in float"
+_ROTARY = "its tables of rotary embeddings are not quantized"
+
+_PRODUCTS = {
     "Gemm": "its form (scaled, transposed input or computed bias) has no MatMul equivalent here",
-    "Conv": "convolutions are not quantized",
-    "MatMulInteger": _QUANTIZED,
-    "MatMulIntegerToFloat": _QUANTIZED,
-    "DynamicQuantizeMatMul": _QUANTIZED,
-    "MatMulNBits": _QUANTIZED,
-    "QLinearMatMul": _QUANTIZED,
+    "Conv": _CONVOLUTION,
+    "ConvTranspose": _CONVOLUTION,
+    "FusedConv": _CONVOLUTION,
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "RNN": _RECURRENT,
+    "MatMulInteger": QUANTIZED,
+    "MatMulIntegerToFloat": QUANTIZED,
+    "DynamicQuantizeMatMul": QUANTIZED,
+    "DynamicQuantizeLSTM": QUANTIZED,
+    "MatMulNBits": QUANTIZED,
+    "MatMulBnb4": QUANTIZED,
+    "QLinearMatMul": QUANTIZED,
+    "QLinearConv": QUANTIZED,
+    "QGemm": QUANTIZED,
+    "QAttention": QUANTIZED,
     "FusedMatMul": _FUSED,
     "FusedGemm": _FUSED,
 }
+"""Why operators that multiply matrices are no layers, whatever they read."""
+
+_USERS = {
+    "Einsum": "products written as Einsum are not quantized",
+    "MoE": "experts within one operator are not quantized",
+    "Attention": _FUSED,
+    "EmbedLayerNormalization": _FUSED,
+    "GroupQueryAttention": _ROTARY,
+    "RotaryEmbedding": _ROTARY,
+    "Gather": "only rows of a two-dimensional table of floats are looked up as codes",
+}
+"""Why what other operators read stays as it is."""
+
+
+def kept_because(node: gs.Node, *, inside: bool = False) -> str:
+    """Why the large constants that a node reads stay as they are, if no layer or table reads them.
+
+    `inside`: whether it lies in the body of an If, Loop or Scan.
+    """
+    if inside and weight_position(node) is not None:
+        return _SUBGRAPH
+    known = _reason(node) or _USERS.get(node.op)
+    return known or f"constants that {node.op} reads are not quantized"
+
+
+def has_reason(node: gs.Node, *, inside: bool = False) -> bool:
+    """Whether `find_layers` speaks of a node, as a layer or as another matrix product."""
+    product = not node.domain and node.op in _KINDS
+    if inside:
+        return product and any(ir.is_constant(t) for t in node.inputs)
+    return product or _reason(node) is not None
+
+
+def weight_position(node: gs.Node) -> int | None:
+    """Where a layer or a table look-up reads its weights, by operator; None for other nodes."""
+    if node.domain:
+        return None
+    if node.op == "Gather":
+        return 0 if ir.attribute(node, "axis", 0) == 0 else None
+    return _KINDS[node.op].weight if node.op in _KINDS else None
 
 
 def _reason(node: gs.Node) -> str | None:
     """Why a node that multiplies matrices is no layer; None for nodes that don't."""
     if node.domain == ops.DOMAIN and node.op in ops.OP_TYPES:
-        return _QUANTIZED
-    return _REASONS.get(node.op)
+        return QUANTIZED
+    return _PRODUCTS.get(node.op)
 
 
 def _unfit(layer: Layer) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
+from qcompiler.report.weights import Weights
 
 COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "transforms", "op", "MB", "note")
 
@@ -17,16 +18,42 @@ def summary(report: Report) -> list[str]:
     counts = report.counts
     linears = f"{counts['linear_quantized']} of {counts['linear']} linear layers"
     tables = f"{counts['embedding_quantized']} of {counts['embedding']} embeddings"
+    done = f"quantized {linears}, {tables}"
+    if report.weights is not None:
+        done += f": {told_share(report.weights)}"
     lines = [
         f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
         f"in {report.seconds:.1f} s",
         f"recipe {report.recipe['name']}, target {report.target}, calibration {report.calibration}",
-        f"quantized {linears}, {tables}{_transforms(counts)}",
+        done + _transforms(counts),
     ]
+    if report.weights is not None and report.weights.rest:
+        lines.append(f"the rest: {told_sizes(report.weights.rest)}")
     if report.ops:
         lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
     lines += _verification(report)
     return lines
+
+
+def told_share(weights: Weights) -> str:
+    """How much of the weights is quantized, such as "96.1% of 90.3 MB of weights"."""
+    share = 100 * weights.quantized_bytes / max(weights.bytes, 1)
+    if weights.quantized_bytes < weights.bytes:
+        share = min(share, 99.9)  # whole only where nothing is left
+    return f"{share:.1f}% of {told_size(weights.bytes)} of weights"
+
+
+def told_sizes(sizes: Mapping[str, int]) -> str:
+    """Sizes with what has them, such as "LSTM 2.1 MB, vectors and small constants 3.4 kB"."""
+    return ", ".join(f"{what} {told_size(size)}" for what, size in sizes.items())
+
+
+def told_size(size: int) -> str:
+    """A size in the unit that suits it."""
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if size >= 0.1 * scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _transforms(counts: Mapping[str, int]) -> str:
@@ -124,10 +151,17 @@ def _row(layers: Sequence[Layer]) -> list[str]:
     ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
     worst, best = (min(ratios), max(ratios)) if ratios else (None, None)
     noise = _decibel(worst) if worst == best else f"{_decibel(worst)}..{_decibel(best)}"
+    megabytes = _megabytes(layers)
+    return [name, size, weight, noise, activation, transforms, op, megabytes, note]
+
+
+def _megabytes(layers: Sequence[Layer]) -> str:
+    """Bytes of weights before and after; of layers that keep theirs the one figure."""
     before = sum(layer.bytes_before or 0 for layer in layers)
     after = sum(layer.bytes_after or 0 for layer in layers)
-    megabytes = f"{before / 1e6:.2f} -> {after / 1e6:.2f}" if first.quantized else "-"
-    return [name, size, weight, noise, activation, transforms, op, megabytes, note]
+    if layers[0].quantized:
+        return f"{before / 1e6:.2f} -> {after / 1e6:.2f}"
+    return f"{before / 1e6:.2f}" if before else "-"
 
 
 def _decibel(value: float | None) -> str:
