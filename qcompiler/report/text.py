@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from qcompiler.report.build import Report
@@ -29,6 +30,7 @@ def summary(report: Report) -> list[str]:
     ]
     if report.weights is not None and report.weights.rest:
         lines.append(f"the rest: {told_sizes(report.weights.rest)}")
+    lines += _not_transformed(report)
     if report.ops:
         lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
     lines += _verification(report)
@@ -63,6 +65,14 @@ def _transforms(counts: Mapping[str, int]) -> str:
     return f"; {', '.join(done)}" if done else ""
 
 
+def _not_transformed(report: Report) -> list[str]:
+    """How many layers the recipe wanted to prepare and could not, by what was not done."""
+    messages = [message for layer in report.layers for message in layer.not_transformed]
+    found = Counter(message.split(":")[0] for message in messages)
+    told = ", ".join(f"{what} {count}" for what, count in found.most_common())
+    return [f"not transformed: {told} (--report FILE says why)"] if told else []
+
+
 def _verification(report: Report) -> list[str]:
     found = report.verification
     if found is None:
@@ -86,7 +96,7 @@ def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[lis
         if grouped:
             key = (pattern(layer.name), layer.K, layer.N, *_treatment(layer))
         groups.setdefault(key, []).append(layer)
-    return list(COLUMNS), [_row(layers) for layers in groups.values()]
+    return list(COLUMNS), [_row(layers, whole=not grouped) for layers in groups.values()]
 
 
 def pattern(name: str) -> str:
@@ -121,6 +131,12 @@ def _note(layer: Layer, merged: str) -> str:
     return layer.reason or layer.not_equalized or merged or "; ".join(layer.not_transformed)
 
 
+def _whole_note(layer: Layer, merged: str) -> str:
+    """All that is said of a layer."""
+    equalized = layer.not_equalized and f"not equalized: {layer.not_equalized}"
+    return "; ".join(filter(None, (layer.reason, equalized, merged, *layer.not_transformed)))
+
+
 def _measured(layers: Sequence[Layer]) -> str:
     """The worst output errors of layers for each way to round their inputs."""
     found = [layer.activation_errors for layer in layers if layer.activation_errors]
@@ -139,14 +155,14 @@ def short(name: str) -> str:
     return parts[-1] if parts else name
 
 
-def _row(layers: Sequence[Layer]) -> list[str]:
+def _row(layers: Sequence[Layer], *, whole: bool) -> list[str]:
     first = layers[0]
     name = first.name if len(layers) == 1 else f"{pattern(first.name)} ({len(layers)})"
     size = "-" if first.K is None else f"{first.K} x {first.N}"
     weight, activation, transforms, op, note = _treatment(first)
     if len(layers) == 1:
         merged = ", ".join(short(name) for name in first.merged_with)
-        note = _note(first, merged and f"with {merged}")
+        note = (_whole_note if whole else _note)(first, merged and f"with {merged}")
     note = "; ".join(filter(None, (note, _measured(layers))))
     ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
     worst, best = (min(ratios), max(ratios)) if ratios else (None, None)

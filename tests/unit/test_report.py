@@ -285,6 +285,7 @@ def test_summary(report: Report) -> None:
     assert "the rest: LSTM 2.1 MB, linear layers 25.6 kB, quantized already 4.1 kB" in text
     assert "5 MatMulW4A8Static" in text
     assert "same most likely token 50.0%" in text
+    assert "not transformed: residual stream not rotated 2 (--report FILE says why)" in text
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,8 @@ def test_table_rows(report: Report) -> None:
     assert len(rows) == len(report.layers)
     cells = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert cells["layer.0.up"]["note"] == "with layer.0.gate"
-    assert cells["layer.1.down"]["note"] == "kept as Q/DQ: no kernel"
+    down = cells["layer.1.down"]["note"]
+    assert down == "kept as Q/DQ: no kernel; not equalized: Gelu 'g1' reads it"
     transforms = "norm folded; residual stream rotated; value heads rotated; lae, norm"
     assert cells["layer.1.up"]["transforms"] == transforms
     assert cells["layer.1.gate"]["transforms"] == "norm and its bias folded; lae, norm"
