@@ -74,7 +74,12 @@ class Stored:
     nbytes: int
     elem_type: int
     shape: tuple[int, ...]
-    uses: list[Use] = field(default_factory=list[Use])
+    by_node: dict[int, Use] = field(default_factory=dict[int, Use])
+
+    @property
+    def uses(self) -> list[Use]:
+        """The first of each node, in order."""
+        return list(self.by_node.values())
 
     @property
     def sort(self) -> str | None:
@@ -237,7 +242,7 @@ class _Walk:
             if node.op == "Constant" and not node.domain:
                 self._behind[id(node.outputs[0])] = [self._store_node(node)]
             elif self._is_fixed(node, behind):
-                made_of = [key for each in behind for key in each or ()]
+                made_of = list(dict.fromkeys(key for each in behind for key in each or ()))
                 self._behind.update((id(output), made_of) for output in node.outputs)
             else:
                 for position, keys in enumerate(behind):
@@ -274,6 +279,4 @@ class _Walk:
 
     def _used(self, keys: Sequence[int] | None, use: Use) -> None:
         for key in keys or ():
-            uses = self.stored[key].uses
-            if not any(other.node is use.node for other in uses):
-                uses.append(use)
+            self.stored[key].by_node.setdefault(id(use.node), use)
