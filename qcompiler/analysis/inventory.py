@@ -1,7 +1,8 @@
 """What a model stores: every constant, its bytes as they are stored, and the nodes that use it.
 
-A node that moves, converts or scales nothing but constants (a Transpose, a Cast, a
-DequantizeLinear) uses none: whoever reads what it gives does. Vectors and small constants (norm
+A node that reads nothing but constants (a Transpose, a Cast, a DequantizeLinear) uses none: whoever
+reads what it gives does. What a product of constants gives counts only for those that nobody reads
+otherwise: the others are still there beside it. Vectors and small constants (norm
 weights, biases, axes) are one figure, but for those of a node that has a row in the report anyway.
 """
 
@@ -68,18 +69,21 @@ class Use:
 
 
 @dataclass
-class Stored:
+class StoredConstant:
     """A constant of a graph, and the nodes that use it, in order; none where an output is all."""
 
     nbytes: int
     elem_type: int
     shape: tuple[int, ...]
-    by_node: dict[int, Use] = field(default_factory=dict[int, Use])
+    own: dict[int, Use] = field(default_factory=dict[int, Use])
+    """The first use by each node, by the node's id."""
+    multiplied: dict[int, Use] = field(default_factory=dict[int, Use])
+    """The same of its products with other constants."""
 
     @property
     def uses(self) -> list[Use]:
-        """The first of each node, in order."""
-        return list(self.by_node.values())
+        """One by each node, in order."""
+        return list((self.own or self.multiplied).values())
 
     @property
     def sort(self) -> str | None:
@@ -136,14 +140,14 @@ class Inventory:
         return asdict(self)
 
 
-def find_stored(graph: gs.Graph) -> list[Stored]:
+def find_stored(graph: gs.Graph) -> list[StoredConstant]:
     """Every constant that an output of the graph needs, in the order of use, bodies included."""
     walk = _Walk()
     walk.follow(graph, _live(graph), None)
     return list(walk.stored.values())
 
 
-def inventory(stored: Sequence[Stored]) -> Inventory:
+def inventory(stored: Sequence[StoredConstant]) -> Inventory:
     """What the constants come to, by the names that their readers have now."""
     beside = {
         id(use.node)
@@ -170,7 +174,7 @@ def inventory(stored: Sequence[Stored]) -> Inventory:
     return Inventory(holdings=tuple(counted), small_bytes=small)
 
 
-def kept(stored: Sequence[Stored]) -> dict[str, str]:
+def kept(stored: Sequence[StoredConstant]) -> dict[str, str]:
     """Nodes that use large constants, and of which no search for layers and tables speaks, by
     name, with the reason why these stay as they are."""
     coded = _coded(stored)
@@ -194,12 +198,12 @@ def _is_product(use: Use) -> bool:
     return has_reason(use.node, inside=use.inside) and weight_position(use.node) is None
 
 
-def _is_matrix(stored: Stored, use: Use) -> bool:
+def _is_matrix(stored: StoredConstant, use: Use) -> bool:
     """Whether a constant is the weight of a layer or a table, of whatever size."""
     return use.is_weight and len(stored.shape) == 2 and stored.elem_type in FLOAT_TYPES
 
 
-def _coded(stored: Sequence[Stored]) -> set[int]:
+def _coded(stored: Sequence[StoredConstant]) -> set[int]:
     """Nodes that use constants of codes: what else they read belongs to these."""
     return {
         id(use.node)
@@ -222,13 +226,23 @@ def _live(graph: gs.Graph) -> set[int]:
     return live
 
 
+def _joined(behind: Sequence[Mapping[int, bool] | None], *, multiplied: bool) -> dict[int, bool]:
+    """Keys of what several tensors are made of; not multiplied where one way to it is without."""
+    keys: dict[int, bool] = {}
+    for each in behind:
+        for key, before in (each or {}).items():
+            keys[key] = keys.get(key, True) and (before or multiplied)
+    return keys
+
+
 class _Walk:
     """Follows constants through nodes that read nothing else, to those that use them."""
 
     def __init__(self) -> None:
-        self.stored: dict[int, Stored] = {}
-        self._behind: dict[int, list[int]] = {}
-        """Keys of the constants that a tensor is made of, for tensors made of nothing else."""
+        self.stored: dict[int, StoredConstant] = {}
+        self._behind: dict[int, dict[int, bool]] = {}
+        """Keys of the constants that a tensor is made of, for tensors made of nothing else; whether
+        they were multiplied by others."""
 
     def follow(self, graph: gs.Graph, live: set[int] | None, owner: gs.Node | None) -> None:
         """Of a graph the nodes in `live` (None: all); `owner`: the node whose body it is."""
@@ -238,11 +252,11 @@ class _Walk:
                 continue
             for body in node.subgraphs(recursive=False):
                 self.follow(body, None, node)
-            behind: list[list[int] | None] = [self._constants(tensor) for tensor in node.inputs]
+            behind = [self._constants(tensor) for tensor in node.inputs]
             if node.op == "Constant" and not node.domain:
-                self._behind[id(node.outputs[0])] = [self._store_node(node)]
+                self._behind[id(node.outputs[0])] = {self._store_node(node): False}
             elif self._is_fixed(node, behind):
-                made_of = list(dict.fromkeys(key for each in behind for key in each or ()))
+                made_of = _joined(behind, multiplied=has_reason(node))
                 self._behind.update((id(output), made_of) for output in node.outputs)
             else:
                 for position, keys in enumerate(behind):
@@ -252,15 +266,15 @@ class _Walk:
             if user is not None:
                 self._used(self._constants(output), Use(user, _OUTPUT, inside=True))
 
-    def _constants(self, tensor: Any) -> list[int] | None:
+    def _constants(self, tensor: Any) -> dict[int, bool] | None:
         """Keys of the constants that a tensor is made of; None where it is made of others too."""
         if not ir.is_constant(tensor):
             return self._behind.get(id(tensor))
         key = id(tensor)
         if key not in self.stored:
             shape = tuple(tensor.shape)
-            self.stored[key] = Stored(ir.nbytes(tensor), ir.elem_type(tensor), shape)
-        return [key]
+            self.stored[key] = StoredConstant(ir.nbytes(tensor), ir.elem_type(tensor), shape)
+        return {key: False}
 
     def _store_node(self, node: gs.Node) -> int:
         """The value of a Constant node."""
@@ -268,15 +282,19 @@ class _Walk:
         values = value if isinstance(value, LazyValues) else constant_values(output)
         if not isinstance(value, gs.Constant):
             value = gs.Constant(str(output.name), np.empty(0) if values is None else values)
-        self.stored[id(node)] = Stored(ir.nbytes(value), ir.elem_type(value), tuple(value.shape))
+        self.stored[id(node)] = StoredConstant(
+            ir.nbytes(value), ir.elem_type(value), tuple(value.shape)
+        )
         return id(node)
 
-    def _is_fixed(self, node: gs.Node, behind: Sequence[list[int] | None]) -> bool:
+    def _is_fixed(self, node: gs.Node, behind: Sequence[dict[int, bool] | None]) -> bool:
         given = [each for each, t in zip(behind, node.inputs, strict=True) if not t.is_empty()]
-        if has_reason(node) or node.op.startswith(_RANDOM) or any(True for _ in node.subgraphs()):
+        if node.op.startswith(_RANDOM) or any(True for _ in node.subgraphs()):
             return False
         return bool(given) and None not in given
 
-    def _used(self, keys: Sequence[int] | None, use: Use) -> None:
-        for key in keys or ():
-            self.stored[key].by_node.setdefault(id(use.node), use)
+    def _used(self, keys: Mapping[int, bool] | None, use: Use) -> None:
+        for key, multiplied in (keys or {}).items():
+            stored = self.stored[key]
+            uses = stored.multiplied if multiplied else stored.own
+            uses.setdefault(id(use.node), use)

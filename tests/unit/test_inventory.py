@@ -155,7 +155,12 @@ KEPT: dict[str, tuple[str, dict[str, np.ndarray], str, str]] = {
     "a factor": ("Mul (x, a)", {"a": normal(40, 64)}, "that Mul reads", "Mul"),
     "a long vector": ("Gather (a, i)", {"a": normal(1 << 16)}, "only rows of a", "Gather"),
     "a mask": ("Where (a, x, x)", {"a": np.ones((40, 64), bool)}, "bool values", INDICES),
-    "a batched product": ("MatMul (x, a)", {"a": W[None]}, "not two-dimensional", "MatMul"),
+    "a batched product": (
+        "MatMul (x, a)",
+        {"a": normal(2, 64, 96)},
+        "not two-dimensional",
+        "MatMul",
+    ),
     "a product from the left": ("MatMul (a, x)", {"a": W.T.copy()}, "the left operand", "MatMul"),
 }
 
@@ -304,6 +309,27 @@ def test_a_weight_that_something_else_reads_in_float_is_not_gone() -> None:
     rows, weights = accounted(model)
     assert rows["fc"].quantized and rows["fc"].bytes_before == 0
     assert weights.quantized_bytes == 0 and rows["kept"].bytes_before == W.nbytes + 24
+
+
+def test_what_is_multiplied_by_constants_belongs_to_who_reads_the_product() -> None:
+    low = {"left": normal(64, 32), "right": normal(32, 96)}
+    model = model_of(
+        "g (float[n, 64] x) => (float[n, 96] y) { low = MatMul (left, right)"
+        " sum = Add (base, low) [kept] y = Where (flag, x, sum) }",
+        base=W,
+        flag=np.array([True]),
+        **low,
+    )
+    rows, weights = accounted(model, "import")
+    assert rows["kept"].bytes_before == weights.bytes == W.nbytes + 64 * 128 + 32 * 96 * 4 + 1
+
+
+def test_a_weight_is_its_layers_though_a_product_with_a_constant_is_read_too() -> None:
+    model = beside_a_layer("Add (p, x)", {"a": normal(96, 64)})
+    model.graph.node.insert(0, helper.make_node("MatMul", ["w", "a"], ["p"]))
+    rows, weights = accounted(model)
+    assert rows["fc"].quantized and rows["fc"].bytes_before == weights.quantized_bytes == W.nbytes
+    assert rows["kept"].bytes_before == W.nbytes
 
 
 def test_vectors_and_small_constants_are_one_figure() -> None:
