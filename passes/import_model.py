@@ -51,10 +51,11 @@ class ImportModel(Pass):
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
+        names = set(_stored_names(model.graph))
         model = _convert(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
-        stored = find_stored(graph)
+        stored = find_stored(graph, names)
         _fold_constant_nodes(graph)
         _drop_identities(graph)
         _name_nodes(graph)
@@ -121,6 +122,17 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _nodes(attribute.g)
+
+
+def _stored_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Constants by name, those of subgraphs too; a conversion adds its own."""
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from node.output
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _stored_names(attribute.g)
 
 
 def _fold_constant_nodes(graph: gs.Graph) -> None:

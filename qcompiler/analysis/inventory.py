@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ class Use:
 class StoredConstant:
     """A constant of a graph, and the nodes that use it, in order; none where an output is all."""
 
+    name: str
     nbytes: int
     elem_type: int
     shape: tuple[int, ...]
@@ -140,11 +141,12 @@ class Inventory:
         return asdict(self)
 
 
-def find_stored(graph: gs.Graph) -> list[StoredConstant]:
-    """Every constant that an output of the graph needs, in the order of use, bodies included."""
+def find_stored(graph: gs.Graph, names: Container[str]) -> list[StoredConstant]:
+    """Of the constants of those names every one that an output of the graph needs, in the order of
+    use, bodies included."""
     walk = _Walk()
     walk.follow(graph, _live(graph), None)
-    return list(walk.stored.values())
+    return [each for each in walk.stored.values() if each.name in names]
 
 
 def inventory(stored: Sequence[StoredConstant]) -> Inventory:
@@ -226,6 +228,11 @@ def _live(graph: gs.Graph) -> set[int]:
     return live
 
 
+def _stored(name: str, values: gs.Constant) -> StoredConstant:
+    size, kind, shape = ir.nbytes(values), ir.elem_type(values), tuple(values.shape)
+    return StoredConstant(name, size, kind, shape)
+
+
 def _joined(behind: Sequence[Mapping[int, bool] | None], *, multiplied: bool) -> dict[int, bool]:
     """Keys of what several tensors are made of; not multiplied where one way to it is without."""
     keys: dict[int, bool] = {}
@@ -272,8 +279,7 @@ class _Walk:
             return self._behind.get(id(tensor))
         key = id(tensor)
         if key not in self.stored:
-            shape = tuple(tensor.shape)
-            self.stored[key] = StoredConstant(ir.nbytes(tensor), ir.elem_type(tensor), shape)
+            self.stored[key] = _stored(str(tensor.name), tensor)
         return {key: False}
 
     def _store_node(self, node: gs.Node) -> int:
@@ -282,9 +288,7 @@ class _Walk:
         values = value if isinstance(value, LazyValues) else constant_values(output)
         if not isinstance(value, gs.Constant):
             value = gs.Constant(str(output.name), np.empty(0) if values is None else values)
-        self.stored[id(node)] = StoredConstant(
-            ir.nbytes(value), ir.elem_type(value), tuple(value.shape)
-        )
+        self.stored[id(node)] = _stored(str(output.name), value)
         return id(node)
 
     def _is_fixed(self, node: gs.Node, behind: Sequence[dict[int, bool] | None]) -> bool:

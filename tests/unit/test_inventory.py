@@ -349,6 +349,16 @@ def test_a_bias_is_not_quantized_with_its_layer() -> None:
     assert weights.rest == {SMALL: 384}
 
 
+def test_constants_of_an_opset_conversion_are_not_the_sources() -> None:
+    model = model_of(
+        "g (float[n, 64] x) => (float[n, 96] y, h)"
+        " { [fc] y = MatMul (x, w) h = ReduceMax <axes = [1]> (x) }",
+        w=W,
+    )
+    model.opset_import[0].version = 17
+    assert accounted(model)[1].bytes == W.nbytes
+
+
 def test_what_no_output_needs_is_not_counted() -> None:
     model = beside_a_layer("Relu (x)", {"dead": W})
     model.graph.node.append(helper.make_node("MatMul", ["x", "dead"], ["nobody"]))
