@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir, ops
 from qcompiler.numerics.rotary import frequencies
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import Computed
 
 # operator of com.microsoft -> inputs of its cosines and sines
 _TABLES = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (2, 3)}
@@ -35,6 +36,7 @@ class ComputeRotary(Pass):
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
+        remarks: list[Computed] = []
         made: dict[tuple[int, int], tuple[gs.Variable, gs.Variable] | None] = {}
         for node in list(graph.nodes):
             places = _TABLES.get(node.op)
@@ -54,10 +56,12 @@ class ComputeRotary(Pass):
             if computed is not None:
                 for place, table in zip(places, computed, strict=True):
                     node.inputs[place] = table
+                message = "its tables of rotary embeddings are computed when a session loads"
+                remarks.append(Computed(layer=str(node.name), message=message))
         changed = any(computed is not None for computed in made.values())
         if changed:
             ir.remove_dead(graph)
-        return PassResult(graph=graph, changed=changed)
+        return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
 
     def _large(self, table: Any) -> bool:
         return (

@@ -6,6 +6,8 @@ Constant                    ->  initializers
 Identity, no-op Cast, Dropout   ->  wires
 unnamed or same-named nodes ->  unique names
 unknown shapes              ->  inferred where ONNX can
+
+Constants change from here on, so this is also where those of the source are counted.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference, version_converter
 
 from qcompiler import ir, ops
+from qcompiler.analysis.inventory import find_stored, inventory, kept
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
+from qcompiler.remarks import LeftAlone
 
 OPSET = 21
 """The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
@@ -48,15 +52,22 @@ class ImportModel(Pass):
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
+        names = set(_stored_names(model.graph))
         model = _convert(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
+        stored = find_stored(graph, names)
         for each in [graph, *graph.subgraphs(recursive=True)]:
             _fold_constant_nodes(each)
             _drop_identities(each)
         _name_nodes(graph)
         ir.remove_dead(graph)
-        return PassResult(graph=graph, changed=True)
+        return PassResult(
+            graph=graph,
+            changed=True,
+            remarks=tuple(LeftAlone(layer=n, message=why) for n, why in kept(stored).items()),
+            inventory=inventory(stored),
+        )
 
 
 def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -113,6 +124,17 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _nodes(attribute.g)
+
+
+def _stored_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Constants by name, those of subgraphs too; a conversion adds its own."""
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from node.output
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _stored_names(attribute.g)
 
 
 def _fold_constant_nodes(graph: gs.Graph) -> None:

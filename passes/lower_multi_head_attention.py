@@ -6,11 +6,13 @@
         ->  MultiHeadAttention(Q, K, V, mask)
 
 Computed in float32, as before. The scale may be applied to the scores or to either factor. A Where
-may turn rows that are NaN into zeros.
+may turn rows that are NaN into zeros. Of any other product of a softmax by values, a remark says
+where it departs from this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
-from qcompiler.ir.matcher import Match, Op, Pattern, const, either, find, op, var
+from qcompiler.ir.matcher import Match, Mismatch, Op, Pattern, const, either, find, match, op, var
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
 
@@ -55,15 +57,13 @@ _SOFTMAX = op(
     capture="weights",
 )
 _GUARDED = op("Where", op("IsNaN", var("weights"), capture="guard"), const(value=0.0), _SOFTMAX)
-ATTENTION = op(
-    "Reshape",
-    op(
-        "Transpose",
-        op("MatMul", either(_GUARDED, _SOFTMAX), _heads("v"), capture="product"),
-        attrs={"perm": [0, 2, 1, 3]},
-    ),
-    ...,
-)
+_PRODUCT = op("MatMul", either(_GUARDED, _SOFTMAX), _heads("v"), capture="product")
+ATTENTION = op("Reshape", op("Transpose", _PRODUCT, attrs={"perm": [0, 2, 1, 3]}), ...)
+
+_CARRIERS = ("Cast", "Dropout", "Identity", "Reshape", "Transpose", "Where")
+"""What may stand between a softmax and the product with the values."""
+
+_ONE_OPERATOR = ("MultiHeadAttention", "DecoderMaskedMultiHeadAttention", "Attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +77,76 @@ class LowerMultiHeadAttention(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         namer = ir.Namer(graph)
         remarks: list[Remark] = []
-        for found in find(ATTENTION, graph):
+        matches = find(ATTENTION, graph)
+        missed = {**_whole(graph), **_missed(graph, matches)}
+        for found in matches:
             name, reason = found.node("product").name, _veto(found)
             if reason is None:
                 _lower(graph, found, name, namer)
                 remarks.append(Lowered(layer=name, message=OP, op=OP))
             else:
-                message = f"attention left to ONNX Runtime: {reason}"
-                remarks.append(LeftAlone(layer=name, message=message))
+                missed[name] = reason
+        remarks += [
+            LeftAlone(layer=name, message=f"attention left to ONNX Runtime: {reason}")
+            for name, reason in missed.items()
+        ]
         changed = any(remark.applied for remark in remarks)
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+
+
+def _whole(graph: gs.Graph) -> dict[str, str]:
+    """Nodes that are attention already, with the reason why they stay."""
+    # com.microsoft's Attention multiplies by weights too, which is said of it elsewhere.
+    return {
+        str(node.name): f"{node.op} is one operator already"
+        for node in graph.nodes
+        if node.op in _ONE_OPERATOR
+        and node.domain != ops.DOMAIN
+        and not (node.op == "Attention" and node.domain)
+    }
+
+
+def _missed(graph: gs.Graph, matches: Sequence[Match]) -> dict[str, str]:
+    """Products of a softmax by computed values that are in no match, and where each departs."""
+    taken = {id(node) for found in matches for node in found.nodes}
+    softmaxes = [node for node in graph.nodes if node.op == "Softmax" and id(node) not in taken]
+    products = filter(None, map(_product_behind, softmaxes))
+    return {str(node.name): _departure(node, graph) for node in products}
+
+
+def _product_behind(softmax: gs.Node) -> gs.Node | None:
+    """The product of what a softmax gives by something computed, with carriers in between."""
+    waiting = list(softmax.outputs)
+    while waiting:
+        tensor = waiting.pop(0)
+        for node in ir.consumers(tensor):
+            if node.op in ("MatMul", "Einsum"):
+                if node.inputs[0] is tensor and not any(map(ir.is_constant, node.inputs)):
+                    return node
+            elif node.op in _CARRIERS:
+                waiting += node.outputs
+    return None
+
+
+def _departure(product: gs.Node, graph: gs.Graph) -> str:
+    """Where the attention around a product is another than the pattern's."""
+    inner = match(_PRODUCT, product, graph)
+    if isinstance(inner, Mismatch):
+        return inner.reason
+    node = product
+    for wanted in ("Transpose", "Reshape"):
+        readers = ir.consumers(node.outputs[0])
+        following = next((reader for reader in readers if reader.op == wanted), None)
+        if following is None:
+            # A Shape only looks at sizes.
+            named = [f"{r.op} '{r.name}'" for r in readers if r.op != "Shape"]
+            others = ", ".join(named)
+            return f"no {wanted} follows {node.op} '{node.name}', but {others or 'nothing'}"
+        node = following
+    outer = match(ATTENTION, node, graph)
+    return outer.reason if isinstance(outer, Mismatch) else "it shares nodes with another attention"
 
 
 def _veto(found: Match) -> str | None:

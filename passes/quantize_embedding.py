@@ -82,7 +82,7 @@ class QuantizeEmbedding(Pass):
         if heads or form.narrow:
             axis = 0 if table.transposed else 1
             dequantized = insert_dq(graph, constants, form, base, namer, axis)
-        told = described(table.name, quantized, weight, table.constant, kind="embedding")
+        told = described(table.name, quantized, weight, kind="embedding")
         told = replace(told, message=f"int{form.bits} table", tied=bool(heads))
         remarks: list[Remark] = [told]
         for head in heads:
@@ -92,7 +92,6 @@ class QuantizeEmbedding(Pass):
                 layer=head.name,
                 kind="linear",
                 message=f"{form.in_words()}, tied to '{table.name}'",
-                bytes_before=0,
                 bytes_after=0,
             )
             remarks.append(judged.tell(shared))

@@ -153,7 +153,7 @@ class QuantizeWeights(Pass):
             return remark.fallen_back(reason)
         replace_weight(here, chosen)
         replace_weight(ahead, chosen)
-        again = described(remark.layer, chosen, values, source.weight, kind="linear")
+        again = described(remark.layer, chosen, values, kind="linear")
         return again.improved(self.rounding, before, after)
 
     def _rounded(
@@ -192,7 +192,7 @@ class QuantizeWeights(Pass):
             importance = ctx.statistics.tensors[layer.x.name].mean_square
         values = np.asarray(layer.matrix(), np.float32)
         quantized = quantize_weight(values, form, search=self.search, importance=importance)
-        remark = described(layer.name, quantized, values, layer.weight, kind="linear")
+        remark = described(layer.name, quantized, values, kind="linear")
         return insert_weight_dq(graph, quantized, str(layer.weight.name), namer), remark
 
 

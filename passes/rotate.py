@@ -19,6 +19,7 @@ layers and activations change here. Source: QuaRot, arXiv 2404.00456, and SpinQu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
 from qcompiler.analysis.layers import find_layers
 from qcompiler.analysis.residual import ResidualStream, StreamNorm, find_streams
+from qcompiler.analysis.tables import find_tables
 from qcompiler.numerics.rotation import (
     Float,
     Kind,
@@ -77,6 +79,9 @@ class Rotate(Pass):
             edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
             for index, edge in enumerate(each for each in edges if each.kind == "v-o"):
                 work.heads(edge, index)
+        sought = {"residual stream": self.residual, "value heads": self.heads}
+        names = [layer.name for layer in layers] + [table.name for table in find_tables(graph)]
+        work.explain(names, [what for what, wanted in sought.items() if wanted])
         if work.changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=work.changed, remarks=tuple(work.remarks))
@@ -163,6 +168,13 @@ class _Work:
         writer = edge.absorbers[0].node.name
         what = f"value heads rotated ({len(owners)}), {self._describe(size)}"
         self._say([writer, *readers], True, what)
+
+    def explain(self, names: Sequence[str], sought: Sequence[str]) -> None:
+        """Say of layers and tables that nothing has been said of what was not found there."""
+        said = {remark.layer for remark in self.remarks}
+        if sought:
+            reason = f"not rotated: no {' and no '.join(sought)} that can be rotated reach it"
+            self._say([name for name in names if name not in said], False, reason)
 
     def _lacking(self, size: int) -> str | None:
         if self._kind == "hadamard" and not has_hadamard(size):

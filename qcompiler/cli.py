@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler import __version__, cli_compile, console
+from qcompiler import __version__, cli_compile, cli_inspect, console
 from qcompiler.errors import QcError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def export(
 
 
 app.command(name="compile")(cli_compile.compile_model)
-app.command()(cli_compile.inspect)
+app.command()(cli_inspect.inspect)
 app.command()(cli_compile.sensitivity)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -158,7 +158,7 @@ def compile_model(
     _prepare(report)
     from qcompiler.compiler import compile as run
 
-    _quiet()
+    quiet()
     with console.phases() as progress:
         result = run(
             model,
@@ -205,82 +205,6 @@ def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
     console.print_table(*table(report, grouped=True))
 
 
-def inspect(
-    model: Model,
-    every: Annotated[
-        bool,
-        typer.Option("--all", "-a", help="One row per layer, not per group of similar layers."),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Show what is in a model: types, sizes, operators, linear layers, foldable edges.
-
-    [dim]Examples:[/]
-
-      qc inspect model.onnx
-
-      qc inspect smol.w4a8 --json
-    """
-    from qcompiler.inspection import inspect as run
-
-    _quiet()
-    with console.status(f"reading {model}"):
-        found = run(model)
-    if json:
-        console.print_json(found.to_dict())
-        return
-    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
-    print(f"{found.path}: IR version {found.ir_version}, opsets {opsets}")
-    for key, value in found.metadata.items():
-        print(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
-    for title, entries in (("input", found.inputs), ("output", found.outputs)):
-        for row in _folded([[entry] for entry in entries], every):
-            print(f"{title} {row[0]}")
-    rows = [[kind, str(n), console.megabytes(size)] for kind, (n, size) in found.sizes.items()]
-    console.print_table(["initializers", "count", "MB"], rows)
-    rows = [[op, str(count)] for op, count in found.operators.items()]
-    console.print_table(["operator", "count"], rows)
-    _print_layers(found, every)
-    if found.note is not None:
-        print(f"not analyzed further: {found.note}")
-
-
-def _print_layers(found: Any, every: bool) -> None:
-    rows = [
-        [layer.name, layer.op, f"{layer.K} x {layer.N}", layer.scheme, layer.activation]
-        for layer in found.layers
-    ]
-    if rows:
-        columns = ["layer", "op", "K x N", "weight", "activations"]
-        console.print_table(columns, _folded(rows, every))
-    edges = [
-        [edge.activation, edge.kind, str(len(edge.readers)), edge.veto or "foldable"]
-        for edge in found.edges
-    ]
-    if edges:
-        columns = ["activation", "edge", "readers", "equalization"]
-        console.print_table(columns, _folded(edges, every))
-    others = [[name, reason] for name, reason in found.left_alone.items()]
-    if others:
-        console.print_table(["no linear layer", "because"], _folded(others, every))
-
-
-def _folded(rows: list[list[str]], every: bool) -> list[list[str]]:
-    """One row for those that differ in numbers within names only, with their count."""
-    from qcompiler.report.text import pattern, unnumbered
-
-    if every:
-        return rows
-    groups: dict[tuple[str, ...], list[list[str]]] = {}
-    for row in rows:
-        key = (pattern(row[0]), *map(unnumbered, row[1:]))
-        groups.setdefault(key, []).append(row)
-    return [
-        same[0] if len(same) == 1 else [f"{key[0]} ({len(same)})", *key[1:]]
-        for key, same in groups.items()
-    ]
-
-
 def sensitivity(
     model: Model,
     probe: Annotated[
@@ -309,7 +233,7 @@ def sensitivity(
     from qcompiler.driver import Calibration
     from qcompiler.sensitivity import exclusion, measure
 
-    _quiet()
+    quiet()
     with console.phases() as progress:
         units = measure(
             model,
@@ -365,7 +289,7 @@ def opt(
     from qcompiler.ir.printer import print_graph
     from qcompiler.opt import run_pipeline
 
-    _quiet()
+    quiet()
     with spilling_beside(output):
         with console.phases() as progress:
             result = run_pipeline(
@@ -385,7 +309,11 @@ def opt(
         files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
     if json:
         passes = [
-            {**vars(record), "remarks": [remark.to_dict() for remark in record.remarks]}
+            {
+                **vars(record),
+                "remarks": [remark.to_dict() for remark in record.remarks],
+                "inventory": record.inventory and record.inventory.to_dict(),
+            }
             for record in result.history
         ]
         console.print_json({"passes": passes, "files": files, "graph": text})
@@ -435,7 +363,7 @@ def show_recipe(
     print(available().get(name, Path(name)).read_text(encoding="utf-8"), end="")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep graphsurgeon from warning on standard output, where results go."""
     from onnx_graphsurgeon.logger import G_LOGGER
 

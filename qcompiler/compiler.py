@@ -22,8 +22,7 @@ from qcompiler.errors import ModelError
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
 from qcompiler.recipe import Recipe
-from qcompiler.remarks import LeftAlone, Rounded
-from qcompiler.report import Report, build_report
+from qcompiler.report import Report, account, build_report, told_sizes
 from qcompiler.staging import scratch_beside
 from qcompiler.targets import Target
 from qcompiler.verification import Verification, require_floats, verify_output
@@ -174,14 +173,17 @@ def _output_path(
 
 
 def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:
-    remarks = [remark for step in history for remark in step.remarks]
-    if any(isinstance(remark, Rounded) for remark in remarks):
+    layers, weights = account(history)
+    if any(layer.quantized for layer in layers):
         return
-    refused = [remark for remark in remarks if isinstance(remark, LeftAlone)]
-    refused.sort(key=lambda remark: remark.kind is None)  # a layer tells more than other products
+    refused = [layer for layer in layers if layer.reason is not None]
+    # A layer tells more than other nodes, and what holds more tells more.
+    refused.sort(key=lambda layer: (layer.kind == "other", -(layer.bytes_before or 0)))
     why = ": it has no matrix product by a constant"
     if refused:
-        why = f" (for example '{refused[0].layer}': {refused[0].message})"
+        why = f" (for example '{refused[0].name}': {refused[0].reason})"
+    if weights is not None and weights.bytes:
+        why += f"; what holds its weights: {told_sizes(weights.rest)}"
     raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,21 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir, ops
 from qcompiler.analysis.activation_qdq import activation_qdq
 from qcompiler.analysis.foldable import find_fold_edges
-from qcompiler.analysis.layers import find_layers
+from qcompiler.analysis.inventory import Holding
+from qcompiler.analysis.layers import Layer, find_layers
 from qcompiler.analysis.qdq import quantized_layer
+from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import PassError
 from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.models import open_package
-from qcompiler.passmanager import PassContext, PassManager
+from qcompiler.passmanager import PassContext, PassManager, Record
 from qcompiler.recipe import parse_pipeline
 
 FLOAT = "float"
 """The `activation` of a layer whose input stays in float."""
+
+QUANTIZABLE = ("linear layers", "embeddings")
+"""What recipes can quantize, as `Inspection.weights` calls it."""
 
 _TYPES = {code: name.lower() for name, code in onnx.TensorProto.DataType.items()}
 
@@ -68,7 +73,11 @@ class Inspection:
     layers: tuple[LayerInfo, ...]
     edges: tuple[EdgeInfo, ...]
     left_alone: Mapping[str, str]
-    """Matrix products that are no linear layer, with the reason."""
+    """Nodes that multiply matrices or hold large constants and are no linear layer or table, with
+    the reason."""
+    weights: Mapping[str, int]
+    """Bytes of the constants by what reads them, the most first: "linear layers" and "embeddings"
+    could be quantized. Empty where the model was not analyzed."""
     note: str | None
     """Why there are no edges, if there are none to look for."""
 
@@ -95,6 +104,7 @@ def inspect(model: str | Path) -> Inspection:
         layers=tuple(_quantized(graph)),
         edges=(),
         left_alone={},
+        weights={},
         note=None,
     )
     return _analyzed(facts, graph)
@@ -129,8 +139,31 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
         )
         for edge in find_fold_edges(graph, layers)
     )
-    left_alone = {other.name: other.reason for other in others if other.name not in known}
-    return replace(facts, layers=floats + facts.layers, edges=edges, left_alone=left_alone)
+    kept = {remark.layer: remark.message for remark in manager.history[0].remarks}
+    kept |= {other.name: other.reason for other in others}
+    return replace(
+        facts,
+        layers=floats + facts.layers,
+        edges=edges,
+        left_alone={name: reason for name, reason in kept.items() if name not in known},
+        weights=_weights(manager.history, layers, find_tables(graph)),
+    )
+
+
+def _weights(
+    history: Sequence[Record], layers: Sequence[Layer], tables: Sequence[Table]
+) -> dict[str, int]:
+    """Bytes of the source's constants by what reads them."""
+    counted = next(record.inventory for record in history if record.inventory is not None)
+    linear, embedding = QUANTIZABLE
+    families = {table.name: embedding for table in tables}
+    families |= {layer.name: linear for layer in layers}
+
+    def family(holding: Holding) -> str:
+        found = [families[name] for name in holding.readers if name in families]
+        return holding.sort or next(iter(found or holding.readers.values()))
+
+    return counted.shares(family)
 
 
 def _described(tensor: Any) -> str:

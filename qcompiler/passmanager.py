@@ -25,6 +25,7 @@ from qcompiler.numerics.parallel import one_blas_thread
 from qcompiler.remarks import Remark
 
 if TYPE_CHECKING:
+    from qcompiler.analysis.inventory import Inventory
     from qcompiler.calibration.statistics import Statistics
 
 
@@ -149,6 +150,8 @@ class PassResult:
     remarks: tuple[Remark, ...] = ()
     statistics: Statistics | None = None
     plan: Mapping[str, LayerPlan] | None = None
+    inventory: Inventory | None = None
+    """What the source stores; of the pass that reads it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +204,7 @@ class Record:
     changed: bool
     seconds: float
     remarks: tuple[Remark, ...]
+    inventory: Inventory | None = None
 
 
 class PassManager:
@@ -295,6 +299,7 @@ class PassManager:
                     changed=result.changed,
                     seconds=seconds,
                     remarks=result.remarks,
+                    inventory=result.inventory,
                 )
             )
         return graph, ctx

@@ -97,7 +97,6 @@ class Rounded(Remark):
     form: WeightFormat
     sqnr_db: float
     """Signal-to-noise of the weight."""
-    bytes_before: int
     bytes_after: int
     tied: bool = False
     """Whether a table and a head share the weight."""
@@ -157,6 +156,11 @@ class Lowered(Remark):
     op: str
     activation: Granularity | None = None
     """How that operator makes its input int8, where it has a way of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed(Remark):
+    """Constants that a node reads are computed when a session loads, not stored."""
 
 
 def _plain(value: Any) -> Any:

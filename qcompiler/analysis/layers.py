@@ -254,26 +254,73 @@ def find_layers(graph: gs.Graph) -> tuple[list[Layer], list[NotLayer]]:
     return layers, others
 
 
-_QUANTIZED = "it is quantized already"
+QUANTIZED = "it is quantized already"
 _FUSED = "ONNX Runtime's optimizer has fused it; start from the model before optimization"
-_REASONS = {
+_CONVOLUTION = "convolutions are not quantized"
+_RECURRENT = "recurrent weights are not quantized"
+_ROTARY = "its tables of rotary embeddings are not quantized"
+
+_PRODUCTS = {
     "Gemm": "its form (scaled, transposed input or computed bias) has no MatMul equivalent here",
-    "Conv": "convolutions are not quantized",
-    "MatMulInteger": _QUANTIZED,
-    "MatMulIntegerToFloat": _QUANTIZED,
-    "DynamicQuantizeMatMul": _QUANTIZED,
-    "MatMulNBits": _QUANTIZED,
-    "QLinearMatMul": _QUANTIZED,
+    "Conv": _CONVOLUTION,
+    "ConvTranspose": _CONVOLUTION,
+    "FusedConv": _CONVOLUTION,
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "RNN": _RECURRENT,
+    "MatMulInteger": QUANTIZED,
+    "MatMulIntegerToFloat": QUANTIZED,
+    "DynamicQuantizeMatMul": QUANTIZED,
+    "DynamicQuantizeLSTM": QUANTIZED,
+    "MatMulNBits": QUANTIZED,
+    "MatMulBnb4": QUANTIZED,
+    "QLinearMatMul": QUANTIZED,
+    "QLinearConv": QUANTIZED,
+    "QGemm": QUANTIZED,
+    "QAttention": QUANTIZED,
     "FusedMatMul": _FUSED,
     "FusedGemm": _FUSED,
 }
+"""Why operators that multiply matrices are no layers, whatever they read."""
+
+_USERS = {
+    "Einsum": "products written as Einsum are not quantized",
+    "MoE": "experts within one operator are not quantized",
+    "Attention": _FUSED,
+    "EmbedLayerNormalization": _FUSED,
+    "GroupQueryAttention": _ROTARY,
+    "RotaryEmbedding": _ROTARY,
+    "Gather": "only rows of a two-dimensional table of floats are looked up as codes",
+}
+"""Why what other operators read stays as it is."""
+
+
+def kept_because(node: gs.Node) -> str:
+    """Why the large constants that a node reads stay as they are, if no layer or table reads
+    them."""
+    known = _reason(node) or _USERS.get(node.op)
+    return known or f"constants that {node.op} reads are not quantized"
+
+
+def has_reason(node: gs.Node) -> bool:
+    """Whether `find_layers` speaks of a node, as a layer or as another matrix product."""
+    return (not node.domain and node.op in _KINDS) or _reason(node) is not None
+
+
+def weight_position(node: gs.Node) -> int | None:
+    """Where a layer or a table look-up reads its weights, by operator; None for other nodes."""
+    if node.domain:
+        return None
+    if node.op == "Gather":
+        return 0 if ir.attribute(node, "axis", 0) == 0 else None
+    return _KINDS[node.op].weight if node.op in _KINDS else None
 
 
 def _reason(node: gs.Node) -> str | None:
     """Why a node that multiplies matrices is no layer; None for nodes that don't."""
     if node.domain == ops.DOMAIN and node.op in ops.OP_TYPES:
-        return _QUANTIZED
-    return _REASONS.get(node.op)
+        return QUANTIZED
+    return _PRODUCTS.get(node.op)
 
 
 def _unfit(layer: Layer) -> str | None:
@@ -289,6 +336,8 @@ def _unfit(layer: Layer) -> str | None:
         return "its constant is the left operand"
     if _from_dequantize(weight):
         return "its weight is quantized already"
+    if _is_fixed(weight):
+        return "its weight is computed from constants, and takes more room than they do"
     return "both operands are computed (attention)"
 
 
@@ -299,6 +348,21 @@ def _unfit_weight(x: Any, weight: gs.Constant) -> str:
     if kind not in FLOAT_TYPES:
         return f"its weight has type {onnx.TensorProto.DataType.Name(kind).lower()}"
     return "both operands are constants" if ir.is_constant(x) else "its weight is empty"
+
+
+def _is_fixed(tensor: Any) -> bool:
+    """Whether a tensor is computed from constants alone."""
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        each = waiting.pop()
+        node = ir.producer(each)
+        if not ir.is_constant(each) and (node is None or not node.inputs):
+            return False
+        for source in node.inputs if node is not None else ():
+            if not source.is_empty() and id(source) not in seen:
+                seen.add(id(source))
+                waiting.append(source)
+    return True
 
 
 def _from_dequantize(tensor: Any) -> bool:

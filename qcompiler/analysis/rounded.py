@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_graphsurgeon as gs
-
-from qcompiler import ir
 from qcompiler.numerics.rounding import QuantizedWeight, sqnr_db
 from qcompiler.remarks import LayerKind, Rounded
 
 _JUDGED = 4096  # columns
 
 
-def described(
-    layer: str, quantized: QuantizedWeight, values: Any, source: gs.Constant, *, kind: LayerKind
-) -> Rounded:
-    """The remark on one weight; `values` is its float [K, N] form, `source` what the graph held."""
+def described(layer: str, quantized: QuantizedWeight, values: Any, *, kind: LayerKind) -> Rounded:
+    """The remark on one weight; `values` is its float [K, N] form."""
     rows, columns = quantized.codes.shape
     return Rounded(
         layer=layer,
@@ -25,7 +20,6 @@ def described(
         shape=(rows, columns),
         form=quantized.form,
         sqnr_db=_sqnr_db(values, quantized),
-        bytes_before=ir.nbytes(source),
         bytes_after=quantized.nbytes(),
     )
 

@@ -253,11 +253,26 @@ class _Search:
     def __init__(self, graph: gs.Graph | None) -> None:
         self._graph = graph
         self._depth = -1
-        self.reason = "no alternative matches"
+        self._reason = "no alternative matches"
+        self._stranger: gs.Node | None = None
+        self._wanted: dict[str, None] = {}
+
+    @property
+    def reason(self) -> str:
+        """Of the failure that got furthest; of a wrong operator, with every one that would do."""
+        if self._stranger is None:
+            return self._reason
+        return f"{_label(self._stranger)} is not {' or '.join(self._wanted)}"
 
     def _fail(self, state: _State, reason: str) -> None:
         if len(state.nodes) > self._depth:
-            self._depth, self.reason = len(state.nodes), reason
+            self._depth, self._reason, self._stranger = len(state.nodes), reason, None
+
+    def _fail_operator(self, state: _State, node: gs.Node, types: tuple[str, ...]) -> None:
+        if len(state.nodes) > self._depth:
+            self._depth, self._stranger, self._wanted = len(state.nodes), node, {}
+        if len(state.nodes) == self._depth and self._stranger is node:
+            self._wanted |= dict.fromkeys(types)
 
     def tensor(self, pattern: Pattern, tensor: Any, where: str, state: _State) -> Iterator[_State]:
         """Every way the pattern matches a tensor; None or an empty name is an absent input."""
@@ -317,6 +332,9 @@ class _Search:
 
     def node(self, pattern: Op, node: gs.Node, tensor: Any, state: _State) -> Iterator[_State]:
         """Every way the pattern matches a node whose output `tensor` the outer pattern reads."""
+        if node.op not in pattern.types:
+            self._fail_operator(state, node, pattern.types)
+            return
         reason = self._node_mismatch(pattern, node, tensor)
         if reason is not None:
             self._fail(state, reason)
@@ -334,8 +352,6 @@ class _Search:
 
     def _node_mismatch(self, pattern: Op, node: gs.Node, tensor: Any) -> str | None:
         label = _label(node)
-        if node.op not in pattern.types:
-            return f"{label} is not {' or '.join(pattern.types)}"
         if pattern.domain is not None and _domain(node.domain) != _domain(pattern.domain):
             return f"{label} is of domain '{_domain(node.domain)}', not '{pattern.domain}'"
         if pattern.output >= len(node.outputs) or node.outputs[pattern.output] is not tensor:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from qcompiler.report.build import SCHEMA_VERSION, PassTime, Report, build_report, write_json
+from qcompiler.report.build import (
+    SCHEMA_VERSION,
+    PassTime,
+    Report,
+    account,
+    build_report,
+    write_json,
+)
 from qcompiler.report.html import write_html
 from qcompiler.report.layers import Layer
-from qcompiler.report.text import summary, table
+from qcompiler.report.text import summary, table, told_sizes
+from qcompiler.report.weights import Weights
 
 __all__ = [
     "SCHEMA_VERSION",
     "Layer",
     "PassTime",
     "Report",
+    "Weights",
+    "account",
     "build_report",
     "summary",
     "table",
+    "told_sizes",
     "write_html",
     "write_json",
 ]

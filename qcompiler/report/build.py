@@ -16,6 +16,7 @@ from qcompiler import __version__
 from qcompiler.passmanager import Record
 from qcompiler.recipe import Recipe
 from qcompiler.report.layers import Layer, gather
+from qcompiler.report.weights import Weights, weigh
 
 SCHEMA_VERSION = 1
 """Of `Report.to_dict`: raised when a field changes its meaning or goes away."""
@@ -45,6 +46,8 @@ class Report:
     seconds: float
     passes: tuple[PassTime, ...]
     layers: tuple[Layer, ...]
+    weights: Weights | None
+    """None where no pass has counted what the source stores."""
 
     @property
     def ratio(self) -> float:
@@ -90,6 +93,7 @@ class Report:
                 "seconds": self.seconds,
                 "counts": self.counts,
                 "ops": self.ops,
+                "weights": None if self.weights is None else self.weights.to_dict(),
                 "passes": [dict(vars(step)) for step in self.passes],
                 "layers": [layer.to_dict() for layer in self.layers],
             }
@@ -110,6 +114,7 @@ def build_report(
     seconds: float = 0.0,
 ) -> Report:
     """The report of a pipeline's history; sizes in bytes, weights included."""
+    layers, weights = account(history)
     return Report(
         recipe=recipe.to_dict(),
         target=target,
@@ -124,8 +129,16 @@ def build_report(
             PassTime(name=record.name, changed=record.changed, seconds=record.seconds)
             for record in history
         ),
-        layers=gather(history),
+        layers=layers,
+        weights=weights,
     )
+
+
+def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | None]:
+    """What became of every layer, and of the bytes that the source stores."""
+    layers = gather(history)
+    counted = [record.inventory for record in history if record.inventory is not None]
+    return weigh(layers, counted[0]) if counted else (layers, None)
 
 
 def write_json(report: Report, path: Path) -> None:

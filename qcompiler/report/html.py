@@ -8,10 +8,13 @@ from pathlib import Path
 
 from qcompiler.report.build import Report, write_text
 from qcompiler.report.layers import Layer
-from qcompiler.report.text import COLUMNS, summary, table
+from qcompiler.report.text import COLUMNS, summary, table, told_share, told_size
 
 _FULL_SCALE_DB = 50.0
 _BAR = 50  # width of a full bar in pixels
+_DONE = "hsl(150 55% 40%)"
+_LEFT = ("hsl(38 85% 55%)", "hsl(25 75% 50%)", "hsl(12 60% 55%)", "hsl(210 15% 65%)")
+"""Colours of what stays, the largest first; the last one for all that follow."""
 _FIGURES = ("K x N", "SNR dB", "MB")
 
 _STYLE = """
@@ -31,7 +34,10 @@ th.figure, td.figure { text-align: right }
 tr:hover td { background: #f4f6f9 }
 tr.float td { color: #8a5a00; background: #fff8ec }
 tr.other td { color: #7a8694 }
-svg { margin-right: .5rem }
+td svg { margin-right: .5rem }
+svg.weights { display: block; width: 100%; height: 1.1rem; border-radius: 3px }
+ul.weights { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem }
+ul.weights span { display: inline-block; width: .7rem; height: .7rem; margin-right: .4rem }
 """
 
 
@@ -48,8 +54,34 @@ def render(report: Report) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n{lines}\n"
-        f"<h2>Layers</h2>\n{_layers(report)}\n<h2>Passes</h2>\n{_passes(report)}\n"
+        f"{_weights(report)}<h2>Layers</h2>\n{_layers(report)}\n<h2>Passes</h2>\n{_passes(report)}\n"
         "</body></html>\n"
+    )
+
+
+def _weights(report: Report) -> str:
+    """What became of the weights, as one bar of shares and what the colours stand for."""
+    found = report.weights
+    if found is None or not found.bytes:
+        return ""
+    parts = [("quantized", found.quantized_bytes), *found.rest.items()]
+    parts = [(what, size) for what, size in parts if size]
+    bars, legend, start = "", "", 0.0
+    for index, (what, size) in enumerate(parts):
+        hue = _DONE if what == "quantized" else _LEFT[min(index, len(_LEFT)) - 1]
+        label = html.escape(f"{what}: {told_size(size)}")
+        width = 100 * size / found.bytes
+        bars += (
+            f'<rect x="{start:.3f}" width="{width:.3f}" height="1" fill="{hue}">'
+            f"<title>{label}</title></rect>"
+        )
+        legend += f'<li><span style="background:{hue}"></span>{label}, {width:.1f}%</li>\n'
+        start += width
+    told = html.escape(told_share(found))
+    return (
+        f'<h2>Weights</h2>\n<svg class="weights" viewBox="0 0 100 1" preserveAspectRatio="none" '
+        f'role="img" aria-label="{told} quantized">{bars}</svg>\n'
+        f'<ul class="weights">\n{legend}</ul>\n'
     )
 
 

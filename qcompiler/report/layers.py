@@ -10,6 +10,7 @@ from typing import Any
 from qcompiler.formats import Granularity
 from qcompiler.passmanager import Record
 from qcompiler.remarks import (
+    Computed,
     Equalized,
     Folded,
     LeftAlone,
@@ -27,11 +28,12 @@ KEPT_AS_QDQ = "Q/DQ"
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One linear layer, embedding, or other matrix product of the source model."""
+    """One linear layer, embedding, or other node of the source with weights or a product."""
 
     name: str
     kind: str = "other"
-    """"linear", "embedding", or "other": a matrix product that is no linear layer."""
+    """"linear", "embedding", or "other": a node of another kind that multiplies matrices or reads
+    large constants."""
     K: int | None = None
     N: int | None = None
     scheme: str | None = None
@@ -66,7 +68,12 @@ class Layer:
     merged_with: tuple[str, ...] = ()
     tied: bool = False
     bytes_before: int | None = None
+    """Of the constants it reads, as the source stores them, each counted with one reader; None
+    where it reads none of any size."""
     bytes_after: int | None = None
+    """Of its codes, scales and zero points, where it is quantized."""
+    computed: bool = False
+    """Whether its constants are computed when a session loads, not stored."""
     reason: str | None = None
     """Why the layer was left alone, or not given an op of its own."""
 
@@ -81,7 +88,7 @@ class Layer:
 
 
 def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
-    """Layers in the order they were first spoken of; other matrix products last."""
+    """Layers in the order they were first spoken of; nodes of other kinds last."""
     layers: dict[str, Layer] = {}
     members: dict[str, Sequence[str]] = {}
     for remark in (remark for record in history for remark in record.remarks):
@@ -112,6 +119,8 @@ def _change(remark: Remark, layer: Layer) -> dict[str, Any]:
             return {"merged_with": others}
         case Lowered():
             return {"op": remark.op} | _told(activation=_named(remark.activation))
+        case Computed():
+            return {"computed": True, "reason": remark.message}
         case _:
             return {}
 
@@ -160,7 +169,7 @@ def _equalized(remark: Equalized) -> dict[str, Any]:
 
 
 def _rounded(remark: Rounded) -> dict[str, Any]:
-    told = ("sqnr_db", "bytes_before", "bytes_after", "tied")
+    told = ("sqnr_db", "bytes_after", "tied")
     errors = _told(
         output_error=remark.output_error, output_error_nearest=remark.output_error_nearest
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
+from qcompiler.report.weights import Weights
 
 COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "transforms", "op", "MB", "note")
 
@@ -17,16 +19,43 @@ def summary(report: Report) -> list[str]:
     counts = report.counts
     linears = f"{counts['linear_quantized']} of {counts['linear']} linear layers"
     tables = f"{counts['embedding_quantized']} of {counts['embedding']} embeddings"
+    done = f"quantized {linears}, {tables}"
+    if report.weights is not None:
+        done += f": {told_share(report.weights)}"
     lines = [
         f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
         f"in {report.seconds:.1f} s",
         f"recipe {report.recipe['name']}, target {report.target}, calibration {report.calibration}",
-        f"quantized {linears}, {tables}{_transforms(counts)}",
+        done + _transforms(counts),
     ]
+    if report.weights is not None and report.weights.rest:
+        lines.append(f"the rest: {told_sizes(report.weights.rest)}")
+    lines += _not_transformed(report)
     if report.ops:
         lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
     lines += _verification(report)
     return lines
+
+
+def told_share(weights: Weights) -> str:
+    """How much of the weights is quantized, such as "96.1% of 90.3 MB of weights"."""
+    share = 100 * weights.quantized_bytes / max(weights.bytes, 1)
+    if weights.quantized_bytes < weights.bytes:
+        share = min(share, 99.9)  # whole only where nothing is left
+    return f"{share:.1f}% of {told_size(weights.bytes)} of weights"
+
+
+def told_sizes(sizes: Mapping[str, int]) -> str:
+    """Sizes with what has them, such as "LSTM 2.1 MB, vectors and small constants 3.4 kB"."""
+    return ", ".join(f"{what} {told_size(size)}" for what, size in sizes.items())
+
+
+def told_size(size: int) -> str:
+    """A size in the unit that suits it."""
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if size >= 0.1 * scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _transforms(counts: Mapping[str, int]) -> str:
@@ -34,6 +63,14 @@ def _transforms(counts: Mapping[str, int]) -> str:
     ways = {"norm folded": "norm_folded", "rotated": "rotated", "equalized": "equalized"}
     done = [f"{way} {counts[key]}" for way, key in ways.items() if counts[key]]
     return f"; {', '.join(done)}" if done else ""
+
+
+def _not_transformed(report: Report) -> list[str]:
+    """How many layers the recipe wanted to prepare and could not, by what was not done."""
+    messages = [message for layer in report.layers for message in layer.not_transformed]
+    found = Counter(message.split(":")[0] for message in messages)
+    told = ", ".join(f"{what} {count}" for what, count in found.most_common())
+    return [f"not transformed: {told} (--report FILE says why)"] if told else []
 
 
 def _verification(report: Report) -> list[str]:
@@ -59,7 +96,7 @@ def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[lis
         if grouped:
             key = (pattern(layer.name), layer.K, layer.N, *_treatment(layer))
         groups.setdefault(key, []).append(layer)
-    return list(COLUMNS), [_row(layers) for layers in groups.values()]
+    return list(COLUMNS), [_row(layers, whole=not grouped) for layers in groups.values()]
 
 
 def pattern(name: str) -> str:
@@ -94,6 +131,12 @@ def _note(layer: Layer, merged: str) -> str:
     return layer.reason or layer.not_equalized or merged or "; ".join(layer.not_transformed)
 
 
+def _whole_note(layer: Layer, merged: str) -> str:
+    """All that is said of a layer."""
+    equalized = layer.not_equalized and f"not equalized: {layer.not_equalized}"
+    return "; ".join(filter(None, (layer.reason, equalized, merged, *layer.not_transformed)))
+
+
 def _measured(layers: Sequence[Layer]) -> str:
     """The worst output errors of layers for each way to round their inputs."""
     found = [layer.activation_errors for layer in layers if layer.activation_errors]
@@ -112,22 +155,29 @@ def short(name: str) -> str:
     return parts[-1] if parts else name
 
 
-def _row(layers: Sequence[Layer]) -> list[str]:
+def _row(layers: Sequence[Layer], *, whole: bool) -> list[str]:
     first = layers[0]
     name = first.name if len(layers) == 1 else f"{pattern(first.name)} ({len(layers)})"
     size = "-" if first.K is None else f"{first.K} x {first.N}"
     weight, activation, transforms, op, note = _treatment(first)
     if len(layers) == 1:
         merged = ", ".join(short(name) for name in first.merged_with)
-        note = _note(first, merged and f"with {merged}")
+        note = (_whole_note if whole else _note)(first, merged and f"with {merged}")
     note = "; ".join(filter(None, (note, _measured(layers))))
     ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
     worst, best = (min(ratios), max(ratios)) if ratios else (None, None)
     noise = _decibel(worst) if worst == best else f"{_decibel(worst)}..{_decibel(best)}"
+    megabytes = _megabytes(layers)
+    return [name, size, weight, noise, activation, transforms, op, megabytes, note]
+
+
+def _megabytes(layers: Sequence[Layer]) -> str:
+    """Bytes of weights before and after; of layers that keep theirs the one figure."""
     before = sum(layer.bytes_before or 0 for layer in layers)
     after = sum(layer.bytes_after or 0 for layer in layers)
-    megabytes = f"{before / 1e6:.2f} -> {after / 1e6:.2f}" if first.quantized else "-"
-    return [name, size, weight, noise, activation, transforms, op, megabytes, note]
+    if layers[0].quantized:
+        return f"{before / 1e6:.2f} -> {after / 1e6:.2f}"
+    return f"{before / 1e6:.2f}" if before else "-"
 
 
 def _decibel(value: float | None) -> str:

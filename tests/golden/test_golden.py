@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -195,6 +196,8 @@ def known_facts(passes: Sequence[Pass], ctx: PassContext) -> frozenset[Fact]:
 @dataclass
 class Recorder:
     """Keeps the model after every pass."""
+
+    watches_bodies: ClassVar[bool] = False
 
     steps: list[tuple[Pass, onnx.ModelProto]] = field(default_factory=list)
 

@@ -39,6 +39,30 @@ BAD = {
         model_of("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"),
         "it has no matrix product by a constant",
     ),
+    "nothing but recurrent weights": (
+        model_of(
+            "g (float[s, n, 64] x) => (float[s, 1, n, 64] y)"
+            " { [lstm] y = LSTM <hidden_size = 64> (x, w, r) }",
+            w=normal(1, 256, 64),
+            r=normal(1, 256, 64),
+        ),
+        "'lstm': recurrent weights are not quantized); what holds its weights: LSTM 0.1 MB",
+    ),
+    "nothing but Einsum": (
+        model_of(
+            "g (float[n, 64] x) => (float[n, 96] y)"
+            ' { [sum] y = Einsum <equation = "nk,km->nm"> (x, w) }',
+            w=W,
+        ),
+        "'sum': products written as Einsum are not quantized); "
+        "what holds its weights: Einsum 24.6 kB",
+    ),
+    "nothing but a norm": (
+        model_of(
+            "g (float[n, 64] x) => (float[n, 64] y) { y = LayerNormalization(x, w) }", w=W[:, 0]
+        ),
+        "a constant; what holds its weights: vectors and small constants 0.3 kB",
+    ),
     "few channels": (
         model_of("g (float[n, 16] x) => (float[n, 8] y) { [fc] y = MatMul(x, w) }", w=W[:16, :8]),
         "'fc': only 16 input channels",

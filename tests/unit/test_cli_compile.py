@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from command_line import qc
+from odd_models import model_of, normal
 from onnx import numpy_helper
 
 TEXT = """
@@ -216,6 +217,23 @@ def test_inspect_a_compiled_model(model: Path, target: str, op: str, activation:
     assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g32 asym", activation)
     assert data["metadata"]["qcompiler.target"] == target
     assert "fc1" not in data["left_alone"]
+    assert next(iter(data["weights"])) == "quantized already"
+
+
+def test_inspect_says_what_can_be_quantized_and_what_holds_the_rest(tmp_path: Path) -> None:
+    made = model_of(
+        "g (float[s, n, 64] x) => (float[s, n, 96] y, float[s, n, 64] e) { [fc] y = MatMul (x, w)"
+        ' [sum] e = Einsum <equation = "snk,km->snm"> (x, a) }',
+        w=normal(64, 96),
+        a=normal(64, 64),
+    )
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    data = json.loads(qc("inspect", tmp_path / "m.onnx", "--json").stdout)
+    assert data["weights"] == {"linear layers": 64 * 96 * 4, "Einsum": 64 * 64 * 4}
+    assert data["left_alone"] == {"sum": "products written as Einsum are not quantized"}
+    lines = [line.split() for line in qc("inspect", tmp_path / "m.onnx").stdout.splitlines()]
+    assert ["linear", "layers", "24.6", "kB", "can", "be", "quantized"] in lines
+    assert ["Einsum", "16.4", "kB", "stays", "as", "it", "is"] in lines
 
 
 def test_inspect_folds_alike_rows_unless_asked(model: Path) -> None:

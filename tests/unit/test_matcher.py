@@ -192,6 +192,14 @@ def test_the_reason_is_the_failure_that_got_furthest() -> None:
     assert "Neg" in found.reason and "is not Abs" in found.reason
 
 
+def test_a_wrong_operator_is_told_with_every_one_that_would_do() -> None:
+    graph = graph_of("g (float[4] a) => (float[4] y) { n = Neg(a) y = Exp(n) }")
+    pattern = op("Exp", either(op("Abs", var("x")), op(("Log", "Abs"), var("x"))))
+    found = match(pattern, node_making(graph, "y"))
+    assert isinstance(found, Mismatch)
+    assert found.reason == f"Neg '{node_making(graph, 'n').name}' is not Abs or Log"
+
+
 def test_a_later_output_is_matched_only_when_asked_for() -> None:
     graph = graph_of(
         "g (float[4] a) => (float[2] y) { p, q = Split <num_outputs = 2> (a) y = Neg(q) }"

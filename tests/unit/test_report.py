@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler.analysis.inventory import CODES, Holding, Inventory
 from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.passmanager import Record
 from qcompiler.recipe import load
@@ -24,11 +25,19 @@ from qcompiler.remarks import (
     Rotated,
     Rounded,
 )
-from qcompiler.report import Report, build_report, summary, table, write_html, write_json
+from qcompiler.report import (
+    Report,
+    Weights,
+    build_report,
+    summary,
+    table,
+    write_html,
+    write_json,
+)
 
 
-def record(name: str, *remarks: Remark) -> Record:
-    return Record(name=name, changed=bool(remarks), seconds=0.25, remarks=remarks)
+def record(name: str, *remarks: Remark, stored: Inventory | None = None) -> Record:
+    return Record(name=name, changed=bool(remarks), seconds=0.25, remarks=remarks, inventory=stored)
 
 
 UP = WeightFormat(bits=4, group_size=32, symmetric=False)
@@ -37,7 +46,7 @@ TABLE = WeightFormat(bits=8, group_size=32)
 
 def rounded(layer: str, sqnr_db: float = 20.0, **fields: Any) -> Rounded:
     usual = {"kind": "linear", "shape": (64, 32), "form": UP, "message": "done"}
-    sizes = {"bytes_before": 8192, "bytes_after": 1280, "sqnr_db": sqnr_db}
+    sizes = {"bytes_after": 1280, "sqnr_db": sqnr_db}
     return Rounded(layer=layer, **(usual | sizes | fields))
 
 
@@ -50,7 +59,26 @@ LAYERS = [f"layer.{i}.{name}" for i in range(2) for name in ("gate", "up", "down
 STREAM = "residual stream not rotated: it is shared"
 HALF_FOLDED = "norm folded, but for its bias: not every layer behind it has one"
 
+STORED = Inventory(
+    holdings=(
+        *(Holding(nbytes=8192, readers={name: "MatMul"}) for name in LAYERS),
+        Holding(nbytes=25_600, readers={"lm_head": "Gemm"}),
+        Holding(nbytes=12_000, readers={"embed": "Gather"}),
+        Holding(nbytes=512, readers={"positions": "Gather"}),
+        Holding(nbytes=2_100_000, readers={"encoder": "LSTM"}),
+        Holding(nbytes=4096, readers={"packed": "MatMulNBits"}, sort=CODES),
+    ),
+    small_bytes=700,
+)
+TOTAL = 6 * 8192 + 25_600 + 12_000 + 512 + 2_100_000 + 4096 + 700
+
 HISTORY = [
+    record(
+        "import",
+        LeftAlone(layer="encoder", message="recurrent weights are not quantized"),
+        LeftAlone(layer="packed", message="it is quantized already"),
+        stored=STORED,
+    ),
     record(
         "fold-norm",
         Folded(layer="layer.1.up", message=HALF_FOLDED),
@@ -156,7 +184,7 @@ def test_every_layer_of_the_history_has_one_row(report: Report) -> None:
     names = [layer.name for layer in report.layers]
     assert set(names) == spoken - {"layer.0.gate+up", "layer.1.gate+up"}
     assert len(names) == len(set(names))
-    assert names[-1] == "attention", "other products come last"
+    assert names[-3:] == ["encoder", "packed", "attention"], "other nodes come last"
 
 
 def test_what_passes_said_is_gathered(report: Report) -> None:
@@ -192,9 +220,43 @@ def test_counts(report: Report) -> None:
         "norm_folded": 3,
         "rotated": 1,
         "equalized": 4,
-        "other": 1,
+        "other": 3,
     }
     assert report.ops == {"MatMulW4A8Static": 5, "Q/DQ": 1, "GatherW8": 1}
+
+
+def test_bytes_add_up_and_say_what_holds_the_rest(report: Report) -> None:
+    assert report.weights == Weights(
+        bytes=TOTAL,
+        quantized_bytes=6 * 8192 + 12_000,
+        rest={
+            "LSTM": 2_100_000,
+            "linear layers": 25_600,
+            "quantized already": 4096,
+            "vectors and small constants": 700,
+            "embeddings": 512,
+        },
+    )
+    assert sum(layer.bytes_before or 0 for layer in report.layers) == TOTAL - 700
+    layers = {layer.name: layer for layer in report.layers}
+    assert layers["encoder"].bytes_before == 2_100_000
+    assert layers["attention"].bytes_before is None
+    assert report.to_dict()["weights"]["quantized_bytes"] == 61_152
+    assert report_of([]).to_dict()["weights"] is None
+
+
+def test_a_constant_of_several_readers_is_counted_with_one_that_keeps_it() -> None:
+    shared = Holding(nbytes=100, readers={"a": "MatMul", "b": "Add", "c": "Add"})
+    gone = Holding(nbytes=50, readers={"a": "MatMul", "d": "Gather"})
+    stored = Inventory(holdings=(shared, gone), small_bytes=0)
+    history = [
+        record("import", LeftAlone(layer="b", message="x"), stored=stored),
+        record("w", rounded("a"), rounded("d", kind="embedding", bytes_after=7, tied=True)),
+    ]
+    made = report_of(history)
+    sizes = {layer.name: layer.bytes_before for layer in made.layers}
+    assert sizes == {"a": 50, "b": 100, "d": 0}, "the codes of the second lie with 'a'"
+    assert made.weights == Weights(bytes=150, quantized_bytes=50, rest={"Add": 100})
 
 
 def test_json_is_valid_everywhere(report: Report, tmp_path: Path) -> None:
@@ -218,9 +280,24 @@ def test_json_is_valid_everywhere(report: Report, tmp_path: Path) -> None:
 def test_summary(report: Report) -> None:
     text = "\n".join(summary(report))
     assert "8.0 MB -> 2.0 MB (4.0 times smaller)" in text
-    assert "6 of 7 linear layers, 1 of 2 embeddings; norm folded 3, rotated 1, equalized 4" in text
+    done = "6 of 7 linear layers, 1 of 2 embeddings: 2.8% of 2.2 MB of weights"
+    assert f"quantized {done}; norm folded 3, rotated 1, equalized 4" in text
+    assert "the rest: LSTM 2.1 MB, linear layers 25.6 kB, quantized already 4.1 kB" in text
     assert "5 MatMulW4A8Static" in text
     assert "same most likely token 50.0%" in text
+    assert "not transformed: residual stream not rotated 2 (--report FILE says why)" in text
+
+
+@pytest.mark.parametrize(
+    ("done", "share"), [(999_999, "99.9%"), (1_000_000, "100.0%"), (0, "0.0%")]
+)
+def test_all_is_said_only_of_all(done: int, share: str) -> None:
+    stored = Inventory(
+        holdings=(Holding(nbytes=done, readers={"a": "MatMul"}),), small_bytes=1_000_000 - done
+    )
+    made = report_of([record("import", stored=stored), record("w", rounded("a"))])
+    assert f"{share} of 1.0 MB of weights" in "\n".join(summary(made))
+    assert any(line.startswith("the rest") for line in summary(made)) == (done < 1_000_000)
 
 
 def test_an_unverified_compilation_says_so(report: Report) -> None:
@@ -232,7 +309,8 @@ def test_table_rows(report: Report) -> None:
     assert len(rows) == len(report.layers)
     cells = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert cells["layer.0.up"]["note"] == "with layer.0.gate"
-    assert cells["layer.1.down"]["note"] == "kept as Q/DQ: no kernel"
+    down = cells["layer.1.down"]["note"]
+    assert down == "kept as Q/DQ: no kernel; not equalized: Gelu 'g1' reads it"
     transforms = "norm folded; residual stream rotated; value heads rotated; lae, norm"
     assert cells["layer.1.up"]["transforms"] == transforms
     assert cells["layer.1.gate"]["transforms"] == "norm and its bias folded; lae, norm"
@@ -241,6 +319,7 @@ def test_table_rows(report: Report) -> None:
     assert cells["lm_head"]["weight"] == "float"
     assert cells["lm_head"]["K x N"] == "64 x 100"
     assert cells["embed"]["MB"] == "0.01 -> 0.00"
+    assert cells["encoder"]["MB"] == "2.10" and cells["attention"]["MB"] == "-"
 
 
 def test_grouped_rows_fold_blocks_that_were_treated_alike(report: Report) -> None:
@@ -305,7 +384,9 @@ def test_the_page_is_whole_and_needs_nothing_else(report: Report, tmp_path: Path
     checker.feed(text)
     assert checker.open == [] and checker.outside == []
     assert checker.rows == 2 + len(report.layers) + len(report.passes)
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == 8, "a bar for each ratio, and one for the weights"
+    assert "LSTM: 2.1 MB</title>" in text and "LSTM: 2.1 MB, 95.8%</li>" in text
+    assert 'aria-label="2.8% of 2.2 MB of weights quantized"' in text
     assert 'class="float"' in text and 'class="other"' in text
 
 
