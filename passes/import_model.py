@@ -4,7 +4,7 @@ opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types), or newer i
 model-local functions       ->  inlined
 Constant, Identity          ->  initializers, wires
 unnamed or same-named nodes ->  unique names
-unknown shapes              ->  inferred where ONNX can
+unknown shapes              ->  inferred, by ONNX and then by `ir.shapes`
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from onnx import inliner, shape_inference, version_converter
 from qcompiler import ir, ops
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
+from qcompiler.ir.shapes import complete_shapes
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
 OPSET = 21
@@ -54,6 +55,7 @@ class ImportModel(Pass):
         _drop_identities(graph)
         _name_nodes(graph)
         ir.remove_dead(graph)
+        complete_shapes(graph)
         return PassResult(graph=graph, changed=True)
 
 
