@@ -104,7 +104,7 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
     node, form = layer.node, weight.form
     activation = activation_qdq(layer.x)
     if activation is None:
-        return _stay(node.name, "its activations are not quantized, and the ops need int8")
+        return _stay(node.name, _unread(layer.x))
     if (reason := _refused(form)) is not None:
         return _stay(node.name, reason)
     rows, columns = weight.shape
@@ -144,6 +144,14 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
     outputs += [gs.Variable.empty()] * (3 - len(outputs))
     ir.add_node(graph, op_type, name, inputs, outputs, attrs=attrs, domain=ops.DOMAIN)
     return Lowered(layer=name, message=op_type, op=op_type)
+
+
+def _unread(tensor: Any) -> str:
+    """Why the input of a layer is no quantized activation."""
+    clip = ir.producer(tensor, "Clip")
+    if ir.producer(tensor if clip is None else clip.inputs[0], "DequantizeLinear") is None:
+        return "its activations are not quantized, and the ops need int8"
+    return "its activations are quantized in a form that no op has"
 
 
 def _static_scale(activation: ActivationQdq, node: gs.Node, packer: _Packer) -> gs.Constant:
