@@ -124,7 +124,7 @@ class Elements:
         steps = [1] * len(starts) if given[3] is None else steps
         if axes is None or steps is None:
             return None
-        rows = zip(axes, starts, ends, steps, strict=True)
+        rows = zip(axes, starts, ends, steps, strict=False)
         cuts = [Cut(axis, *rest) for axis, *rest in rows if isinstance(axis, int)]
         return cuts if len(cuts) == len(starts) else None
 
@@ -139,7 +139,8 @@ class Elements:
             window = slice(attribute(node, "start", 0), attribute(node, "end"))
             return None if shape is None else shape[window]
         if node.op in _MOVES:
-            return self.of(node.inputs[0])
+            tells = node.op == "Cast" and elem_type(tensor) == onnx.TensorProto.BOOL
+            return None if tells else self.of(node.inputs[0])
         if node.op == "ConstantOfShape":
             return self._repeated(node)
         if node.op == "Slice":

@@ -78,9 +78,7 @@ class _Settler:
         for tensor in self._graph.tensors().values():
             if is_constant(tensor) or id(tensor) in self._fixed or not tensor.shape:
                 continue
-            shape = [
-                dim if self._resolved(dim) is None else self._resolved(dim) for dim in tensor.shape
-            ]
+            shape = [dim if (size := self._resolved(dim)) is None else size for dim in tensor.shape]
             if shape != list(tensor.shape):
                 tensor.shape = shape
 
@@ -110,6 +108,7 @@ class _Settler:
         """A tensor has these sizes, as far as they are known."""
         if id(tensor) in self._fixed:
             return
+        sizes = [None if isinstance(size, int) and size < 0 else size for size in sizes]
         shape = [None] * len(sizes) if tensor.shape is None else list(tensor.shape)
         if len(shape) != len(sizes):
             return
@@ -146,9 +145,12 @@ class _Settler:
         if len(shapes) < len(node.inputs) or len({len(shape) for shape in shapes}) > 1:
             return
         sizes: list[Size] = [self._common(set(row)) for row in zip(*shapes, strict=True)]
-        along = [shape[node.attrs["axis"]] for shape in shapes]
+        axis: int = attribute(node, "axis")
+        if not -len(sizes) <= axis < len(sizes):
+            return
+        along = [shape[axis] for shape in shapes]
         numbers = [size for size in along if isinstance(size, int)]
-        sizes[node.attrs["axis"]] = sum(numbers) if len(numbers) == len(along) else None
+        sizes[axis] = sum(numbers) if len(numbers) == len(along) else None
         self._state(node.outputs[0], sizes)
 
     def expand(self, node: gs.Node) -> None:
@@ -192,11 +194,13 @@ class _Settler:
     def cut(self, node: gs.Node) -> None:
         """Slice: axes that are not cut keep their sizes."""
         shape, cuts = self._shape(node.inputs[0]), self._elements.cuts(node)
-        if shape is None or cuts is None:
-            return
         output = node.outputs[0]
+        if shape is None or cuts is None or (output.shape and len(output.shape) != len(shape)):
+            return
         sizes = list(shape)
         for each in cuts:
+            if not -len(shape) <= each.axis < len(shape):
+                return
             old = shape[each.axis]
             end = self._resolved(each.end)
             sizes[each.axis] = _left(old, Cut(each.axis, each.start, end, each.step))

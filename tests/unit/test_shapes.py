@@ -123,6 +123,25 @@ g (float[batch, seq, 64] x) => (float[batch, seq, 64] y) {
     y = Mul(x, turned)
 }"""
 
+UNKNOWABLE = (
+    "g (float[batch, seq, 64] x) => (float[p, 64] y) {"
+    + SIZES
+    + """
+    flat = Reshape(x, rows)
+    some = Concat <axis = 0> (b, rest)
+    h = Reshape(flat, some)
+    true = Cast <to = 9> (s)
+    one = Cast <to = 7> (true)
+    begin = Sub(s, one)
+    tail = Slice(x, begin, s, axis)
+    least = Slice(x, first, two, axis)
+    z = Reshape(tail, rows)
+    w = Reshape(least, rows)
+    back = Reshape(h, rows)
+    y = Concat <axis = 0> (z, w, back)
+}"""
+)
+
 # A model, its weights, and what the sizes of some tensors are.
 CASES = {
     "as many channels as the weight has rows": (
@@ -171,6 +190,11 @@ CASES = {
         ROTARY,
         {"first": ints(0), "half": ints(32), "end": ints(2**63 - 1), "last": ints(-1)},
         {"low": ["batch", "seq", 32], "turned": ["batch", "seq", 64]},
+    ),
+    "what depends on values": (
+        UNKNOWABLE,
+        INDICES | {"rest": ints(-1), "rows": ints(-1, 64), "two": ints(2), "axis": ints(1)},
+        {},
     ),
     "an operator that ONNX does not know": (
         "g (float[n, 64] x) => (float[n, 96] y) "
