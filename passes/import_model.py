@@ -21,7 +21,7 @@ from onnx import inliner, shape_inference, version_converter
 from qcompiler import ir, ops
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
-from qcompiler.ir.shapes import complete_shapes
+from qcompiler.ir.shapes import complete_shapes, declared_names
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
 OPSET = 21
@@ -46,6 +46,7 @@ class ImportModel(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         folder = ir.model_folder(graph)
         model = ir.to_model(graph)
+        declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         model = _convert(model)
@@ -55,7 +56,7 @@ class ImportModel(Pass):
         _drop_identities(graph)
         _name_nodes(graph)
         ir.remove_dead(graph)
-        complete_shapes(graph)
+        complete_shapes(graph, declared)
         return PassResult(graph=graph, changed=True)
 
 

@@ -8,6 +8,7 @@ sizes                  follow from what the nodes do (`sizes`)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -20,14 +21,37 @@ from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
 
 
-def complete_shapes(graph: gs.Graph) -> None:
-    """State what can be known of the tensors between a graph's inputs and outputs."""
+def declared_names(model: onnx.ModelProto) -> frozenset[str]:
+    """The names of sizes in a model, those in its subgraphs too."""
+    return frozenset(
+        dim.dim_param
+        for graph in _graphs(model.graph)
+        for value in [*graph.input, *graph.output, *graph.value_info]
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_param
+    )
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def complete_shapes(graph: gs.Graph, declared: frozenset[str]) -> None:
+    """State what can be known of the tensors between a graph's inputs and outputs.
+
+    `declared`: the names of sizes in the source. ONNX's inference and its version converter make up
+    others.
+    """
     for node in graph.nodes:
         if node.op == "Loop":
             _loop_shapes(node)
     if unknown := _unknown(graph):
         _ask_runtime(graph, unknown)
-    settle_sizes(graph)
+    settle_sizes(graph, declared)
 
 
 def _unknown(graph: gs.Graph) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 """Sizes that shape inference leaves open, settled by what the nodes say of them.
 
-ONNX names a size it can't tell, and the name stands for one number wherever it occurs. So a node
-that ties two sizes together settles one of them everywhere:
+ONNX's inference names a size it can't tell, and the name stands for one number wherever it occurs.
+So a node that ties two sizes together settles one of them everywhere:
 
     MatMul(X [.., k], W [64, n])                      k is 64
     Reshape(X [batch, s, 384], [batch, s, -1, 32])    12 heads: what both sides have cancels
     Add(X [batch, s, 64], Y [batch, s, 64])           the sum has these sizes too
 
 Nothing is guessed: what is settled holds in every run that ends well, on data that is not empty.
+Names that the model itself gives are left alone, for exporters use them loosely.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -31,9 +32,12 @@ _TO_THE_END = 2**31 - 1
 """From here on, the end of a Slice stands for the end of the axis."""
 
 
-def settle_sizes(graph: gs.Graph) -> None:
-    """State the sizes that the nodes settle; those of inputs and outputs stay as declared."""
-    settler = _Settler(graph)
+def settle_sizes(graph: gs.Graph, declared: Set[str]) -> None:
+    """State the sizes that the nodes settle, of tensors between the inputs and the outputs.
+
+    `declared`: the names that inference did not make up.
+    """
+    settler = _Settler(graph, declared)
     nodes = [node for node in topological(graph) if not node.domain]
     for node in nodes:
         if node.op in ("MatMul", "Gemm"):
@@ -58,11 +62,9 @@ def settle_sizes(graph: gs.Graph) -> None:
 class _Settler:
     """What the names of sizes stand for, by rules that each look at one node."""
 
-    def __init__(self, graph: gs.Graph) -> None:
-        self._graph = graph
-        interface = [*graph.inputs, *graph.outputs]
-        self._fixed = {id(tensor) for tensor in interface}
-        self._declared = {dim for t in interface for dim in t.shape or () if isinstance(dim, str)}
+    def __init__(self, graph: gs.Graph, declared: Set[str]) -> None:
+        self._graph, self._declared = graph, declared
+        self._fixed = {id(tensor) for tensor in [*graph.inputs, *graph.outputs]}
         self._meaning: dict[str, int | str] = {}
         self._caps: dict[str, Size] = {}
         """Names of the lesser of some size and a number: that size."""
@@ -95,12 +97,12 @@ class _Settler:
         return None if found is None else [self._resolved(each) for each in found]
 
     def _same(self, one: Size, other: Size) -> None:
-        """Both are one number. Names that are declared stand for those that inference made up."""
+        """Both are one number: a name that inference made up stands for the other."""
         one, other = self._resolved(one), self._resolved(other)
         if one is None or other is None or one == other:
             return
         for name, meaning in ((one, other), (other, one)):
-            if isinstance(name, str) and (isinstance(meaning, int) or name not in self._declared):
+            if isinstance(name, str) and name not in self._declared:
                 self._meaning[name] = meaning
                 return
 

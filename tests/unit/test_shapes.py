@@ -258,14 +258,15 @@ def test_a_model_that_only_others_can_run_is_left_as_it_is() -> None:
     assert graph.tensors()["h"].shape is None
 
 
-def test_interface_stays_as_declared() -> None:
+def test_names_that_the_model_gives_stay() -> None:
+    """They may be used loosely, as here for a batch and for channels."""
     graph = imported(
-        "g (float[n, k] x) => (float[m, 96] y) { h = Relu(x) y = MatMul(h, w) }",
+        "g (float[n, n] x) => (float[m, 96] y) { h = Relu(x) y = MatMul(h, w) }",
         {"w": normal(64, 96)},
     )
-    assert list(graph.inputs[0].shape) == ["n", "k"]
+    assert list(graph.inputs[0].shape) == ["n", "n"]
     assert list(graph.outputs[0].shape) == ["m", 96]
-    assert list(graph.tensors()["h"].shape) == ["n", 64]
+    assert list(graph.tensors()["h"].shape) == ["n", "n"]
 
 
 def test_long_chains() -> None:
@@ -278,3 +279,11 @@ def test_long_chains() -> None:
         + f" t = Concat <axis = 0> (c{steps}, rest) y = Expand(x, t) }}"
     )
     imported(text, {"one": ints(1), "zero": ints(0), "rest": ints(64)})
+
+
+def test_names_that_the_version_converter_makes_up_are_settled() -> None:
+    text, weights, wanted = CASES["attention"]
+    made = model_of(text, **weights)
+    made.opset_import[0].version = 17
+    tensors = ImportModel().run(import_proto(made), PassContext()).graph.tensors()
+    assert list(tensors["scores"].shape) == wanted["scores"]
