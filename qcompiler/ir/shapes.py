@@ -1,14 +1,11 @@
 """Types, ranks and sizes that ONNX's shape inference can't tell, from whoever can.
 
-a Loop                 carries values of the rank they begin with, if its body keeps it
-behind operators that  ONNX Runtime knows its own: it is asked, without the weights
-  ONNX does not know
-sizes                  follow from what the nodes do (`sizes`)
+ONNX Runtime knows its own operators, and infers what lies behind them. A Loop carries values of the
+rank they begin with, if its body keeps it. Sizes follow from what the nodes do (`sizes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -19,25 +16,20 @@ from onnx_graphsurgeon.importers.onnx_importer import get_numpy_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
+from qcompiler.models import all_nodes
 
 
 def declared_names(model: onnx.ModelProto) -> frozenset[str]:
     """The names of sizes in a model, those in its subgraphs too."""
+    attributes = [each for node in all_nodes(model) for each in node.attribute]
+    inner = [each.g for each in attributes if each.type == onnx.AttributeProto.GRAPH]
     return frozenset(
         dim.dim_param
-        for graph in _graphs(model.graph)
+        for graph in [model.graph, *inner]
         for value in [*graph.input, *graph.output, *graph.value_info]
         for dim in value.type.tensor_type.shape.dim
         if dim.dim_param
     )
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
 
 
 def complete_shapes(graph: gs.Graph, declared: frozenset[str]) -> None:
