@@ -5,7 +5,7 @@ model-local functions       ->  inlined
 Constant                    ->  initializers
 Identity, no-op Cast, Dropout   ->  wires
 unnamed or same-named nodes ->  unique names
-unknown shapes              ->  inferred where ONNX can
+unknown shapes              ->  inferred, by ONNX and then by `ir.shapes`
 
 Constants change from here on, so this is also where those of the source are counted.
 """
@@ -25,6 +25,7 @@ from qcompiler import ir, ops
 from qcompiler.analysis.inventory import find_stored, inventory, kept
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
+from qcompiler.ir.shapes import complete_shapes, declared_names
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
 
@@ -50,6 +51,7 @@ class ImportModel(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         folder = ir.model_folder(graph)
         model = ir.to_model(graph)
+        declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         names = set(_stored_names(model.graph))
@@ -62,6 +64,7 @@ class ImportModel(Pass):
             _drop_identities(each)
         _name_nodes(graph)
         ir.remove_dead(graph)
+        complete_shapes(graph, declared)
         return PassResult(
             graph=graph,
             changed=True,

@@ -16,7 +16,6 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.analysis.activation_qdq import insert_activations
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
-from qcompiler.remarks import LeftAlone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,5 @@ class InsertQdq(Pass):
     forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        changed, refused = insert_activations(graph, ctx.plan, ctx.statistics)
-        remarks = tuple(LeftAlone(layer=name, message=why) for name, why in refused.items())
-        return PassResult(graph=graph, changed=changed, remarks=remarks)
+        changed = insert_activations(graph, ctx.plan, ctx.statistics)
+        return PassResult(graph=graph, changed=changed)

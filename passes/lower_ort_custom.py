@@ -104,12 +104,13 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
     node, form = layer.node, weight.form
     activation = activation_qdq(layer.x)
     if activation is None:
-        return _stay(node.name, "its activations are not quantized, and the ops need int8")
+        return _stay(node.name, _unread(layer.x))
     if (reason := _refused(form)) is not None:
         return _stay(node.name, reason)
-    if activation.granularity is Granularity.PER_GROUP and activation.block != form.group_size:
-        return _stay(node.name, "activation and weight groups differ")
     rows, columns = weight.shape
+    granularity = activation.granularity(rows)
+    if granularity is Granularity.PER_GROUP and activation.block != form.group_size:
+        return _stay(node.name, "activation and weight groups differ")
     shift = layer.shift()
     bias = np.zeros(1, np.float32) if shift is None else np.asarray(shift, np.float32)
     splits, outputs, split_node = [columns, 0, 0], [layer.output], None
@@ -124,7 +125,7 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
         "group_size": form.group_size,
         "layout": ops.LAYOUT,
     }
-    static = activation.granularity is Granularity.PER_TENSOR
+    static = granularity is Granularity.PER_TENSOR
     op_type = ops.matmul_op(form.bits, static=static)
     inputs: list[Any] = [
         activation.x,
@@ -134,7 +135,7 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
     if static:
         inputs.append(_static_scale(activation, node, packer))
     else:
-        attrs["activation_block"] = _block(activation, rows)
+        attrs["activation_block"] = min(activation.block, rows)
     for each in (node, layer.bias_node, split_node):
         if each is not None:
             each.inputs.clear()
@@ -145,8 +146,12 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
     return Lowered(layer=name, message=op_type, op=op_type)
 
 
-def _block(activation: ActivationQdq, channels: int) -> int:
-    return channels if activation.granularity is Granularity.PER_TOKEN else activation.block
+def _unread(tensor: Any) -> str:
+    """Why the input of a layer is no quantized activation."""
+    clip = ir.producer(tensor, "Clip")
+    if ir.producer(tensor if clip is None else clip.inputs[0], "DequantizeLinear") is None:
+        return "its activations are not quantized, and the ops need int8"
+    return "its activations are quantized in a form that no op has"
 
 
 def _static_scale(activation: ActivationQdq, node: gs.Node, packer: _Packer) -> gs.Constant:

@@ -204,8 +204,10 @@ def _quantized(graph: gs.Graph) -> Iterator[LayerInfo]:
             yield _nbits(node, attrs)
         elif (found := quantized_layer(graph, node)) is not None:
             activation = activation_qdq(found.layer.x)
-            granularity = Granularity.NONE if activation is None else activation.granularity
-            yield _info(found.name, "Q/DQ", found.weight.shape, found.weight.form, granularity)
+            shape, granularity = found.weight.shape, Granularity.NONE
+            if activation is not None:
+                granularity = activation.granularity(shape[0])
+            yield _info(found.name, "Q/DQ", shape, found.weight.form, granularity)
 
 
 def _info(

@@ -55,10 +55,15 @@ class ActivationQdq:
     """A quantized activation: X behind QuantizeLinear and DequantizeLinear."""
 
     x: Any
-    granularity: Granularity
     block: int
     """Channels that share a dynamic scale; 0 for a static per-tensor scale."""
     scale: gs.Constant | None
+
+    def granularity(self, channels: int) -> Granularity:
+        """What shares a scale, for a layer that reads `channels`: its K, as X may not tell them."""
+        if self.scale is not None:
+            return Granularity.PER_TENSOR
+        return Granularity.PER_TOKEN if self.block >= channels else Granularity.PER_GROUP
 
 
 def activation_qdq(tensor: Any) -> ActivationQdq | None:
@@ -68,7 +73,7 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
         return None
     found = match(_STATIC, node)
     if isinstance(found, Match) and _clips_to_127(found):
-        return ActivationQdq(found["x"], Granularity.PER_TENSOR, 0, found["s"])
+        return ActivationQdq(found["x"], 0, found["s"])
     found = match(_DYNAMIC, node)
     if not isinstance(found, Match):
         return None
@@ -76,9 +81,7 @@ def activation_qdq(tensor: Any) -> ActivationQdq | None:
     x, block = found["x"], int(ir.attribute(quantize, "block_size", 0))
     if not block or not _reads(found["peak"], x) or quantize.inputs[1] is not found["s"]:
         return None
-    channels = x.shape[-1] if x.shape else None
-    whole = isinstance(channels, int) and block >= channels
-    return ActivationQdq(x, Granularity.PER_TOKEN if whole else Granularity.PER_GROUP, block, None)
+    return ActivationQdq(x, block, None)
 
 
 def before_rounding(tensor: Any) -> Any:
@@ -108,28 +111,22 @@ def _reads(peak: Any, x: Any) -> bool:
 
 def insert_activations(
     graph: gs.Graph, plan: Mapping[str, LayerPlan], statistics: Statistics | None
-) -> tuple[bool, dict[str, str]]:
+) -> bool:
     """Put activation Q/DQ before every layer with quantized weights, as planned.
 
-    Whether the graph changed, and the reasons of layers that could not be given any.
-    CalibrationError where a static scale has no calibrated range.
+    Whether the graph changed. CalibrationError where a static scale has no calibrated range.
     """
     writer = ActivationWriter(graph)
-    refused: dict[str, str] = {}
     changed = False
     for found in quantized_layers(graph):
         planned = plan.get(found.name)
         if planned is None or planned.activation is Granularity.NONE:
             continue
-        try:
-            found.layer.read(_quantized(writer, found, planned.activation, statistics))
-        except ValueError as error:
-            refused[found.name] = str(error)
-            continue
+        found.layer.read(_quantized(writer, found, planned.activation, statistics))
         changed = True
     if changed:
         ir.remove_dead(graph)
-    return changed, refused
+    return changed
 
 
 def _quantized(
@@ -194,26 +191,22 @@ class ActivationWriter:
         return self._made[key]
 
     def dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
-        """X [..., channels] quantized with one computed scale for each `block` channels of a row.
-
-        ValueError where the rank of X is not known.
-        """
+        """X [..., channels], of any rank, quantized with one computed scale for each `block`
+        channels of a row."""
         key = (id(x), block, 0.0)
         if key not in self._made:
-            if x.shape is None:
-                raise ValueError(f"the rank of activation '{x.name}' is not known")
             self._made[key] = self._dynamic(x, channels, block)
         return self._made[key]
 
     def _dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
-        name, lead = str(x.name), list(x.shape)[:-1]
+        name = str(x.name)
         groups = -(-channels // block)
         magnitude = self._node("Abs", name, [x], x.shape, np.float32)
         if groups > 1:
-            magnitude = self._grouped(name, magnitude, lead, channels, block)
+            magnitude = self._grouped(x, magnitude, channels, block)
         axes = self._scalar(f"{name}_axes", np.asarray([-1], np.int64))
         keep = int(groups == 1)
-        shape = [*lead, groups]
+        shape = _ending(x, groups)
         peak = self._node("ReduceMax", name, [magnitude, axes], shape, np.float32, keepdims=keep)
         top = self._scalar(f"{name}_top", np.asarray(127.0, np.float32))
         raw = self._node("Div", name, [peak, top], shape, np.float32)
@@ -221,7 +214,7 @@ class ActivationWriter:
         one = self._scalar(f"{name}_one", np.asarray(1.0, np.float32))
         empty = self._node("Equal", name, [raw, zero], shape, np.bool_)
         s = self._node("Where", name, [empty, one, raw], shape, np.float32)
-        blocked = {"axis": len(lead), "block_size": block}
+        blocked = {"axis": -1, "block_size": block}
         codes = self._node(
             "QuantizeLinear",
             name,
@@ -233,19 +226,30 @@ class ActivationWriter:
         )
         return self._node("DequantizeLinear", name, [codes, s], x.shape, np.float32, **blocked)
 
-    def _grouped(
-        self, name: str, magnitude: gs.Variable, lead: list[Any], channels: int, block: int
-    ) -> gs.Variable:
-        """[..., channels] -> [..., groups, block], a short last group padded with zeros."""
-        groups = -(-channels // block)
+    def _grouped(self, x: Any, magnitude: gs.Variable, channels: int, block: int) -> gs.Variable:
+        """|X| [..., channels] -> [..., groups, block], a short last group padded with zeros."""
+        name, groups = str(x.name), -(-channels // block)
         if groups * block != channels:
-            pads = [0] * (2 * (len(lead) + 1))
-            pads[-1] = groups * block - channels
-            padding = self._scalar(f"{name}_pads", np.asarray(pads, np.int64))
-            magnitude = self._node(
-                "Pad", name, [magnitude, padding], [*lead, groups * block], np.float32
+            pads = self._scalar(
+                f"{name}_pads", np.asarray([0, groups * block - channels], np.int64)
             )
-        target = self._scalar(
-            f"{name}_groups", np.asarray([0] * len(lead) + [groups, block], np.int64)
-        )
-        return self._node("Reshape", name, [magnitude, target], [*lead, groups, block], np.float32)
+            axis = self._scalar(f"{name}_pad_axes", np.asarray([-1], np.int64))
+            magnitude = self._node(
+                "Pad",
+                name,
+                [magnitude, pads, gs.Variable.empty(), axis],
+                _ending(x, groups * block),
+                np.float32,
+            )
+        rank = ir.tensor_rank(x)
+        sizes = [None, None] if rank is None else [rank - 1, rank + 1]
+        lead = self._node("Shape", name, [x], sizes[:1], np.int64, start=0, end=-1)
+        tail = self._scalar(f"{name}_groups", np.asarray([groups, block], np.int64))
+        target = self._node("Concat", name, [lead, tail], sizes[1:], np.int64, axis=0)
+        shape = _ending(x, groups, block)
+        return self._node("Reshape", name, [magnitude, target], shape, np.float32)
+
+
+def _ending(x: Any, *sizes: int) -> list[Any] | None:
+    """The leading dimensions of X, then `sizes`; None where its rank is not known."""
+    return None if x.shape is None else [*list(x.shape)[:-1], *sizes]

@@ -38,13 +38,13 @@ _CONTRIB = frozenset(
 def verify(graph: gs.Graph) -> None:
     """Check that the graph is valid ONNX; PassError names the node and the cause."""
     _check_structure(graph)
-    with _without_weights(graph):
+    with without_weights(graph):
         model = to_model(graph)
     check_model(model)
 
 
 @contextlib.contextmanager
-def _without_weights(graph: gs.Graph) -> Generator[None, None, None]:
+def without_weights(graph: gs.Graph) -> Generator[None, None, None]:
     """Large in-memory constants become references, so that exporting copies no weights."""
     saved: list[tuple[gs.Constant, Any]] = []
     try:

@@ -1,5 +1,6 @@
 // Output types and shapes at load time, so that ONNX Runtime can check and plan the rest of a
-// graph.
+// graph. What is unknown of the first input stays open: a dimension gets a name that nothing else
+// has, and where not even the rank is known, nothing is said.
 #ifndef QC_OPS_SHAPE_INFERENCE_H_
 #define QC_OPS_SHAPE_INFERENCE_H_
 

@@ -10,6 +10,7 @@ from kernel_library import KernelLibrary
 
 from qcompiler import runtime
 from qcompiler.errors import RuntimeLibraryError
+from qcompiler.session import CPU
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +69,16 @@ def cuda_device() -> CudaLibrary:
 def cuda(request) -> CudaLibrary:
     """The CUDA kernels, on the emulated GPU and on a real one."""
     return cuda_library(request.param)
+
+
+@pytest.fixture
+def emulated_session(emulated):
+    """session(model): the CUDA ops as ops for the CPU, on the emulated GPU."""
+
+    def create(model):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.register_custom_ops_library(emulated.path)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
+
+    return create

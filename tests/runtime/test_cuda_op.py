@@ -27,19 +27,6 @@ RNG = np.random.default_rng(23)
 
 
 @pytest.fixture
-def emulated_session(emulated):
-    """session(model): the CUDA ops as ops for the CPU, on the emulated GPU."""
-
-    def create(model):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.register_custom_ops_library(emulated.path)
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
-
-    return create
-
-
-@pytest.fixture
 def cuda_path() -> Path:
     path = runtime.cuda_library_path()
     if path is None:

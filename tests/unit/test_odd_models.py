@@ -14,6 +14,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from qcompiler.ir.io import import_proto, to_model
 from qcompiler.numerics.rounding import sqnr_db
+from qcompiler.session import create_session
 
 
 def run(path: Path, feeds: dict) -> list[np.ndarray]:
@@ -144,6 +145,77 @@ def test_compiles_to_what_the_source_computes(name: str, target: str, tmp_path: 
             sound = np.isfinite(a)
             assert np.array_equal(a[~sound], b[~sound])
             assert sqnr_db(a[sound], b[sound]) > 15
+
+
+LOOP = """
+g (float[n, 64] x) => (float[n, 96] y) {
+    h = MatMul(x, v)
+    f = Loop (trips, yes, h) <
+        body = step (int64 i, bool c, float[n, 64] a) => (bool d, float[n, 64] b) {
+            d = Identity(c)
+            b = Relu(a)
+        }
+    >
+    y = MatMul(f, w)
+}
+"""
+RANKS = """
+g (float[n, 64] x, bool c) => (float[n, 96] y) {
+    h = MatMul(x, v)
+    f = If (c) <
+        then_branch = yes () => (float[n, 64] p) { p = Relu(h) },
+        else_branch = no () => (float[1, n, 64] q) { q = Unsqueeze(h, first) }
+    >
+    y = MatMul(f, w)
+}
+"""
+CONTRIB = """
+g (float[n, 64] x) => (float[n, 96] y) {
+    h = MatMul(x, v)
+    a = com.microsoft.QuickGelu(h)
+    s = SimplifiedLayerNormalization <axis = -1, epsilon = 0.00001, stash_type = 1> (a, g)
+    y = MatMul(s, w)
+}
+"""
+COMPUTED = """
+g (float[n, 64] x) => (float[n, 96] y) {
+    h = MatMul(x, v)
+    shape = Shape(h)
+    chosen = Compress <axis = 0> (shape, both)
+    r = Reshape(h, chosen)
+    y = MatMul(r, w)
+}
+"""
+SQUARES = {"v": normal(K, K), "w": W}
+UNKNOWN = {
+    "a loop": model_of(LOOP, trips=np.int64(2), yes=np.array(True), **SQUARES),
+    "branches of two ranks": model_of(RANKS, first=np.array([0]), **SQUARES),
+    "operators that ONNX does not know": model_of(CONTRIB, g=np.ones(K, np.float32), **SQUARES),
+    "a computed shape": model_of(COMPUTED, both=np.array([True, True]), **SQUARES),
+}
+for model in UNKNOWN.values():
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+UNKNOWN["branches of two ranks"].graph.output[0].type.tensor_type.ClearField("shape")
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "w4a8"])
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_layers_behind_what_hides_the_shape(name: str, recipe: str, tmp_path: Path) -> None:
+    """They become ops, which compute the same with the library and without it."""
+    source, result = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    source.write_bytes(UNKNOWN[name].SerializeToString())
+    done = qc("compile", source, "-o", result, "-r", recipe)
+    assert done.exit_code == 0, done.stderr
+    compiled = [node.op_type for node in onnx.load(result).graph.node]
+    assert sum(op_type.startswith("MatMulW") for op_type in compiled) == 2
+    assert not {"MatMul", "QuantizeLinear", "DequantizeLinear"} & set(compiled)
+    feeds = {"x": normal(3, K, std=1.0), "c": np.array(False)}
+    (wanted,) = run(source, feeds)
+    kept = {name: feeds[name] for name in inputs(create_session(source))}
+    for library in (True, False):
+        (found,) = create_session(result, library=library).run(None, kept)
+        assert found.shape == wanted.shape
+        assert sqnr_db(wanted, found) > 15
 
 
 def test_inputs_of_no_rank_take_arrays(tmp_path: Path) -> None:
