@@ -18,7 +18,7 @@ No feed holds padding: statistics are over all positions, and count what a mask 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,7 @@ def load_source(
     samples: int = 32,
     length: int = 512,
     seed: int = 0,
+    like: Sequence[Mapping[str, Array]] = (),
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
@@ -88,7 +89,9 @@ def load_source(
     length = min(length, package.context_length() or length)
     source = str(spec)
     try:
-        feeds, description = _load(source, _Request(package, signature, samples, length, seed))
+        feeds, description = _load(
+            source, _Request(package, signature, samples, length, seed, like)
+        )
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
     return CalibrationData(tuple(feeds), description, digest(feeds))
@@ -112,6 +115,7 @@ class _Request:
     samples: int
     length: int
     seed: int
+    like: Sequence[Mapping[str, Array]] = ()
 
 
 def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
 
 COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "transforms", "op", "MB", "note")
+
+_OUTPUTS = 3  # outputs that a summary names
+_ASIDE = {
+    "exact": "no quantized layer reaches",
+    "beside": "too little to judge by",
+    "labels": "no floats",
+    "skipped": "not compared",
+}
 
 
 def summary(report: Report) -> list[str]:
@@ -40,11 +49,42 @@ def _verification(report: Report) -> list[str]:
     found = report.verification
     if found is None:
         return ["not verified"]
+    outputs = found["outputs"]
+    judged = [each for each in outputs if each["role"] == "judged"]
     line = f"signal-to-noise of the output {_decibel(found['sqnr_db'])} dB"
-    if found.get("top1_agreement") is not None:
+    if len(judged) > 1:
+        judged.sort(key=lambda each: each["sqnr_db"])
+        told = [f"{each['name']} {_decibel(each['sqnr_db'])} dB" for each in judged[:_OUTPUTS]]
+        more = f" and {len(judged) - _OUTPUTS} better ones" if len(judged) > _OUTPUTS else ""
+        line = f"signal-to-noise of the outputs: {', '.join(told)}{more}"
+    if found["samples"] > 1:
+        line += f" (worst sample {_decibel(found['worst_sample_db'])} dB)"
+    if found["top1_agreement"] is not None:
         line += f", same most likely token {100 * found['top1_agreement']:.1f}%"
-    seen = "held-back" if found.get("held_back", True) else "of the calibration"
-    return [line + f", on {found['samples']} {seen} samples"]
+    seen = "held-back" if found["held_back"] else "of the calibration"
+    return [f"{line}, on {found['samples']} {seen} samples", *_beside(outputs), *_elsewhere(found)]
+
+
+def _beside(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the outputs that are not judged."""
+    named = {role: [each for each in outputs if each["role"] == role] for role in _ASIDE}
+    told = {
+        "exact": [each["name"] for each in named["exact"]],
+        "beside": [f"{each['name']} {_decibel(each['sqnr_db'])} dB" for each in named["beside"]],
+        "labels": [f"{each['name']} {100 * each['equal']:.1f}% equal" for each in named["labels"]],
+        "skipped": [f"{each['name']} ({each['note']})" for each in named["skipped"]],
+    }
+    return [f"{_ASIDE[role]}: {', '.join(names)}" for role, names in told.items() if names]
+
+
+def _elsewhere(found: Mapping[str, Any]) -> list[str]:
+    """The same on default data, where the user gave some."""
+    usual = found["default_data"]
+    if usual is None:
+        return []
+    if usual["sqnr_db"] is None:
+        return [usual["source"]]
+    return [f"on default data ({usual['source']}): {_decibel(usual['sqnr_db'])} dB"]
 
 
 def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[list[str]]]:

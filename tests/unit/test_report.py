@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler.comparison import OutputQuality
 from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.passmanager import Record
 from qcompiler.recipe import load
@@ -25,6 +27,7 @@ from qcompiler.remarks import (
     Rounded,
 )
 from qcompiler.report import Report, build_report, summary, table, write_html, write_json
+from qcompiler.verification import Verification
 
 
 def record(name: str, *remarks: Remark) -> Record:
@@ -135,6 +138,20 @@ def report_of(history: list[Record], **changes: Any) -> Report:
     return build_report(history, **(given | changes))
 
 
+VERIFICATION = Verification(
+    sqnr_db=float("inf"),
+    worst_sample_db=float("inf"),
+    top1_agreement=0.5,
+    samples=2,
+    held_back=True,
+    finite=True,
+    outputs=(
+        OutputQuality(name="y", role="judged", sqnr_db=math.inf, worst_sample_db=math.inf),
+        OutputQuality(name="list", role="skipped", note="it is a seq(tensor(float))"),
+    ),
+)
+
+
 @pytest.fixture
 def report() -> Report:
     return report_of(
@@ -146,7 +163,7 @@ def report() -> Report:
         source_bytes=8_000_000,
         output_bytes=2_000_000,
         calibration="random-tokens",
-        verification={"sqnr_db": float("inf"), "top1_agreement": 0.5, "samples": 2},
+        verification=VERIFICATION.to_dict(),
         seconds=1.5,
     )
 

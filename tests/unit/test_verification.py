@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import odd_models as odd
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
+from qcompiler.analysis.reach import reach
 from qcompiler.errors import VerificationError
+from qcompiler.ir.io import import_proto
+from qcompiler.report import summary
 
 RECIPE = """
 name = "strict"
@@ -69,3 +73,127 @@ def test_good_enough_passes(model, tmp_path):
     result = qcompiler.compile(model, recipe=recipe(tmp_path, 5.0))
     assert result.report.verification["held_back"]
     assert result.report.verification["finite"]
+
+
+def compiled(text: str, path, recipe, **weights):
+    made = odd.model_of(text, **weights)
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(made, path)
+    return qcompiler.compile(path, recipe=recipe, calib_samples=4)
+
+
+def outputs_of(result) -> dict:
+    found = result.report.verification["outputs"]
+    return {output["name"]: (output["role"], output["sqnr_db"]) for output in found}
+
+
+CHAOTIC = "a = MatMul(x, w) b = Mul(a, big) s = Sin(b) chaotic = MatMul(s, w)"
+SQUARE = np.random.default_rng(1).normal(0, 0.125, (64, 64)).astype("f4")
+
+
+@pytest.mark.parametrize("order", ["exact, chaotic", "chaotic, exact", "fine, chaotic"])
+def test_the_worst_output_decides(tmp_path, order):
+    outputs = ", ".join(f"float[n, 64] {name}" for name in order.split(", "))
+    text = f"g (float[n, 64] x) => ({outputs}) {{ exact = Neg(x) fine = MatMul(x, w) {CHAOTIC} }}"
+    with pytest.raises(VerificationError, match=r"'chaotic', less than the 9\.0 dB"):
+        compiled(text, tmp_path / "m.onnx", recipe(tmp_path, 9.0), w=SQUARE, big=np.float32(60))
+
+
+def test_every_output_is_told(tmp_path):
+    text = """
+    g (float[n, 64] x) => (float[n, 64] exact, int64[n] label, float[n, 64] y, float total) {
+        exact = Neg(x) y = MatMul(x, w)
+        label = ArgMax <axis = 1, keepdims = 0> (y)
+        total = ReduceSum <keepdims = 0> (y)
+    }"""
+    result = compiled(text, tmp_path / "m.onnx", recipe(tmp_path, 5.0), w=SQUARE)
+    found = outputs_of(result)
+    roles = {name: role for name, (role, _) in found.items()}
+    assert roles == {"exact": "exact", "label": "labels", "y": "judged", "total": "beside"}
+    assert found["exact"][1] == np.inf
+    assert result.report.verification["sqnr_db"] == found["y"][1] > 15
+    assert result.report.verification["worst_sample_db"] <= found["y"][1]
+    told = "\n".join(summary(result.report))
+    assert f"signal-to-noise of the output {found['y'][1]:.1f} dB (worst sample" in told
+    assert "no quantized layer reaches: exact" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("int64[n]", "label = ArgMax <axis = 1, keepdims = 0> (y)"),
+        ("seq(float[n, 64])", "label = SequenceConstruct(y, x)"),
+    ],
+)
+def test_floats_before_other_outputs_are_judged(tmp_path, kind, last):
+    text = f"g (float[n, 64] x) => ({kind} label) {{ y = MatMul(x, w) {last} }}"
+    result = compiled(text, tmp_path / "m.onnx", recipe(tmp_path, 5.0), w=SQUARE)
+    found = outputs_of(result)
+    assert found["y"][0] == "judged" and found["y"][1] > 15
+    assert found["label"][0] in ("labels", "skipped")
+
+
+def test_floats_before_a_map():
+    text = """g (float[n, 64] x) => (seq(map(int64, float)) chances, float[n, 64] z) {
+        y = MatMul(x, w) p = Softmax(y) chances = ai.onnx.ml.ZipMap <classlabels_int64s = [0]> (p)
+        z = Neg(x)
+    }"""
+    model = odd.model_of(text, w=SQUARE)
+    model.graph.node[0].name = "layer"
+    model.graph.value_info.append(helper.make_tensor_value_info("p", TensorProto.FLOAT, None))
+    graph = import_proto(model)
+    found = reach(graph, {"layer"})
+    assert (found.outputs, found.before) == ({"chances"}, {"chances": ("p",)})
+    assert reach(graph, {"layer", "nowhere"}).outputs == {"chances", "z"}
+
+
+DRAWS = {
+    "normal": "r = RandomNormalLike(a)",
+    "uniform": "r = RandomUniformLike(a)",
+    "bernoulli": "q = Sigmoid(a) r = Bernoulli(q)",
+    "dropout": "t = Constant <value = bool {1}> () r = Dropout(a, half, t)",
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_both_draw_the_same_numbers(tmp_path, draw):
+    """With draws of its own on each side, no more than 3 dB."""
+    body = f"a = MatMul(x, w) {DRAWS[draw]} y = MatMul(r, w)"
+    text = f"g (float[n, 64] x) => (float[n, 64] y) {{ {body} }}"
+    result = compiled(
+        text, tmp_path / "m.onnx", recipe(tmp_path, 5.0), w=SQUARE, half=np.float32(0.5)
+    )
+    assert result.report.verification["sqnr_db"] > 12
+    nodes = [*onnx.load(tmp_path / "m.strict.onnx").graph.node]
+    drawing = [node for node in nodes if node.op_type in ("RandomNormalLike", "Bernoulli")]
+    assert not any(a.name == "seed" for node in drawing for a in node.attribute)
+
+
+def test_functions_draw_the_same_numbers_inlined(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (float[n, 64] x) => (float[n, 64] y) {
+        a = MatMul(x, w)
+        b = own.noisy(a)
+        c = own.noisy(b)
+        y = MatMul(c, w)
+    }
+    <domain: "own", opset_import: ["" : 21]>
+    noisy (v) => (u) { r = RandomNormalLike(v) u = Mul(v, r) }"""
+    made = onnx.parser.parse_model(text)
+    made.graph.initializer.append(numpy_helper.from_array(SQUARE, "w"))
+    onnx.save(made, tmp_path / "m.onnx")
+    result = qcompiler.compile(tmp_path / "m.onnx", recipe=recipe(tmp_path, 5.0), calib_samples=4)
+    assert result.report.verification["sqnr_db"] > 12
+
+
+def test_random_operators_leave_the_same_bytes(tmp_path):
+    text = """g (float[n, 64] x) => (float[n, 64] y) {
+        a = MatMul(x, w) r = RandomNormalLike(a) b = Add(a, r) y = MatMul(b, w)
+    }"""
+    files = []
+    for run in ("first", "second"):
+        folder = tmp_path / run
+        folder.mkdir()
+        files.append(compiled(text, folder / "m.onnx", "w4a8", w=SQUARE).files)
+    first, second = ([file.read_bytes() for file in each] for each in files)
+    assert first == second
