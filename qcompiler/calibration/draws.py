@@ -47,6 +47,11 @@ def fix_seeds(model: onnx.ModelProto) -> bool:
     return bool(nodes)
 
 
+def with_fixed_seeds(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model, changed, where it has random operators; None where it can be read as it is."""
+    return model if fix_seeds(model) else None
+
+
 def with_names_of_import(graph: gs.Graph) -> gs.Graph:
     """A source graph whose random operators have the names that they have behind `import`.
 

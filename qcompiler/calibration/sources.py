@@ -7,10 +7,10 @@
 | `pydoc:first`, `pydoc:second` | halves of the English text every Python ships |
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
-| `random` | normal noise, for models that read no tokens: ranges, not meaning |
+| `random` | noise, ids and masks for models of any other kind: ranges, not meaning (`defaults`) |
 
-Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that read no
-tokens: see `default_spec`.
+Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that are no
+language models: see `default_spec`.
 
 No feed holds padding: statistics are over all positions, and count what a mask hides.
 """
@@ -18,18 +18,21 @@ No feed holds padding: statistics are over all positions, and count what a mask 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from qcompiler.calibration.arrays import load_arrays
+from qcompiler.calibration.defaults import Defaults
+from qcompiler.calibration.draws import with_fixed_seeds
 from qcompiler.decoding import Decoder
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.evaluation.embeddings import token_rows
 from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text, sentences
-from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.feeds import IDS, Array, Signature, vocabulary
+from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage
 from qcompiler.session import create_session
 
@@ -41,6 +44,7 @@ ENCODER_BATCH = 12
 """Sentences of one length in a feed, at most: about eight on average in English text."""
 _CANDIDATES = 8
 """Sentences looked at for each that is needed: the more, the fuller the batches of one length."""
+_TEXT_RANK = 2  # [batch, tokens]
 SELF_BATCH = 8
 
 
@@ -77,21 +81,20 @@ def load_source(
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
-    `length` is cut to what the model can read. The same arguments give the same data. Raises
-    CalibrationError, naming the input or the file, when the data is missing, malformed, too
-    little, or does not fit the model.
+    `length` is cut to what the model can read. Noise is `like` other feeds where there are some, in
+    sizes, mean and spread. The same arguments give the same data. Raises CalibrationError, naming
+    the input or the file, when the data is missing, malformed, too little, or does not fit the
+    model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
     if seed < 0:
         raise CalibrationError(f"the seed must not be negative, as {seed} is")
-    signature = Signature.of(package)
-    length = min(length, package.context_length() or length)
+    signature, lookups = Signature.of(package), Lookups.of(package.proto())
     source = str(spec)
+    request = _Request(package, signature, lookups, samples, length, seed, like)
     try:
-        feeds, description = _load(
-            source, _Request(package, signature, samples, length, seed, like)
-        )
+        feeds, description = _load(source, request.fitted())
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
     return CalibrationData(tuple(feeds), description, digest(feeds))
@@ -104,7 +107,7 @@ def digest(feeds: Sequence[Feed]) -> str:
         for name in sorted(feed):
             array = np.ascontiguousarray(feed[name])
             sha.update(f"{name} {array.dtype} {array.shape};".encode())
-            sha.update(array.tobytes())
+            sha.update((array.astype(str) if array.dtype.kind == "O" else array).tobytes())
     return sha.hexdigest()
 
 
@@ -112,10 +115,31 @@ def digest(feeds: Sequence[Feed]) -> str:
 class _Request:
     package: ModelPackage
     signature: Signature
+    lookups: Lookups
     samples: int
     length: int
     seed: int
     like: Sequence[Mapping[str, Array]] = ()
+    batch: int = 1
+    """Texts of a feed, where each has its own."""
+
+    def fitted(self) -> _Request:
+        """The same for texts that the model can read: of its own size where that is fixed."""
+        shape = None if (ids := self.signature.input(IDS)) is None else ids.shape
+        batch, length = shape if shape and len(shape) == _TEXT_RANK else (None, None)
+        limits = (self.package.context_length(), self.lookups.positions)
+        longest = min([self.length, *(limit for limit in limits if limit)])
+        return replace(
+            self,
+            batch=batch if isinstance(batch, int) else 1,
+            length=length if isinstance(length, int) else longest,
+        )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all texts must have one length, and so many share a feed."""
+        ids = self.signature.input(IDS)
+        return any(isinstance(size, int) and size != 1 for size in (ids and ids.shape) or ())
 
 
 def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
@@ -123,13 +147,13 @@ def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
     if not spec:
         raise CalibrationError("the calibration source is empty; leave --calib out for the default")
     if path.suffix == ".npz" or path.is_dir():
-        return load_arrays(path, want.package, want.signature, want.samples)
+        return _varied(*load_arrays(path, want.signature, want.lookups.rows, want.samples))
     if spec == "random":
         return _random(want)
     if want.signature.kind == "other":
         raise CalibrationError(
-            f"{want.package.onnx_path} reads no token ids, so '{spec}' can't feed it; give an .npz "
-            "with arrays named after its inputs, or 'random'"
+            f"{want.package.onnx_path} reads no token ids, or not them alone, so '{spec}' "
+            "can't feed it; give an .npz with arrays named after its inputs, or 'random'"
         )
     if spec == "random-tokens":
         return _random_tokens(want)
@@ -147,26 +171,43 @@ def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
     part = ""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         part = f", from its first {MAX_BYTES >> 20} MiB"
-    build = _decoder_text if want.signature.kind == "decoder" else _encoder_text
+    windows = want.signature.kind == "decoder" or want.fixed
+    build = _windows if windows else _encoder_text
     feeds, description = build(text, want)
     return feeds, f"{spec}: {description}{part}"
 
 
-def _decoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
+def _windows(text: str, want: _Request) -> tuple[list[Feed], str]:
     ids = _encode(text, want)
-    lead = want.package.frame()[0]
-    step = want.length - len(lead)
+    lead, tail = _frame(want)
+    step = max(1, want.length - len(lead) - len(tail))
     starts = np.arange(0, len(ids) - step + 1, step)
     if len(starts) == 0:
+        if want.fixed:
+            raise CalibrationError(
+                f"the calibration text has {len(ids)} tokens; the model reads {want.length} at once"
+            )
         starts, step = np.array([0]), len(ids)
-    if len(starts) > want.samples:
+    count = want.samples * want.batch
+    if len(starts) > count:
         # Spread over the whole text, not its beginning only.
-        starts = np.sort(
-            np.random.default_rng(want.seed).choice(starts, want.samples, replace=False)
-        )
-    rows = [np.array([[*lead, *ids[s : s + step]]], np.int64) for s in starts]
-    feeds = [want.signature.feeds(row) for row in rows]
-    return feeds, f"{len(rows)} windows of {rows[0].shape[1]} tokens out of {len(ids)} tokens"
+        starts = np.sort(np.random.default_rng(want.seed).choice(starts, count, replace=False))
+    starts = np.resize(starts, -(-len(starts) // want.batch) * want.batch)
+    rows = [[*lead, *ids[s : s + step], *tail][: want.length] for s in starts]
+    feeds = _fed(rows, want)
+    return feeds, f"{len(rows)} windows of {len(rows[0])} tokens out of {len(ids)} tokens"
+
+
+def _frame(want: _Request) -> tuple[list[int], list[int]]:
+    """What goes before and after a text; a decoder's goes on."""
+    lead, tail = want.package.frame()
+    return lead, [] if want.signature.kind == "decoder" else tail
+
+
+def _fed(rows: Sequence[Sequence[int]], want: _Request) -> list[Feed]:
+    """Feeds of texts of one length, as many in each as the model takes."""
+    batches = [rows[start : start + want.batch] for start in range(0, len(rows), want.batch)]
+    return [want.signature.feeds(np.array(batch, np.int64)) for batch in batches]
 
 
 def _encoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
@@ -216,16 +257,14 @@ def _text_tokens(want: _Request) -> Array:
 def _random_tokens(want: _Request) -> tuple[list[Feed], str]:
     rng = np.random.default_rng(want.seed)
     tokens = _text_tokens(want)
-    lead, tail = want.package.frame()
-    if want.signature.kind == "decoder":
-        tail = []
+    lead, tail = _frame(want)
     body = max(1, want.length - len(lead) - len(tail))
-    feeds: list[Feed] = []
-    for _ in range(want.samples):
-        drawn = rng.choice(tokens, body)
-        feeds.append(want.signature.feeds(np.array([[*lead, *drawn, *tail]], np.int64)))
+    rows = [
+        [*lead, *rng.choice(tokens, body), *tail][: want.length]
+        for _ in range(want.samples * want.batch)
+    ]
     return (
-        feeds,
+        _fed(rows, want),
         f"random-tokens: {want.samples} x {want.length} of {len(tokens)} tokens, seed {want.seed}",
     )
 
@@ -233,7 +272,7 @@ def _random_tokens(want: _Request) -> tuple[list[Feed], str]:
 def _self(want: _Request) -> tuple[list[Feed], str]:
     if want.signature.kind != "decoder":
         raise CalibrationError("'self' needs a model that generates text; use random-tokens")
-    session = create_session(want.package.onnx_path)
+    session = create_session(want.package.onnx_path, model=with_fixed_seeds(want.package.proto()))
     tokens = _text_tokens(want)
     rng = np.random.default_rng(want.seed)
     rows: list[Array] = []
@@ -273,41 +312,31 @@ def _sample(logits: Array, tokens: Array, rng: np.random.Generator) -> Array:
 
 def _random(want: _Request) -> tuple[list[Feed], str]:
     if want.signature.kind != "other":
-        raise CalibrationError("'random' is for models that read no tokens; use random-tokens")
+        raise CalibrationError(
+            "'random' is for models other than language models; use random-tokens"
+        )
     rng = np.random.default_rng(want.seed)
-
-    def small(shape: tuple[int, ...]) -> Array:
-        return rng.integers(0, 2, shape)
-
-    draw: dict[str, Callable[[tuple[int, ...]], Array]] = {
-        "f": rng.standard_normal,
-        "i": small,
-        "u": small,
-        "b": small,
-    }
-    feeds: list[Feed] = []
-    for _ in range(want.samples):
-        feed: Feed = {}
-        for spec in want.signature.inputs:
-            kind = "f" if spec.dtype is not None and spec.dtype.name == "bfloat16" else None
-            kind = kind or (spec.dtype.kind if spec.dtype is not None else "")
-            if kind not in draw or spec.shape is None or spec.dtype is None:
-                raise CalibrationError(
-                    f"input '{spec.name}' can't be drawn at random; give an .npz"
-                )
-            feed[spec.name] = np.asarray(draw[kind](_sizes(spec.shape))).astype(spec.dtype)
-        feeds.append(feed)
+    defaults = Defaults(want.signature, want.lookups, length=want.length)
+    given = want.like or (None,)
+    feeds = [defaults.draw(rng, given[index % len(given)]) for index in range(want.samples)]
     return feeds, (
-        f"random: {want.samples} feeds of normal noise, seed {want.seed}. WARNING: noise is not "
-        "your data; ranges and transforms fitted to it may be wrong: give an .npz"
+        f"random: {want.samples} feeds of {defaults.description}, seed {want.seed}. WARNING: noise "
+        "is not your data; ranges and transforms fitted to it may be wrong: give an .npz"
     )
 
 
-def _sizes(shape: tuple[int | str | None, ...]) -> tuple[int, ...]:
-    """Sizes for open dimensions: batch 1, image sides 224, anything else 16."""
-    image = 4
-    side = 224 if len(shape) == image else 16
-    return tuple(
-        size if isinstance(size, int) else 1 if axis == 0 else side
-        for axis, size in enumerate(shape)
-    )
+def _varied(feeds: list[Feed], description: str) -> tuple[list[Feed], str]:
+    """Feeds with their description, which warns where they hardly vary."""
+    still = [
+        name
+        for name, value in feeds[0].items()
+        if value.dtype.kind == "f"
+        and value.size > 1
+        and all(feed[name].size and (feed[name] == value.flat[0]).all() for feed in feeds)
+    ]
+    if len(feeds) > 1 and len({digest([feed]) for feed in feeds}) == 1:
+        description += ". WARNING: all samples are the same"
+    elif still:
+        named = " and ".join(f"'{name}'" for name in still)
+        description += f". WARNING: {named} never changes; real data would"
+    return feeds, description

@@ -6,6 +6,7 @@ import numpy as np
 import odd_models as odd
 import onnx
 import pytest
+import tiny_models as tiny
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
@@ -197,3 +198,58 @@ def test_random_operators_leave_the_same_bytes(tmp_path):
         files.append(compiled(text, folder / "m.onnx", "w4a8", w=SQUARE).files)
     first, second = ([file.read_bytes() for file in each] for each in files)
     assert first == second
+
+
+FOLDED = """g (float[n, 64] x, float[n, 64] z) => (float[n, 64] y) {
+    far = Mul(x, far_off) a = Add(far, z) b = MatMul(a, w) y = Sin(b)
+}"""
+
+
+def given(folder, x) -> dict:
+    z = np.random.default_rng(2).normal(0, 0.1, (40, 64)).astype("f4")
+    np.savez(folder / "given.npz", x=x, z=z)
+    return {"calib": folder / "given.npz", "recipe": "fptq"}
+
+
+def test_a_result_that_works_on_its_own_data_only_is_refused(tmp_path):
+    onnx.save(odd.model_of(FOLDED, w=SQUARE, far_off=np.float32(100)), tmp_path / "m.onnx")
+    options = given(tmp_path, np.zeros((40, 64), "f4"))
+    with pytest.raises(VerificationError, match=r"like that of --calib only.*random: 2 feeds"):
+        qcompiler.compile(tmp_path / "m.onnx", **options)
+    result = qcompiler.compile(tmp_path / "m.onnx", force=True, **options)
+    assert "'x' never changes" in result.report.calibration
+    found = result.report.verification
+    assert found["sqnr_db"] > 10 and found["default_data"]["sqnr_db"] < 0
+    assert any("on default data (random: 2 feeds" in line for line in summary(result.report))
+
+
+def test_default_data_has_the_range_of_the_users(tmp_path):
+    onnx.save(odd.model_of(FOLDED, w=SQUARE, far_off=np.float32(100)), tmp_path / "m.onnx")
+    x = np.random.default_rng(3).normal(0, 1e-3, (40, 64)).astype("f4")
+    found = qcompiler.compile(tmp_path / "m.onnx", **given(tmp_path, x)).report.verification
+    assert found["sqnr_db"] > 10 and found["default_data"]["sqnr_db"] > 10
+
+
+def test_default_data_that_does_not_suit_the_model_is_no_fault(tmp_path):
+    text = """g (float[n, 64] x, string[n] word) => (float[n, 64] y, string[n] same) {
+        y = MatMul(x, w) same = Identity(word)
+    }"""
+    onnx.save(odd.model_of(text, w=SQUARE), tmp_path / "m.onnx")
+    x = np.random.default_rng(3).normal(0, 1, (40, 64)).astype("f4")
+    np.savez(tmp_path / "given.npz", x=x, word=np.array(["a"] * 40))
+    result = qcompiler.compile(tmp_path / "m.onnx", recipe="rtn", calib=tmp_path / "given.npz")
+    told = result.report.verification["default_data"]["source"]
+    assert told.startswith("not checked on default data: input 'word' can't be drawn")
+    assert told in summary(result.report)
+
+
+def test_caches_that_a_recipe_rescales_are_not_compared(tmp_path):
+    model = tiny.decoder(tiny.embedding(scale=0.2))
+    folder = tiny.save(model, tmp_path / "d", config=tiny.CONFIG)
+    path = tmp_path / "scaling.toml"
+    options = {"calib_samples": 2, "calib_length": 16, "calib": "random-tokens"}
+    path.write_text(
+        'base = "fptq"\n[[pass]]\nname = "plan-weights"\nmin_channels = 1\nmin_rows = 1'
+    )
+    found = outputs_of(qcompiler.compile(folder, recipe=path, **options))
+    assert found["logits"][0] == "judged" and found["present.0.key"][0] == "skipped"
