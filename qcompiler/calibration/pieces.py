@@ -31,11 +31,15 @@ def evaluate(
         {name: _as_taken(value, inputs[name]) for name, value in feed.items() if name in inputs}
         for feed in feeds
     ]
-    groups = [*((cut,) for cut in _cuts(graph)), tuple(names)]
+    stored: dict[str, Any] = graph.tensors()
+    constants = {name: stored[name] for name in names if ir.is_constant(stored.get(name))}
+    computed = [name for name in names if name not in constants]
+    groups = [*((cut,) for cut in _cuts(graph)), tuple(computed)]
     values: tuple[Sequence[Array], ...] = ()
     for values in stream_together(graph, groups, taken):  # noqa: B007  (the last counts)
         pass
-    return dict(zip(names, values, strict=True))
+    found = dict(zip(computed, values, strict=True))
+    return found | {name: [ir.array(each)] * len(feeds) for name, each in constants.items()}
 
 
 def _as_taken(value: Array, tensor: Any) -> Array:

@@ -100,6 +100,12 @@ def test_the_worst_output_decides(tmp_path, order):
         compiled(text, tmp_path / "m.onnx", recipe(tmp_path, 9.0), w=SQUARE, big=np.float32(60))
 
 
+def test_a_constant_output_is_exact(tmp_path):
+    text = "g (float[n, 64] x) => (float[n, 64] y, float[64, 64] w) { y = MatMul(x, w) }"
+    found = outputs_of(compiled(text, tmp_path / "m.onnx", recipe(tmp_path, 5.0), w=SQUARE))
+    assert (found["y"][0], found["w"]) == ("judged", ("exact", np.inf))
+
+
 def test_every_output_is_told(tmp_path):
     text = """
     g (float[n, 64] x) => (float[n, 64] exact, int64[n] label, float[n, 64] y, float total) {
