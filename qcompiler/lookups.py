@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
+from qcompiler import ops
 from qcompiler.models import all_nodes, all_tensors
 
 _WHOLE_NUMBERS = frozenset(
@@ -63,7 +64,7 @@ class Lookups:
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Lookups:
         """Read a loaded model (external data not needed)."""
-        if model.functions:
+        if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         reader = _Reader.of(model)
         for node in all_nodes(model):

@@ -146,11 +146,11 @@ class Supply:
         return 0 < self._held_back < len(data)
 
     def fresh(self) -> CalibrationData | None:
-        """Default data that neither passes nor verification have seen; None where all is that.
+        """Default data that no pass has seen; None where the passes have seen no other.
 
         CalibrationError where the model has none.
         """
-        if self._usual is None or self._usual == str(self._spec):
+        if not self.used or self._usual in (None, str(self._spec)):
             return None
         return load_source(
             self._usual,

@@ -7,7 +7,7 @@ import odd_models as odd
 import onnx
 import pytest
 import tiny_models as tiny
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler.calibration.sources import load_source
 from qcompiler.calibration.supply import short
@@ -70,6 +70,16 @@ def test_ids_are_drawn_from_the_rows_they_index(tmp_path, name):
     ids = np.concatenate([feed["tokens"] for feed in data.feeds])
     assert 25 < ids.max() < (40 if name == "shifted" else 50)
     assert f"ids below {40 if name == 'shifted' else 50} for 'tokens'" in data.description
+
+
+def test_ids_that_a_function_looks_up(tmp_path):
+    made = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+    g (int64[b, s] tokens) => (float[b, s, 8] y) { y = own.embed(tokens, E) }
+    <domain: "own", opset_import: ["" : 21]>
+    embed (ids, table) => (v) { v = Gather(table, ids) }""")
+    made.graph.initializer.append(numpy_helper.from_array(E, "E"))
+    onnx.save(made, tmp_path / "model.onnx")
+    assert "ids below 50" in drawn(open_package(tmp_path / "model.onnx")).description
 
 
 DECODER = """g (int64[batch, seq] decoder_ids, int64[batch, enc] encoder_attention_mask,

@@ -243,10 +243,18 @@ def test_default_data_that_does_not_suit_the_model_is_no_fault(tmp_path):
     onnx.save(odd.model_of(text, w=SQUARE), tmp_path / "m.onnx")
     x = np.random.default_rng(3).normal(0, 1, (40, 64)).astype("f4")
     np.savez(tmp_path / "given.npz", x=x, word=np.array(["a"] * 40))
-    result = qcompiler.compile(tmp_path / "m.onnx", recipe="rtn", calib=tmp_path / "given.npz")
+    result = qcompiler.compile(
+        tmp_path / "m.onnx", recipe="w4a8-fast", calib=tmp_path / "given.npz"
+    )
     told = result.report.verification["default_data"]["source"]
     assert told.startswith("not checked on default data: input 'word' can't be drawn")
     assert told in summary(result.report)
+
+
+def test_data_that_no_pass_has_seen_has_broken_nothing(model, tmp_path):
+    np.savez(tmp_path / "given.npz", x=np.random.default_rng(3).normal(0, 1, (40, 64)))
+    result = qcompiler.compile(model, recipe="rtn", calib=tmp_path / "given.npz")
+    assert result.report.verification["default_data"] is None
 
 
 def test_caches_that_a_recipe_rescales_are_not_compared(tmp_path):
