@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from qcompiler.numerics.rounding import decibel
 from qcompiler.session import create_session, one_line
 
 Array = np.ndarray[Any, Any]
-Role = Literal["judged", "beside", "exact", "labels", "skipped"]
+Role = Literal["judged", "beside", "state", "exact", "labels", "skipped"]
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _FEW = 16
@@ -42,8 +42,9 @@ class OutputQuality:
 
     name: str
     role: Role
-    """judged; beside: of floats, but too few, or all zero, to judge by; exact: no quantized layer
-    reaches it; labels: no floats, compared value by value; skipped: not compared, see `note`."""
+    """judged; beside: of floats, but too few, or all zero, to judge by; state: a cache that the
+    model reads again, whose errors show in the judged ones; exact: no quantized layer reaches it;
+    labels: no floats, compared value by value; skipped: not compared, see `note`."""
     sqnr_db: float | None = None
     """Signal-to-noise of floats in dB over all samples; inf where they are equal."""
     worst_sample_db: float | None = None
@@ -75,8 +76,10 @@ class Pair:
     package: ModelPackage
     staged: Path
     reach: Reach
-    rescaled: frozenset[str] = frozenset()
-    """Outputs that the recipe scales: they are not to be what the source's are."""
+    caches: frozenset[str] = frozenset()
+    """Outputs that the model reads again."""
+    rescaled: bool = False
+    """Whether the recipe scales these, so that they are not to be what the source's are."""
 
     def compare(self, feeds: Sequence[Feed]) -> Comparison:
         """Every output of the model; floats before them where these alone tell the quality.
@@ -96,6 +99,8 @@ class Pair:
         for name, result in results.values.items():
             reached = name in self.reach.outputs or name in results.before
             found = _quality(name, values[name], result, reached=reached, resized=resized)
+            if name in self.caches and found.role == "judged":
+                found = replace(found, role="state")
             if agreement is None and found.role == "judged":
                 agreement = _top1_agreement(values[name], result)
             outputs.append(found)
@@ -130,7 +135,8 @@ class _Results:
         session = _open(path, before)
         types = {each.name: str(each.type) for each in session.get_outputs()}
         skipped = {name: f"it is a {kind}" for name, kind in types.items() if not _is_array(kind)}
-        skipped |= dict.fromkeys(pair.rescaled, "the recipe scales it (through_cache)")
+        if pair.rescaled:
+            skipped |= dict.fromkeys(pair.caches, "the recipe scales it (through_cache)")
         names = [name for name in types if name not in skipped and name not in before]
         if any(types[name] in _FLOATS and name in pair.reach.outputs for name in names):
             before = ()

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import __version__, ir, memory, targets
 from qcompiler import recipe as recipes
-from qcompiler.analysis.reach import reach
+from qcompiler.analysis.reach import Reach, reach
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.comparison import Pair
@@ -127,7 +127,7 @@ class _Compilation:
                 del graph
             memory.release()
             if verify:
-                pair = Pair(package, scratch / name, reached, self._rescaled())
+                pair = self._pair(scratch / name, reached)
                 checked = verify_output(pair, supply, self.recipe, force)
             if package.folder is not None:
                 written += _companions(package, scratch, name, self.target)
@@ -157,11 +157,16 @@ class _Compilation:
         require_matches(job.context, {r.layer for step in history for r in step.remarks})
         return graph
 
-    def _rescaled(self) -> frozenset[str]:
-        """Caches that the recipe may scale along with what reads them."""
-        scaling = any(options_of(step).get("through_cache") for step in self.recipe.passes)
-        caches = Signature.of(self.job.package).caches if scaling else ()
-        return frozenset(cache.present for cache in caches)
+    def _pair(self, staged: Path, reached: Reach) -> Pair:
+        """Source and result, as they are to be compared."""
+        package = self.job.package
+        return Pair(
+            package,
+            staged,
+            reached,
+            caches=frozenset(cache.present for cache in Signature.of(package).caches),
+            rescaled=any(options_of(step).get("through_cache") for step in self.recipe.passes),
+        )
 
 
 def _output_path(

@@ -1,6 +1,7 @@
 """Whether a compiled model still does what its source does, on data that no pass has seen.
 
-Every output of floats that a quantized layer reaches is judged, and the worst one decides. Where
+Every output of floats that a quantized layer reaches is judged, and the worst one decides. Caches
+that the model reads again only have to be finite: what their errors do shows in the others. Where
 there is none, because the model gives labels, sequences or maps, the floats these are made from
 are judged.
 """
@@ -91,7 +92,7 @@ def verify_output(pair: Pair, source: Supply, chosen: Recipe, force: bool) -> Ve
 
 def _deciding(outputs: Sequence[OutputQuality]) -> list[OutputQuality]:
     """The outputs that decide: those beside the judged ones only where there are no others."""
-    for role in ("judged", "beside", "exact"):
+    for role in ("judged", "beside", "state", "exact"):
         found = [each for each in outputs if each.role == role and each.sqnr_db is not None]
         if found:
             return found

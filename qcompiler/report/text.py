@@ -15,6 +15,7 @@ _OUTPUTS = 3  # outputs that a summary names
 _ASIDE = {
     "exact": "no quantized layer reaches",
     "beside": "too little to judge by",
+    "state": "caches that the model reads again",
     "labels": "no floats",
     "skipped": "not compared",
 }
@@ -54,9 +55,7 @@ def _verification(report: Report) -> list[str]:
     line = f"signal-to-noise of the output {_decibel(found['sqnr_db'])} dB"
     if len(judged) > 1:
         judged.sort(key=lambda each: each["sqnr_db"])
-        told = [f"{each['name']} {_decibel(each['sqnr_db'])} dB" for each in judged[:_OUTPUTS]]
-        more = f" and {len(judged) - _OUTPUTS} better ones" if len(judged) > _OUTPUTS else ""
-        line = f"signal-to-noise of the outputs: {', '.join(told)}{more}"
+        line = f"signal-to-noise of the outputs: {_few([_with_ratio(each) for each in judged])}"
     if found["samples"] > 1:
         line += f" (worst sample {_decibel(found['worst_sample_db'])} dB)"
     if found["top1_agreement"] is not None:
@@ -70,11 +69,38 @@ def _beside(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
     named = {role: [each for each in outputs if each["role"] == role] for role in _ASIDE}
     told = {
         "exact": [each["name"] for each in named["exact"]],
-        "beside": [f"{each['name']} {_decibel(each['sqnr_db'])} dB" for each in named["beside"]],
+        "beside": [_with_ratio(each) for each in named["beside"]],
+        "state": _caches(named["state"]),
         "labels": [f"{each['name']} {100 * each['equal']:.1f}% equal" for each in named["labels"]],
-        "skipped": [f"{each['name']} ({each['note']})" for each in named["skipped"]],
+        "skipped": _by_note(named["skipped"]),
     }
-    return [f"{_ASIDE[role]}: {', '.join(names)}" for role, names in told.items() if names]
+    return [f"{_ASIDE[role]}: {_few(names)}" for role, names in told.items() if names]
+
+
+def _with_ratio(output: Mapping[str, Any]) -> str:
+    return f"{output['name']} {_decibel(output['sqnr_db'])} dB"
+
+
+def _by_note(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Outputs with the same note together."""
+    names: dict[str, list[str]] = {}
+    for each in outputs:
+        names.setdefault(each["note"], []).append(each["name"])
+    return [f"{_few(same)} ({note})" for note, same in names.items()]
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _OUTPUTS} more" if len(names) > _OUTPUTS else ""
+    return ", ".join(names[:_OUTPUTS]) + more
+
+
+def _caches(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many there are, and how good at least."""
+    if not outputs:
+        return []
+    least = min(each["sqnr_db"] for each in outputs)
+    return [f"{len(outputs)}, each with {_decibel(least)} dB or more"]
 
 
 def _elsewhere(found: Mapping[str, Any]) -> list[str]:

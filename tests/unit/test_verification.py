@@ -257,13 +257,19 @@ def test_data_that_no_pass_has_seen_has_broken_nothing(model, tmp_path):
     assert result.report.verification["default_data"] is None
 
 
-def test_caches_that_a_recipe_rescales_are_not_compared(tmp_path):
+@pytest.mark.parametrize(("base", "role"), [("fptq", "skipped"), ("w4a8-fast", "state")])
+def test_caches_do_not_decide(tmp_path, base, role):
+    """`fptq` even scales what is in them."""
     model = tiny.decoder(tiny.embedding(scale=0.2))
     folder = tiny.save(model, tmp_path / "d", config=tiny.CONFIG)
-    path = tmp_path / "scaling.toml"
-    options = {"calib_samples": 2, "calib_length": 16, "calib": "random-tokens"}
+    path = tmp_path / "small.toml"
     path.write_text(
-        'base = "fptq"\n[[pass]]\nname = "plan-weights"\nmin_channels = 1\nmin_rows = 1'
+        f'base = "{base}"\n[[pass]]\nname = "plan-weights"\nmin_channels = 1\nmin_rows = 1'
     )
-    found = outputs_of(qcompiler.compile(folder, recipe=path, **options))
-    assert found["logits"][0] == "judged" and found["present.0.key"][0] == "skipped"
+    options = {"calib_samples": 2, "calib_length": 16, "calib": "random-tokens"}
+    result = qcompiler.compile(folder, recipe=path, **options)
+    found = outputs_of(result)
+    assert found["logits"][0] == "judged" and found["present.0.key"][0] == role
+    assert result.report.verification["sqnr_db"] == found["logits"][1]
+    told = [line for line in summary(result.report) if "caches that" in line]
+    assert told == [] if role == "skipped" else "2, each with" in told[0]
