@@ -91,12 +91,16 @@ def verify_output(pair: Pair, source: Supply, chosen: Recipe, force: bool) -> Ve
 
 
 def _deciding(outputs: Sequence[OutputQuality]) -> list[OutputQuality]:
-    """The outputs that decide: those beside the judged ones only where there are no others."""
-    for role in ("judged", "beside", "state", "exact"):
-        found = [each for each in outputs if each.role == role and each.sqnr_db is not None]
-        if found:
-            return found
-    return []
+    """The outputs that decide: those beside the judged ones only where there are no others.
+
+    What no quantized layer reaches is equal, or something is broken that is no quantization.
+    """
+    compared = [each for each in outputs if each.sqnr_db is not None]
+    untouched = [each for each in compared if each.role == "exact"]
+    for role in ("judged", "beside", "state"):
+        if found := [each for each in compared if each.role == role]:
+            return found + untouched
+    return untouched
 
 
 def _least(outputs: Sequence[OutputQuality]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +69,10 @@ def _beside(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is to be said of the outputs that are not judged."""
     named = {role: [each for each in outputs if each["role"] == role] for role in _ASIDE}
     told = {
-        "exact": [each["name"] for each in named["exact"]],
+        "exact": [
+            each["name"] if each["sqnr_db"] in (None, math.inf) else _with_ratio(each)
+            for each in named["exact"]
+        ],
         "beside": [_with_ratio(each) for each in named["beside"]],
         "state": _caches(named["state"]),
         "labels": [f"{each['name']} {100 * each['equal']:.1f}% equal" for each in named["labels"]],
