@@ -13,6 +13,9 @@ whose relative error is within `tolerance` is taken. Where none is, it is the mo
 dynamic ones. Layers that read one activation are planned alike, by the largest of their errors,
 because they share its Q/DQ and may share a node.
 
+An input that never changes on the calibration data gives no range for a static scale, whatever the
+policy: its layers get a scale per token.
+
 The graph is not changed; the decisions travel in the context.
 """
 
@@ -75,9 +78,14 @@ class PlanActivations(Pass):
             peak = self._peak(layer, statistics)
             found = errors.get(layer.name)
             chosen = self._choose(peak, found)
+            still = chosen.activation is Granularity.PER_TENSOR and _still(layer, statistics)
+            if still:
+                chosen = LayerPlan(activation=Granularity.PER_TOKEN)
             plan[layer.name] = replace(chosen, weight=ctx.plan[layer.name].weight)
             how = chosen.activation.value + (", equalized" if chosen.equalize else "")
-            if found is not None:
+            if still:
+                how += ": its input never changes on the calibration data, which gives no range"
+            elif found is not None:
                 how += ": output error " + ", ".join(f"{e:.4f} {g.value}" for g, e in found.items())
             elif self.policy == "measured":
                 how += ": its output is constant on the calibration data"
@@ -161,3 +169,9 @@ class PlanActivations(Pass):
         if peak is None or peak >= self.v1:
             return LayerPlan(activation=Granularity.PER_TOKEN)
         return LayerPlan(activation=Granularity.PER_TENSOR, equalize=peak > self.v0)
+
+
+def _still(layer: Layer, statistics: Statistics | None) -> bool:
+    """Whether calibration data gives a layer's input no range."""
+    found = None if statistics is None else statistics.tensors.get(str(layer.x.name))
+    return found is not None and found.still

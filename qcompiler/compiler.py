@@ -15,17 +15,21 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import __version__, ir, memory, targets
 from qcompiler import recipe as recipes
+from qcompiler.analysis.reach import Reach, reach
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
+from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
+from qcompiler.feeds import Signature
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Recipe, options_of
+from qcompiler.remarks import Merged, Rounded
 from qcompiler.report import Report, account, build_report, told_sizes
 from qcompiler.staging import scratch_beside
 from qcompiler.targets import Target
-from qcompiler.verification import Verification, require_floats, verify_output
+from qcompiler.verification import Verification, verify_output
 
 _HELD_BACK = 2
 
@@ -78,16 +82,18 @@ def compile(
     if budget is not None or max_kl is not None:
         chosen = recipes.with_budget(chosen, budget, max_kl)
     wanted = targets.get(target)
+    usual = default_spec(package, chosen.calibration)
     job = open_job(
         package,
         chosen.passes + wanted.passes(),
         target=wanted,
         calibration=Calibration(
-            source=default_spec(package, chosen.calibration) if calib is None else calib,
+            source=usual if calib is None else calib,
             samples=calib_samples or chosen.calibration_samples,
             length=calib_length,
             seed=seed,
             held_back=_HELD_BACK,
+            usual=usual,
         ),
         exclude=exclude,
         dump_ir=dump_ir,
@@ -114,13 +120,15 @@ class _Compilation:
         with scratch_beside(final) as scratch:
             name = final.name if package.folder is None else package.onnx_path.name
             with ir.spilling(scratch):
-                graph = self._quantized(verify)
+                graph = self._quantized()
                 metadata = _metadata(package, self.recipe, self.target, supply)
                 written = ir.write_model(graph, scratch / name, metadata=metadata)
+                reached = reach(graph, _quantized_nodes(self.job.manager.history))
                 del graph
             memory.release()
             if verify:
-                checked = verify_output(package, scratch / name, supply, self.recipe, force)
+                pair = self._pair(scratch / name, reached)
+                checked = verify_output(pair, supply, self.recipe, force)
             if package.folder is not None:
                 written += _companions(package, scratch, name, self.target)
             sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
@@ -139,17 +147,26 @@ class _Compilation:
         )
         return CompileResult(output=final, files=tuple(files), report=report)
 
-    def _quantized(self, verify: bool) -> gs.Graph:
+    def _quantized(self) -> gs.Graph:
         """The graph behind the last pass."""
         job, history = self.job, self.job.manager.history
         graph = ir.read_model(job.package.onnx_path)
-        if verify:
-            require_floats(graph, job.package)
         graph, _ = job.manager.run(graph, job.context)
         _require_quantized(history, job.package)
         # plan-weights has looked for the patterns among all nodes, before the long passes.
         require_matches(job.context, {r.layer for step in history for r in step.remarks})
         return graph
+
+    def _pair(self, staged: Path, reached: Reach) -> Pair:
+        """Source and result, as they are to be compared."""
+        package = self.job.package
+        return Pair(
+            package,
+            staged,
+            reached,
+            caches=frozenset(cache.present for cache in Signature.of(package).caches),
+            rescaled=any(options_of(step).get("through_cache") for step in self.recipe.passes),
+        )
 
 
 def _output_path(
@@ -185,6 +202,16 @@ def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None
     if weights is not None and weights.bytes:
         why += f"; what holds its weights: {told_sizes(weights.rest)}"
     raise ModelError(f"{package.onnx_path} holds nothing this recipe can quantize{why}")
+
+
+def _quantized_nodes(history: Sequence[Record]) -> set[str]:
+    """The names of nodes that compute quantized layers and tables in the result."""
+    remarks = [remark for step in history for remark in step.remarks]
+    names = {remark.layer for remark in remarks if isinstance(remark, Rounded)}
+    for remark in remarks:
+        if isinstance(remark, Merged) and not names.isdisjoint(remark.members):
+            names = names.difference(remark.members) | {remark.into}
+    return names
 
 
 def _metadata(

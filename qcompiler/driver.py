@@ -29,6 +29,8 @@ class Calibration:
     seed: int = 0
     held_back: int = 0
     """Samples that are kept from the passes."""
+    usual: str | None = None
+    """The source that the model has by default, where the result is to be checked on it too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def open_job(
         length=calibration.length,
         seed=calibration.seed,
         held_back=calibration.held_back,
+        usual=calibration.usual,
         progress=progress,
     )
     context = PassContext(exclude=tuple(exclude), data=supply, progress=progress)

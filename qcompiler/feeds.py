@@ -15,13 +15,14 @@ import onnx
 import onnxruntime as ort
 
 from qcompiler.errors import ModelError
+from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage, all_nodes
 
 Kind = Literal["decoder", "encoder", "other"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
-_SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
+SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
 _FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -152,8 +153,8 @@ class Signature:
                 continue
             if spec.name in values:
                 feeds[spec.name] = np.ascontiguousarray(values[spec.name], dtype=spec.dtype)
-            elif spec.name in _SWITCHES:
-                value = _SWITCHES[spec.name]
+            elif spec.name in SWITCHES:
+                value = SWITCHES[spec.name]
                 feeds[spec.name] = np.full((1,) * (spec.rank or 0), value, dtype=spec.dtype)
             else:
                 raise ModelError(
@@ -171,6 +172,14 @@ class Signature:
             return 0
         first = self.caches[0]
         return int(np.shape(past[first.past])[first.sequence_axis])
+
+
+def untensored(spec: TensorSpec) -> str:
+    """Why an input that is a sequence, a map or optional can't be fed, and what to do."""
+    return (
+        f"input '{spec.name}' is no tensor, and calibration data holds tensors only; compile with "
+        "--no-verify by a recipe that needs no data, such as rtn"
+    )
 
 
 def as_taken(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,23 +205,16 @@ def vocabulary(package: ModelPackage, signature: Signature) -> int:
     if signature.kind == "decoder":
         width = next(o.last() for o in signature.outputs if o.name == signature.logits)
         sizes += [width] if width else []
-    sizes += _embedding_rows(package.proto())
+    rows = Lookups.of(package.proto()).rows.get(IDS)
+    sizes += [] if rows is None else [rows]
     if package.tokenizer_file is not None:
         sizes.append(package.tokenizer().get_vocab_size(with_added_tokens=True))
     if not sizes:
         raise ModelError(
-            f"{package.onnx_path}: its vocabulary size is unknown; put its tokenizer.json beside it"
+            f"{package.onnx_path}: its vocabulary size is unknown; put its tokenizer.json "
+            f"beside it, or give an .npz with '{IDS}'"
         )
     return min(sizes)
-
-
-def _embedding_rows(model: onnx.ModelProto) -> list[int]:
-    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
-    return [
-        rows[node.input[0]]
-        for node in model.graph.node
-        if node.op_type == "Gather" and node.input[1] == IDS and node.input[0] in rows
-    ]
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,7 @@ def _signature(
         logits = by_name.get("logits")
         token_wise = logits is not None and logits.rank in (None, _LAST_AXIS_IS_TOKENS)
         kind = "decoder" if caches or (token_wise and TYPES not in names) else "encoder"
-    known = names <= {IDS, MASK, POSITIONS, TYPES, *_SWITCHES, *(c.past for c in caches)}
+    known = names <= {IDS, MASK, POSITIONS, TYPES, *SWITCHES, *(c.past for c in caches)}
     if not known:
         kind = "other"
     return Signature(kind, inputs, outputs, tuple(caches), shares_buffer and bool(caches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,8 +58,10 @@ def generate(
 
     Raises ModelError if the model is no decoder, has no tokenizer, or `chat` has no template.
     """
-    if max_new_tokens < 1 or temperature < 0 or top_k < 1:
-        raise ModelError("max_new_tokens and top_k must be at least 1, temperature at least 0")
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 1:
+        raise ModelError(
+            "max_new_tokens and top_k must be at least 1, temperature at least 0 and finite"
+        )
     signature, tokenizer = Signature.of(package), package.tokenizer()
     if signature.kind != "decoder":
         raise ModelError(f"{package.onnx_path} is no decoder: it can't generate text")

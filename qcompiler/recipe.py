@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
+import math
 import re
 import tomllib
 import types
@@ -119,6 +120,9 @@ def _convert(where: str, annotation: Any, value: Any) -> Any:
             raise RecipeError(f"{where} must be one of {known}, not {value!r}") from None
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        # Every comparison with NaN is false: it would switch off what the option is for.
+        raise RecipeError(f"{where} must be a finite number, not {value}")
     if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
         raise RecipeError(f"{where} must be {annotation.__name__}, not {value!r}")
     return value

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 
 from qcompiler import runtime
@@ -19,6 +20,9 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 """Execution providers of a session, by the name that commands give them."""
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Session config entry: the folder of the external data of a model that is not read from a file."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +41,15 @@ def create_session(
     library: bool | None = None,
     options: Mapping[str, str] | None = None,
     providers: Sequence[str] = (CPU,),
+    model: onnx.ModelProto | None = None,
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
 
     `threads`: intra-op threads, None for ORT's choice. `library`: None registers the op library
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
-    kernels for it, where that was built. `options` are session config entries.
+    kernels for it, where that was built. `options` are session config entries. `model` is loaded
+    in place of what the ONNX file holds, with the external data beside the file.
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -62,8 +68,13 @@ def create_session(
     if missing:
         have = ", ".join(ort.get_available_providers())
         raise ModelError(f"this onnxruntime has no {missing[0]}; it has {have}")
+    source: str | bytes = os.fspath(onnx_path)
+    if model is not None:
+        source = model.SerializeToString()
+        folder = os.fspath(onnx_path.resolve().parent)
+        session_options.add_session_config_entry(EXTERNAL_FOLDER, folder)
     try:
-        session = ort.InferenceSession(os.fspath(onnx_path), session_options, list(providers))
+        session = ort.InferenceSession(source, session_options, list(providers))
     except Exception as error:  # ORT's own exceptions share no base class
         raise ModelError(f"{onnx_path}: ONNX Runtime refuses it: {one_line(error)}") from error
     if providers and session.get_providers()[0] != providers[0]:

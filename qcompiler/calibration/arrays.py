@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler.errors import CalibrationError
-from qcompiler.feeds import IDS, MASK, POSITIONS, TYPES, Array, Signature, TensorSpec, vocabulary
-from qcompiler.models import ModelPackage
+from qcompiler.feeds import IDS, MASK, POSITIONS, TYPES, Array, Signature, TensorSpec, untensored
 
 _BATCH = 8
 """Samples a feed, where the model's batch axis is open: bounds the activations in memory."""
 
 
 def load_arrays(
-    path: Path, package: ModelPackage, signature: Signature, samples: int
+    path: Path, signature: Signature, rows: Mapping[str, int], samples: int
 ) -> tuple[list[dict[str, Array]], str]:
     """At most `samples` feeds from an .npz file or a directory of them (in order of name).
 
     An array has its input's rank (one feed, cut along an open batch axis) or one axis more (feeds
     stacked along the first); where a rank is unknown, a file is one feed. Language models need
     `input_ids` only; the rest is derived. Texts that `attention_mask` says are padded become feeds
-    of their own without the padding, where the model's sizes are open.
+    of their own without the padding, where the model's sizes are open. `rows`: by input, how many
+    ids there are, where that is known.
 
     Raises CalibrationError naming the file and the input that does not fit.
     """
@@ -35,7 +35,7 @@ def load_arrays(
     for file in files:
         if len(feeds) > samples:
             break
-        feeds.extend(_file_feeds(file, package, signature))
+        feeds.extend(_file_feeds(file, signature, rows))
     if not feeds:
         raise CalibrationError(f"{path}: its arrays are empty")
     used = feeds[:samples]
@@ -43,7 +43,9 @@ def load_arrays(
     return used, f"{path}: {len(used)}{more} feeds from {len(files)} file(s)"
 
 
-def _file_feeds(file: Path, package: ModelPackage, signature: Signature) -> list[dict[str, Array]]:
+def _file_feeds(
+    file: Path, signature: Signature, rows: Mapping[str, int]
+) -> list[dict[str, Array]]:
     arrays = _read(file)
     specs = {spec.name: spec for spec in signature.inputs}
     for name in arrays:
@@ -59,8 +61,9 @@ def _file_feeds(file: Path, package: ModelPackage, signature: Signature) -> list
         if name not in arrays and name not in derived:
             raise CalibrationError(f"{file}: no array for input '{name}'")
     checked = {name: _check(file, specs[name], array) for name, array in arrays.items()}
-    if signature.kind != "other" and IDS in checked:
-        ids, size = checked[IDS], vocabulary(package, signature)
+    size = rows.get(IDS)
+    if size is not None and IDS in checked:
+        ids = checked[IDS]
         if ids.size and (ids.min() < 0 or ids.max() >= size):
             raise CalibrationError(f"{file}: input '{IDS}' has ids outside [0, {size})")
     feeds = _split(file, checked, specs)
@@ -98,7 +101,7 @@ def _read(file: Path) -> dict[str, Array]:
 def _check(file: Path, spec: TensorSpec, array: Array) -> Array:
     where = f"{file}: input '{spec.name}'"
     if spec.dtype is None:
-        raise CalibrationError(f"{where} is no tensor of numbers: it can't be calibrated")
+        raise CalibrationError(untensored(spec))
     wanted = (None,) * array.ndim if spec.shape is None else spec.shape
     rank = len(wanted)
     if array.ndim not in (rank, rank + 1):
@@ -135,7 +138,9 @@ def _split(
     if stacked:
         _same_count(file, counts)
         total = next(iter(counts.values()))
-        return [{name: array[i] for name, array in arrays.items()} for i in range(total)]
+        return [
+            {name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(total)
+        ]
     if not counts or any(rank == 0 for rank in ranks.values()) or len(set(counts.values())) > 1:
         return [dict(arrays)]
     firsts = [shape[0] for name in arrays if (shape := specs[name].shape)]

@@ -16,9 +16,10 @@ import onnxruntime as ort
 from onnx import helper
 
 from qcompiler import ir
+from qcompiler.calibration.draws import fix_seeds
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import scratch
-from qcompiler.session import one_line
+from qcompiler.session import EXTERNAL_FOLDER, one_line
 
 _LARGE = 64 << 10  # bytes from which an initializer goes through a file
 
@@ -102,6 +103,7 @@ def graph_session(
     with tempfile.TemporaryDirectory(prefix="qcompiler-", dir=beside) as folder:
         with ir.on_disk(graph, Path(folder), _LARGE) as model:
             changed = change(model)
+            fix_seeds(changed)
             _look_up_columns(changed.graph)
             _prune(changed.graph)
             session = _session(changed, ir.model_folder(graph))
@@ -120,9 +122,7 @@ def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSessio
     # By default ONNX Runtime rounds the activations of 4-bit layers once more.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
+        options.add_session_config_entry(EXTERNAL_FOLDER, str(folder))
     try:
         return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

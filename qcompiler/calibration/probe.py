@@ -1,4 +1,7 @@
-"""What a model gives when some of its constants are others, run after run in one session."""
+"""What a model gives when some of its constants are others, run after run in one session.
+
+A model that draws random numbers gets a session for each variant: all see the same draws.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from qcompiler import memory
+from qcompiler.calibration.draws import draws
 from qcompiler.calibration.graph_session import graph_session
 from qcompiler.errors import CalibrationError
 from qcompiler.session import one_line
@@ -41,20 +46,31 @@ def probe(
         return model
 
     memory.release()
-    with graph_session(graph, open_up) as session:
-        needed = {item.name for item in session.get_inputs()}
-        for variant in variants:
-            try:
-                yield [
-                    np.asarray(
-                        session.run(
-                            [output], {k: v for k, v in feed.items() if k in needed} | dict(variant)
-                        )[0]
-                    )
-                    for feed in feeds
-                ]
-            except Exception as error:  # ONNX Runtime's errors share no other base class
-                raise CalibrationError(
-                    f"the model does not run on the calibration data: {one_line(error)}; "
-                    "repair it, or export it in float32"
-                ) from None
+    for batch in ([variant] for variant in variants) if draws(graph) else [variants]:
+        with graph_session(graph, open_up) as session:
+            for variant in batch:
+                yield _outputs(session, output, feeds, variant)
+
+
+def _outputs(
+    session: ort.InferenceSession,
+    output: str,
+    feeds: Sequence[Mapping[str, Array]],
+    variant: Mapping[str, Array],
+) -> list[Array]:
+    """The values of `output`, one array a feed."""
+    needed = {item.name for item in session.get_inputs()}
+    try:
+        return [
+            np.asarray(
+                session.run(
+                    [output], {k: v for k, v in feed.items() if k in needed} | dict(variant)
+                )[0]
+            )
+            for feed in feeds
+        ]
+    except Exception as error:  # ONNX Runtime's errors share no other base class
+        raise CalibrationError(
+            f"the model does not run on the calibration data: {one_line(error)}; "
+            "repair it, or export it in float32"
+        ) from None

@@ -7,10 +7,10 @@
 | `pydoc:first`, `pydoc:second` | halves of the English text every Python ships |
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
-| `random` | normal noise, for models that read no tokens: ranges, not meaning |
+| `random` | noise, ids and masks for models of any other kind: ranges, not meaning (`defaults`) |
 
-Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that read no
-tokens: see `default_spec`.
+Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that are no
+language models: see `default_spec`.
 
 No feed holds padding: statistics are over all positions, and count what a mask hides.
 """
@@ -18,30 +18,21 @@ No feed holds padding: statistics are over all positions, and count what a mask 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from qcompiler.calibration import texts
 from qcompiler.calibration.arrays import load_arrays
-from qcompiler.decoding import Decoder
+from qcompiler.calibration.defaults import Defaults
+from qcompiler.calibration.texts import Feed
 from qcompiler.errors import CalibrationError, ModelError
-from qcompiler.evaluation.embeddings import token_rows
-from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text, sentences
-from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text
+from qcompiler.feeds import Array, Signature
+from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage
-from qcompiler.session import create_session
-
-Feed = dict[str, Array]
-
-MIN_TOKENS = 128
-"""Fewer tokens than this give no usable statistics."""
-ENCODER_BATCH = 12
-"""Sentences of one length in a feed, at most: about eight on average in English text."""
-_CANDIDATES = 8
-"""Sentences looked at for each that is needed: the more, the fuller the batches of one length."""
-SELF_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -73,22 +64,24 @@ def load_source(
     samples: int = 32,
     length: int = 512,
     seed: int = 0,
+    like: Sequence[Mapping[str, Array]] = (),
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
-    `length` is cut to what the model can read. The same arguments give the same data. Raises
-    CalibrationError, naming the input or the file, when the data is missing, malformed, too
-    little, or does not fit the model.
+    `length` is cut to what the model can read. Noise is `like` other feeds where there are some, in
+    sizes, mean and spread. The same arguments give the same data. Raises CalibrationError, naming
+    the input or the file, when the data is missing, malformed, too little, or does not fit the
+    model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
     if seed < 0:
         raise CalibrationError(f"the seed must not be negative, as {seed} is")
-    signature = Signature.of(package)
-    length = min(length, package.context_length() or length)
+    signature, lookups = Signature.of(package), Lookups.of(package.proto())
     source = str(spec)
+    request = texts.Request(package, signature, lookups, samples, length, seed, like)
     try:
-        feeds, description = _load(source, _Request(package, signature, samples, length, seed))
+        feeds, description = _load(source, request.fitted())
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
     return CalibrationData(tuple(feeds), description, digest(feeds))
@@ -101,36 +94,27 @@ def digest(feeds: Sequence[Feed]) -> str:
         for name in sorted(feed):
             array = np.ascontiguousarray(feed[name])
             sha.update(f"{name} {array.dtype} {array.shape};".encode())
-            sha.update(array.tobytes())
+            sha.update((array.astype(str) if array.dtype.kind == "O" else array).tobytes())
     return sha.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Request:
-    package: ModelPackage
-    signature: Signature
-    samples: int
-    length: int
-    seed: int
-
-
-def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
+def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
     path = Path(spec)
     if not spec:
         raise CalibrationError("the calibration source is empty; leave --calib out for the default")
     if path.suffix == ".npz" or path.is_dir():
-        return load_arrays(path, want.package, want.signature, want.samples)
+        return _varied(*load_arrays(path, want.signature, want.lookups.rows, want.samples))
     if spec == "random":
         return _random(want)
     if want.signature.kind == "other":
         raise CalibrationError(
-            f"{want.package.onnx_path} reads no token ids, so '{spec}' can't feed it; give an .npz "
-            "with arrays named after its inputs, or 'random'"
+            f"{want.package.onnx_path} reads no token ids, or not them alone, so '{spec}' "
+            "can't feed it; give an .npz with arrays named after its inputs, or 'random'"
         )
     if spec == "random-tokens":
-        return _random_tokens(want)
+        return texts.random_tokens(want)
     if spec == "self":
-        return _self(want)
+        return texts.own(want)
     known = ("random-tokens", "self", "random", *PYDOC)
     if spec not in PYDOC and not path.is_file():
         raise CalibrationError(
@@ -143,167 +127,39 @@ def _load(spec: str, want: _Request) -> tuple[list[Feed], str]:
     part = ""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         part = f", from its first {MAX_BYTES >> 20} MiB"
-    build = _decoder_text if want.signature.kind == "decoder" else _encoder_text
+    windows = want.signature.kind == "decoder" or want.fixed
+    build = texts.windows if windows else texts.batches
     feeds, description = build(text, want)
     return feeds, f"{spec}: {description}{part}"
 
 
-def _decoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
-    ids = _encode(text, want)
-    lead = want.package.frame()[0]
-    step = want.length - len(lead)
-    starts = np.arange(0, len(ids) - step + 1, step)
-    if len(starts) == 0:
-        starts, step = np.array([0]), len(ids)
-    if len(starts) > want.samples:
-        # Spread over the whole text, not its beginning only.
-        starts = np.sort(
-            np.random.default_rng(want.seed).choice(starts, want.samples, replace=False)
-        )
-    rows = [np.array([[*lead, *ids[s : s + step]]], np.int64) for s in starts]
-    feeds = [want.signature.feeds(row) for row in rows]
-    return feeds, f"{len(rows)} windows of {rows[0].shape[1]} tokens out of {len(ids)} tokens"
-
-
-def _encoder_text(text: str, want: _Request) -> tuple[list[Feed], str]:
-    _encode(text, want)
-    rng = np.random.default_rng(want.seed)
-    found = sentences(text) or [line for line in text.splitlines() if line.strip()]
-    most = _CANDIDATES * want.samples * ENCODER_BATCH
-    if len(found) > most:
-        found = [found[i] for i in np.sort(rng.choice(len(found), most, replace=False))]
-    by_length: dict[int, list[list[int]]] = {}
-    for row in token_rows(want.package.tokenizer(), found, want.length):
-        by_length.setdefault(len(row), []).append(row)
-    batches = [
-        np.array(rows[start : start + ENCODER_BATCH], np.int64)
-        for rows in by_length.values()
-        for start in range(0, len(rows), ENCODER_BATCH)
-    ]
-    # Each sentence is in one batch: drawn in any order, short and long ones keep their shares.
-    chosen = [batches[i] for i in rng.permutation(len(batches))[: want.samples]]
-    count = sum(map(len, chosen))
-    feeds = [want.signature.feeds(ids) for ids in chosen]
-    return feeds, f"{count} sentences in {len(feeds)} batches, each of one length"
-
-
-def _encode(text: str, want: _Request) -> list[int]:
-    ids = want.package.tokenizer().encode(text, add_special_tokens=False).ids
-    if len(ids) < MIN_TOKENS:
-        raise CalibrationError(
-            f"the calibration text has {len(ids)} tokens; at least {MIN_TOKENS} are needed"
-        )
-    if max(ids) >= (size := vocabulary(want.package, want.signature)):
-        raise CalibrationError(
-            f"input 'input_ids': token {max(ids)} is beyond the model's vocabulary of {size}; "
-            "the tokenizer is another model's"
-        )
-    return ids
-
-
-def _text_tokens(want: _Request) -> Array:
-    size, special = vocabulary(want.package, want.signature), want.package.special_ids()
-    tokens = np.array([token for token in range(size) if token not in special], np.int64)
-    if len(tokens) == 0:
-        raise CalibrationError("the vocabulary holds special tokens only")
-    return tokens
-
-
-def _random_tokens(want: _Request) -> tuple[list[Feed], str]:
-    rng = np.random.default_rng(want.seed)
-    tokens = _text_tokens(want)
-    lead, tail = want.package.frame()
-    if want.signature.kind == "decoder":
-        tail = []
-    body = max(1, want.length - len(lead) - len(tail))
-    feeds: list[Feed] = []
-    for _ in range(want.samples):
-        drawn = rng.choice(tokens, body)
-        feeds.append(want.signature.feeds(np.array([[*lead, *drawn, *tail]], np.int64)))
-    return (
-        feeds,
-        f"random-tokens: {want.samples} x {want.length} of {len(tokens)} tokens, seed {want.seed}",
-    )
-
-
-def _self(want: _Request) -> tuple[list[Feed], str]:
-    if want.signature.kind != "decoder":
-        raise CalibrationError("'self' needs a model that generates text; use random-tokens")
-    session = create_session(want.package.onnx_path)
-    tokens = _text_tokens(want)
-    rng = np.random.default_rng(want.seed)
-    rows: list[Array] = []
-    while len(rows) < want.samples:
-        batch = min(SELF_BATCH, want.samples - len(rows))
-        decoder = Decoder(session, want.signature, batch=batch, capacity=want.length)
-        if not decoder.cached and want.length > 64:
-            raise CalibrationError(
-                "'self' on a model without key/value cache takes hours at this length; use "
-                "random-tokens or a text"
-            )
-        bos = want.package.bos_id()
-        # Without a begin token a random first one makes the samples differ.
-        first = rng.choice(tokens, (batch, 1)) if bos is None else np.full((batch, 1), bos)
-        ids: Array = first.astype(np.int64)
-        logits = decoder.step(ids)
-        while ids.shape[1] < want.length:
-            new = _sample(logits, tokens, rng)
-            ids = np.concatenate([ids, new], axis=1)
-            if ids.shape[1] < want.length:
-                logits = decoder.step(new)
-        rows.extend(ids[i : i + 1] for i in range(batch))
-    return [want.signature.feeds(row) for row in rows], (
-        f"self: {want.samples} x {want.length} tokens sampled from the model, seed {want.seed}"
-    )
-
-
-def _sample(logits: Array, tokens: Array, rng: np.random.Generator) -> Array:
-    """One text token per row [B, 1], drawn from softmax(logits [B, V]) at temperature 1."""
-    # argmax(logits + Gumbel noise) is a draw from the softmax.
-    allowed = logits[:, tokens].astype(np.float64)
-    if not np.isfinite(allowed).all():
-        raise CalibrationError("the model's logits are not finite: it can't generate its own text")
-    chosen: Array = tokens[(allowed + rng.gumbel(size=allowed.shape)).argmax(axis=1)]
-    return chosen[:, None]
-
-
-def _random(want: _Request) -> tuple[list[Feed], str]:
+def _random(want: texts.Request) -> tuple[list[Feed], str]:
     if want.signature.kind != "other":
-        raise CalibrationError("'random' is for models that read no tokens; use random-tokens")
+        raise CalibrationError(
+            "'random' is for models other than language models; use random-tokens"
+        )
     rng = np.random.default_rng(want.seed)
-
-    def small(shape: tuple[int, ...]) -> Array:
-        return rng.integers(0, 2, shape)
-
-    draw: dict[str, Callable[[tuple[int, ...]], Array]] = {
-        "f": rng.standard_normal,
-        "i": small,
-        "u": small,
-        "b": small,
-    }
-    feeds: list[Feed] = []
-    for _ in range(want.samples):
-        feed: Feed = {}
-        for spec in want.signature.inputs:
-            kind = "f" if spec.dtype is not None and spec.dtype.name == "bfloat16" else None
-            kind = kind or (spec.dtype.kind if spec.dtype is not None else "")
-            if kind not in draw or spec.shape is None or spec.dtype is None:
-                raise CalibrationError(
-                    f"input '{spec.name}' can't be drawn at random; give an .npz"
-                )
-            feed[spec.name] = np.asarray(draw[kind](_sizes(spec.shape))).astype(spec.dtype)
-        feeds.append(feed)
+    defaults = Defaults(want.signature, want.lookups, length=want.length)
+    given = want.like or (None,)
+    feeds = [defaults.draw(rng, given[index % len(given)]) for index in range(want.samples)]
     return feeds, (
-        f"random: {want.samples} feeds of normal noise, seed {want.seed}. WARNING: noise is not "
-        "your data; ranges and transforms fitted to it may be wrong: give an .npz"
+        f"random: {want.samples} feeds of {defaults.description}, seed {want.seed}. WARNING: noise "
+        "is not your data; ranges and transforms fitted to it may be wrong: give an .npz"
     )
 
 
-def _sizes(shape: tuple[int | str | None, ...]) -> tuple[int, ...]:
-    """Sizes for open dimensions: batch 1, image sides 224, anything else 16."""
-    image = 4
-    side = 224 if len(shape) == image else 16
-    return tuple(
-        size if isinstance(size, int) else 1 if axis == 0 else side
-        for axis, size in enumerate(shape)
-    )
+def _varied(feeds: list[Feed], description: str) -> tuple[list[Feed], str]:
+    """Feeds with their description, which warns where they hardly vary."""
+    still = [
+        name
+        for name, value in feeds[0].items()
+        if value.dtype.kind == "f"
+        and value.size > 1
+        and all(feed[name].size and (feed[name] == value.flat[0]).all() for feed in feeds)
+    ]
+    if len(feeds) > 1 and len({digest([feed]) for feed in feeds}) == 1:
+        description += ". WARNING: all samples are the same"
+    elif still:
+        named = " and ".join(f"'{name}'" for name in still)
+        description += f". WARNING: {named} never changes; real data would"
+    return feeds, description

@@ -27,6 +27,12 @@ class TensorStatistics:
         """[K]: max |x_k|."""
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
 
+    @property
+    def still(self) -> bool:
+        """Whether it never changed: it is zero, or the same for all of several tokens."""
+        same = self.tokens > 1 and bool((self.minimum == self.maximum).all())
+        return same or not self.absmax.any()
+
     def scaled(self, scale: NDArray[Any]) -> TensorStatistics:
         """The statistics of X / scale, scale [K] > 0."""
         return replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,9 @@ Feed = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class _Stage:
-    """The nodes one wanted tensor adds to those before it, and the tensors at the cuts."""
+    """The nodes some wanted tensors add to those before them, and the tensors at the cuts."""
 
-    wanted: str
+    wanted: tuple[str, ...]
     nodes: tuple[gs.Node, ...]
     reads: tuple[str, ...]
     leaves: tuple[str, ...]
@@ -56,15 +57,23 @@ def stream(
 
     CalibrationError if the data does not fit the model.
     """
+    for (values,) in stream_together(graph, [(name,) for name in names], feeds):
+        yield values
+
+
+def stream_together(
+    graph: gs.Graph, groups: Sequence[tuple[str, ...]], feeds: Sequence[Feed]
+) -> Iterator[tuple[Sequence[Array], ...]]:
+    """Like `stream`, for groups of tensors: the graph is not cut between those of one group."""
     memory.release()
     room = Room()
     live: list[_Live] = [
         {name: Held(_read_only(value)) for name, value in feed.items()} for feed in feeds
     ]
-    for stage in _stages(graph, names):
+    for stage in _stages(graph, groups):
         if stage.leaves:
             _run(graph, stage, live, room)
-        yield Arrays([values[stage.wanted] for values in live])
+        yield tuple(Arrays([values[name] for values in live]) for name in stage.wanted)
         for values in live:
             _keep(values, stage.kept)
 
@@ -86,18 +95,19 @@ def _read_only(values: Array) -> Array:
     return view
 
 
-def _stages(graph: gs.Graph, names: Sequence[str]) -> list[_Stage]:
+def _stages(graph: gs.Graph, groups: Sequence[tuple[str, ...]]) -> list[_Stage]:
     nodes: list[Any] = topological(graph)
     makers = {output.name: node for node in nodes for output in node.outputs if output.name}
     inputs: list[Any] = graph.inputs
     given = {str(tensor.name) for tensor in inputs}
-    for name in names:
+    for name in chain.from_iterable(groups):
         if name not in makers and name not in given:
             raise CalibrationError(f"the graph computes no tensor '{name}'")
     first: dict[int, int] = {}  # the stage of each needed node
-    for index, name in enumerate(names):
-        _claim(name, index, makers, first)
-    reads: list[dict[str, None]] = [{} for _ in names]
+    for index, group in enumerate(groups):
+        for name in group:
+            _claim(name, index, makers, first)
+    reads: list[dict[str, None]] = [{} for _ in groups]
     for node in nodes:
         if id(node) in first:
             names_read = (str(tensor.name) for tensor in outer_reads(node))
@@ -105,16 +115,17 @@ def _stages(graph: gs.Graph, names: Sequence[str]) -> list[_Stage]:
                 name: None for name in names_read if name in makers or name in given
             }
     stages: list[_Stage] = []
-    for index, name in enumerate(names):
-        later = {read for after in reads[index + 1 :] for read in after} | set(names[index + 1 :])
+    for index, group in enumerate(groups):
+        later = {read for after in reads[index + 1 :] for read in after}
+        later |= set(chain.from_iterable(groups[index + 1 :]))
         own = tuple(node for node in nodes if first.get(id(node)) == index)
         made = [output.name for node in own for output in node.outputs]
         stages.append(
             _Stage(
-                wanted=name,
+                wanted=group,
                 nodes=own,
                 reads=tuple(read for read in reads[index] if read not in made),
-                leaves=tuple(each for each in made if each in later or each == name),
+                leaves=tuple(each for each in made if each in later or each in group),
                 kept=frozenset(later),
             )
         )
@@ -170,4 +181,4 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
             for name, value in zip(stage.leaves, results, strict=True):
                 values[name] = room.put(np.asarray(value))
             del results
-            _keep(values, stage.kept | {stage.wanted})
+            _keep(values, stage.kept.union(stage.wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class FeedData:
         variants: Iterable[Mapping[str, np.ndarray[Any, Any]]],
     ) -> Iterator[list[np.ndarray[Any, Any]]]:
         """An output for other values of constants, over the first tokens of a few feeds."""
-        return probe(graph, output, names, short(self.feeds[:_PROBED]), variants)
+        return probe(graph, output, names, short(self.feeds[:_PROBED], graph), variants)
 
 
 class Supply:
@@ -67,13 +67,18 @@ class Supply:
         length: int,
         seed: int,
         held_back: int = 0,
+        usual: str | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`held_back` samples are loaded beside, and kept from the passes."""
+        """`held_back` samples are loaded beside, and kept from the passes.
+
+        `usual` is the source that the model has by default.
+        """
         self._package = package
         self._spec = spec
         self._samples, self._length, self._seed = samples, length, seed
         self._held_back = held_back
+        self._usual = usual
         self._progress = progress
         self._data: CalibrationData | None = None
         self.used = False
@@ -140,6 +145,22 @@ class Supply:
         """Whether there is something to hold back, and more than that."""
         return 0 < self._held_back < len(data)
 
+    def fresh(self) -> CalibrationData | None:
+        """Default data that no pass has seen; None where the passes have seen no other.
+
+        CalibrationError where the model has none.
+        """
+        if not self.used or self._usual in (None, str(self._spec)):
+            return None
+        return load_source(
+            self._usual,
+            self._package,
+            samples=max(self._held_back, 1),
+            length=self._length,
+            seed=self._seed + 1,
+            like=self.kept()[0],
+        )
+
     def kept(self) -> tuple[list[Feed], bool]:
         """Feeds to judge by, and whether no pass saw them: a small source has none to spare."""
         data = self._load()
@@ -147,12 +168,23 @@ class Supply:
         return feeds[-self._held_back :], not self.used or self._spares(data)
 
 
-def short(feeds: Sequence[Feed]) -> list[Feed]:
-    """The first tokens of texts: enough to judge, cheap in memory. Other feeds stay whole."""
+def short(feeds: Sequence[Feed], graph: gs.Graph) -> list[Feed]:
+    """The first tokens of texts: enough to judge, cheap in memory. Other feeds stay whole.
+
+    A feed is a text where all that is in it has one place a token, but for empty caches.
+    """
+    inputs: list[Any] = graph.inputs
+    fixed = {str(each.name) for each in inputs if each.shape and isinstance(each.shape[-1], int)}
     return [
-        {
-            name: value[:, :_SHORT] if value.ndim == 2 and value.dtype == np.int64 else value
-            for name, value in feed.items()
-        }
+        {name: value[:, :_SHORT] if value.ndim == 2 else value for name, value in feed.items()}
+        if _is_text({name: value for name, value in feed.items() if value.size > 1}, fixed)
+        else feed
         for feed in feeds
     ]
+
+
+def _is_text(feed: Feed, fixed: Set[str]) -> bool:
+    """Whether all arrays are integers [B, T] of one shape, and T may be another."""
+    shapes = {value.shape for value in feed.values()}
+    whole = all(value.dtype.kind == "i" and value.ndim == 2 for value in feed.values())
+    return whole and len(shapes) == 1 and not fixed & feed.keys()

@@ -96,9 +96,15 @@ def sqnr_db(reference: NDArray[Any], approximation: NDArray[Any]) -> float:
     """Signal-to-quantization-noise ratio 10·log10(Σ r² / Σ (r - a)²) in dB; inf if equal."""
     signal = float(np.sum(np.square(reference, dtype=np.float64)))
     noise = float(np.sum(np.square(np.subtract(reference, approximation, dtype=np.float64))))
+    return decibel(signal, noise)
+
+
+def decibel(signal: float, noise: float) -> float:
+    """The ratio of two energies in dB: inf without noise, else -inf without signal."""
     if noise == 0.0:
         return float("inf")
-    return 10.0 * float(np.log10(signal / noise)) if signal else float("-inf")
+    ratio = signal / noise
+    return 10.0 * float(np.log10(ratio)) if ratio else float("-inf")
 
 
 def quantize_weight(

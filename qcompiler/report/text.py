@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
 from qcompiler.report.weights import Weights
 
 COLUMNS = ("layer", "K x N", "weight", "SNR dB", "activations", "transforms", "op", "MB", "note")
+
+_OUTPUTS = 3  # outputs that a summary names
+_ASIDE = {
+    "exact": "no quantized layer reaches",
+    "beside": "too little to judge by",
+    "state": "caches that the model reads again",
+    "labels": "no floats",
+    "skipped": "not compared",
+}
 
 
 def summary(report: Report) -> list[str]:
@@ -77,11 +88,70 @@ def _verification(report: Report) -> list[str]:
     found = report.verification
     if found is None:
         return ["not verified"]
+    outputs = found["outputs"]
+    judged = [each for each in outputs if each["role"] == "judged"]
     line = f"signal-to-noise of the output {_decibel(found['sqnr_db'])} dB"
-    if found.get("top1_agreement") is not None:
+    if len(judged) > 1:
+        judged.sort(key=lambda each: each["sqnr_db"])
+        line = f"signal-to-noise of the outputs: {_few([_with_ratio(each) for each in judged])}"
+    if found["samples"] > 1:
+        line += f" (worst sample {_decibel(found['worst_sample_db'])} dB)"
+    if found["top1_agreement"] is not None:
         line += f", same most likely token {100 * found['top1_agreement']:.1f}%"
-    seen = "held-back" if found.get("held_back", True) else "of the calibration"
-    return [line + f", on {found['samples']} {seen} samples"]
+    seen = "held-back" if found["held_back"] else "of the calibration"
+    return [f"{line}, on {found['samples']} {seen} samples", *_beside(outputs), *_elsewhere(found)]
+
+
+def _beside(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the outputs that are not judged."""
+    named = {role: [each for each in outputs if each["role"] == role] for role in _ASIDE}
+    told = {
+        "exact": [
+            each["name"] if each["sqnr_db"] in (None, math.inf) else _with_ratio(each)
+            for each in named["exact"]
+        ],
+        "beside": [_with_ratio(each) for each in named["beside"]],
+        "state": _caches(named["state"]),
+        "labels": [f"{each['name']} {100 * each['equal']:.1f}% equal" for each in named["labels"]],
+        "skipped": _by_note(named["skipped"]),
+    }
+    return [f"{_ASIDE[role]}: {_few(names)}" for role, names in told.items() if names]
+
+
+def _with_ratio(output: Mapping[str, Any]) -> str:
+    return f"{output['name']} {_decibel(output['sqnr_db'])} dB"
+
+
+def _by_note(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Outputs with the same note together."""
+    names: dict[str, list[str]] = {}
+    for each in outputs:
+        names.setdefault(each["note"], []).append(each["name"])
+    return [f"{_few(same)} ({note})" for note, same in names.items()]
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _OUTPUTS} more" if len(names) > _OUTPUTS else ""
+    return ", ".join(names[:_OUTPUTS]) + more
+
+
+def _caches(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many there are, and how good at least."""
+    if not outputs:
+        return []
+    least = min(each["sqnr_db"] for each in outputs)
+    return [f"{len(outputs)}, each with {_decibel(least)} dB or more"]
+
+
+def _elsewhere(found: Mapping[str, Any]) -> list[str]:
+    """The same on default data, where the user gave some."""
+    usual = found["default_data"]
+    if usual is None:
+        return []
+    if usual["sqnr_db"] is None:
+        return [usual["source"]]
+    return [f"on default data ({usual['source']}): {_decibel(usual['sqnr_db'])} dB"]
 
 
 def table(report: Report, *, grouped: bool = False) -> tuple[list[str], list[list[str]]]:

@@ -73,13 +73,24 @@ def test_stages_compute_what_the_whole_graph_computes(name: str, pipeline: str) 
 def test_every_node_runs_once_and_only_what_is_read_stays(name: str) -> None:
     graph, _ = prepared(name)
     names = matmul_inputs(graph)
-    stages = streaming._stages(graph, names)
+    stages = streaming._stages(graph, [(name,) for name in names])
     ran = [node.name for stage in stages for node in stage.nodes]
     assert len(ran) == len(set(ran))
     assert stages[-1].kept == frozenset()
     for index, stage in enumerate(stages):
         later = {read for after in stages[index + 1 :] for read in after.reads}
         assert stage.kept & set(stage.leaves) <= later | set(names[index + 1 :])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_group_is_not_cut(name: str) -> None:
+    graph, batches = prepared(name)[0], data(name)
+    first, *others = matmul_inputs(graph)
+    together = list(streaming.stream_together(graph, [(first,), tuple(others)], batches))
+    alone = list(stream(graph, [first, *others], batches))
+    for values, expected in zip([*together[0], *together[1]], alone, strict=True):
+        for one, other in zip(values, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
 def test_nodes_ahead_may_change() -> None:

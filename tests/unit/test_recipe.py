@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from qcompiler.errors import RecipeError
 from qcompiler.passes import registry
 from qcompiler.passmanager import PassManager
-from qcompiler.recipe import available, load, make_pass, options_of, parse_pipeline
+from qcompiler.recipe import available, load, make_pass, options_of, parse_pipeline, with_budget
 
 TOML = """
 name = "mine"
@@ -113,6 +114,12 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str
         ('pass = ["import"]', r"\[\[pass\]\]"),
         ('calibration = 3\n[[pass]]\nname = "import"', "'calibration' must be str, not 3"),
         ('min_sqnr_db = "loud"\n[[pass]]\nname = "import"', "min_sqnr_db"),
+        ('min_sqnr_db = nan\n[[pass]]\nname = "import"', "'min_sqnr_db' must be a finite number"),
+        ('min_sqnr_db = -inf\n[[pass]]\nname = "import"', "must be a finite number, not -inf"),
+        (
+            '[[pass]]\nname = "plan-activations"\ntolerance = nan',
+            "option 'tolerance' of pass 'plan-activations' must be a finite number, not nan",
+        ),
         ('[[pass]]\nname = "imprt"', "did you mean 'import'"),
         ('[[pass]]\nname = "import"\nbits = 4', "has no options"),
         ('[[pass]]\nname = "equalize"\nedges = "norm"', "must be a list"),
@@ -122,6 +129,20 @@ def test_bad_overrides_are_explained(tmp_path: Path, override: str, message: str
 def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), 0.0])
+def test_a_budget_is_a_number(limit: float) -> None:
+    with pytest.raises(RecipeError, match=r"must be (positive|a finite number)"):
+        with_budget(load("w4a8"), limit, None)
+
+
+def test_every_option_that_is_a_number_is_finite() -> None:
+    for name, cls in registry().items():
+        for option, kind in typing.get_type_hints(cls).items():
+            if kind is float:
+                with pytest.raises(RecipeError, match="finite"):
+                    make_pass(name, {option: float("nan")})
 
 
 BASED = """

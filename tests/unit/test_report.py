@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from qcompiler.analysis.inventory import CODES, Holding, Inventory
+from qcompiler.comparison import OutputQuality
 from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.passmanager import Record
 from qcompiler.recipe import load
@@ -34,6 +36,7 @@ from qcompiler.report import (
     write_html,
     write_json,
 )
+from qcompiler.verification import Verification
 
 
 def record(name: str, *remarks: Remark, stored: Inventory | None = None) -> Record:
@@ -163,6 +166,20 @@ def report_of(history: list[Record], **changes: Any) -> Report:
     return build_report(history, **(given | changes))
 
 
+VERIFICATION = Verification(
+    sqnr_db=float("inf"),
+    worst_sample_db=float("inf"),
+    top1_agreement=0.5,
+    samples=2,
+    held_back=True,
+    finite=True,
+    outputs=(
+        OutputQuality(name="y", role="judged", sqnr_db=math.inf, worst_sample_db=math.inf),
+        OutputQuality(name="list", role="skipped", note="it is a seq(tensor(float))"),
+    ),
+)
+
+
 @pytest.fixture
 def report() -> Report:
     return report_of(
@@ -174,7 +191,7 @@ def report() -> Report:
         source_bytes=8_000_000,
         output_bytes=2_000_000,
         calibration="random-tokens",
-        verification={"sqnr_db": float("inf"), "top1_agreement": 0.5, "samples": 2},
+        verification=VERIFICATION.to_dict(),
         seconds=1.5,
     )
 
