@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference
 
 from qcompiler import ir, ops
-from qcompiler.ir import opsets
+from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 
@@ -35,8 +35,10 @@ class ImportModel(Pass):
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
+        unfed = interface.without_defaults(model)
         model = opsets.converted(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
+        model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
         _fold_constant_nodes(graph)
         _drop_identities(graph)
