@@ -117,7 +117,7 @@ def test_dump_ir_numbers_the_passes(model: Path, tmp_path: Path) -> None:
     assert qc("compile", model, "--dump-ir", tmp_path / "ir").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "ir").iterdir())
     assert names[0] == "000_import.qir"
-    assert names[-1].endswith("_lower-activation.qir")
+    assert names[-1].endswith("_decompose-norm.qir")
     lowered = next(name for name in names if name.endswith("_lower-ort-custom.qir"))
     text = (tmp_path / "ir" / lowered).read_text()
     assert "// + fc1: MatMulW4A8" in text
