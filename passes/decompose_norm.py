@@ -66,6 +66,10 @@ def _spell_out(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> None:
     node.outputs.clear()
     node.name = namer(f"{base}_fused")
     wide = x
+    rank = ir.tensor_rank(x)
+    if ir.producer(x, "DequantizeLinear") is not None and rank is not None:
+        # ONNX Runtime gives each reader of a DequantizeLinear one of its own; then it sees no norm.
+        wide = add("Reshape", [x, constant("shape", np.zeros(rank, np.int64))], x.shape)
     if x.dtype != _FLOAT:
         wide = add("Cast", [x], x.shape, to=int(onnx.TensorProto.FLOAT))
     square = add("Pow", [wide, constant("two", np.asarray(2, _FLOAT))], x.shape)
