@@ -35,6 +35,7 @@ _PASSES: dict[str, str] = {
     "lower-activation": "lower_activation:LowerActivation",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
     "half-precision": "half_precision:HalfPrecision",
+    "decompose-norm": "decompose_norm:DecomposeNorm",
 }
 
 _EXTRA: dict[str, type[Pass]] = {}

@@ -3,8 +3,8 @@
     w * (x * (1 / sqrt(mean(x^2) + eps)))           ->  SimplifiedLayerNormalization(x, w)
     (x - mean(x)) / sqrt(var(x) + eps) * w + b      ->  LayerNormalization(x, w, b)
 
-The first is an operator of ONNX Runtime. With `standard_only` only the second is used, for results
-that run anywhere.
+The first is an operator of ONNX Runtime; `decompose-norm` spells it out again where no pass of the
+target takes it. With `standard_only` only the second is made.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """import: bring any valid model to the form that every other pass reads.
 
-opset 13 .. newest          ->  opset 21 (blocked Q/DQ, 4-bit types), or newer if it must be
+opset 7 .. newest           ->  opset 21 (blocked Q/DQ, 4-bit types), or newer if it must be
 model-local functions       ->  inlined
 Constant                    ->  initializers
 Identity, no-op Cast, Dropout   ->  wires
@@ -19,25 +19,15 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner, shape_inference, version_converter
+from onnx import inliner, shape_inference
 
 from qcompiler import ir, ops
 from qcompiler.analysis.inventory import find_stored, inventory, kept
-from qcompiler.errors import PassError
+from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.shapes import complete_shapes, declared_names
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
-
-OPSET = 21
-"""The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
-
-OLDEST_OPSET = 13
-
-IR_VERSION = 10
-"""What ONNX Runtime 1.20 reads."""
-
-_HIDDEN = "qcompiler.hidden"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +45,10 @@ class ImportModel(Pass):
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         names = set(_stored_names(model.graph))
-        model = _convert(model)
+        unfed = interface.without_defaults(model)
+        model = opsets.converted(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
+        model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
         stored = find_stored(graph, names)
         for each in [graph, *graph.subgraphs(recursive=True)]:
@@ -71,62 +63,6 @@ class ImportModel(Pass):
             remarks=tuple(LeftAlone(layer=n, message=why) for n, why in kept(stored).items()),
             inventory=inventory(stored),
         )
-
-
-def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at opset 21; other domains and undeclared default-domain ops stay as they are.
-
-    A newer model that uses what opset 21 lacks stays at its own opset.
-    """
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
-    if version is not None and version < OLDEST_OPSET:
-        raise PassError(
-            f"the model has opset {version}, older than {OLDEST_OPSET}; export it again with a "
-            "newer opset"
-        )
-    if version is not None and version != OPSET:
-        try:
-            model = _at_opset(model)
-        except (RuntimeError, ValueError) as error:  # ConvertError is a RuntimeError
-            if version > OPSET:
-                return model
-            raise PassError(
-                f"the model can't be brought from opset {version} to {OPSET} ({error}); "
-                f"export it with opset {OPSET}"
-            ) from None
-    model.ir_version = IR_VERSION
-    return model
-
-
-def _at_opset(source: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX's version converter, with operators of ONNX's own domain it does not know hidden."""
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
-    for node in _nodes(model.graph):
-        # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain.
-        if not node.domain and not onnx.defs.has(node.op_type):
-            node.domain = _HIDDEN
-        # Newer exporters name inputs an older operator version doesn't have, but leave them empty.
-        while node.input and not node.input[-1]:
-            node.input.pop()
-    model.opset_import.append(onnx.helper.make_opsetid(_HIDDEN, 1))
-    converted = version_converter.convert_version(model, OPSET)
-    for node in _nodes(converted.graph):
-        if node.domain == _HIDDEN:
-            node.domain = ""
-    kept = [o for o in converted.opset_import if o.domain != _HIDDEN]
-    del converted.opset_import[:]
-    converted.opset_import.extend(kept)
-    return converted
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of subgraphs too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _stored_names(graph: onnx.GraphProto) -> Iterator[str]:

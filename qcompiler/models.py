@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from qcompiler.errors import ModelError, QcError
 
+ONNX_DOMAIN = "ai.onnx"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 SIDE_FILES = (
@@ -215,7 +216,22 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} can't be read: {error}") from error
     if model.ir_version == 0 or not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    _write_plain_domains(model)
     return model
+
+
+def _write_plain_domains(model: onnx.ModelProto) -> None:
+    """ONNX's own domain has two names, '' and 'ai.onnx': from here on, the first."""
+    for node in all_nodes(model):
+        if node.domain == ONNX_DOMAIN:
+            node.ClearField("domain")
+    for owner in (model, *model.functions):
+        domains = {entry.domain for entry in owner.opset_import}
+        for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
+            if "" in domains:
+                owner.opset_import.remove(entry)
+            else:
+                entry.domain = ""
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

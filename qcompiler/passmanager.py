@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
@@ -111,6 +112,8 @@ class PassContext:
     reference: gs.Graph | None = None
     """The graph before the first LOSSY pass, for passes that ask for it (`Pass.reads_reference`).
     Constants are shared: what it adds to the memory is what later passes would have freed."""
+    borrowed: frozenset[str] = frozenset()
+    """Operators in ONNX's own domain that ONNX lacks and the source has: only these may be left."""
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -234,7 +237,7 @@ class PassManager:
     def run(self, graph: gs.Graph, ctx: PassContext) -> tuple[gs.Graph, PassContext]:
         """Run every pass; returns the final graph and the context with what the passes learned."""
         with one_blas_thread():
-            learned = ctx
+            learned = replace(ctx, borrowed=_borrowed(graph))
             graph, learned = self._run(graph, learned, range(self._imported))
             rest = range(self._imported, len(self._passes))
             source = graph.copy() if rest and any(bodies_of(graph)) else None
@@ -318,6 +321,17 @@ def _add(history: list[Record], records: Sequence[Record]) -> None:
             remarks=old.remarks + record.remarks,
         )
         at += 1
+
+
+def _borrowed(graph: gs.Graph) -> frozenset[str]:
+    """The operators of a graph in ONNX's own domain that ONNX does not know."""
+    ours = {
+        str(node.op)
+        for each in [graph, *graph.subgraphs(recursive=True)]
+        for node in each.nodes
+        if not node.domain
+    }
+    return frozenset(op for op in ours if not onnx.defs.has(op))
 
 
 def _check_facts(step: Pass, known: Collection[Fact]) -> None:

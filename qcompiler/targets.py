@@ -44,7 +44,7 @@ class Target:
         """The passes that turn Q/DQ into what it runs."""
         from qcompiler.recipe import parse_pipeline  # noqa: PLC0415  (slow; see `formats`)
 
-        return parse_pipeline(self.lowering) if self.lowering else ()
+        return parse_pipeline(self.lowering)
 
     def accepts(self, plan: LayerPlan) -> str | None:
         """Why it can't run a layer planned so, None where it can."""
@@ -74,7 +74,7 @@ _KNOWN = (
         summary="ai.qcompiler ops with function bodies: any ONNX Runtime, fast with the library",
         lowering=(
             "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,lower-attention,"
-            "lower-multi-head-attention,lower-norm,lower-activation"
+            "lower-multi-head-attention,lower-norm,lower-activation,decompose-norm"
         ),
         minimum_onnxruntime="1.20",
         widths=frozenset(PACKED_WIDTHS),
@@ -83,7 +83,9 @@ _KNOWN = (
     Target(
         name="cuda",
         summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
-        lowering="fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision",
+        lowering=(
+            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision,decompose-norm"
+        ),
         minimum_onnxruntime="1.20",
         widths=frozenset(PACKED_WIDTHS),
         library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
@@ -92,14 +94,14 @@ _KNOWN = (
     Target(
         name="ort-contrib",
         summary="ONNX Runtime's own MatMulNBits, no library",
-        lowering="fuse-norm,compute-rotary,lower-ort-contrib",
+        lowering="fuse-norm,compute-rotary,lower-ort-contrib,decompose-norm",
         minimum_onnxruntime="1.23",
         widths=frozenset({4, 8}),
     ),
     Target(
         name="qdq",
         summary="standard QuantizeLinear and DequantizeLinear, for any runtime",
-        lowering="",
+        lowering="decompose-norm",
         minimum_onnxruntime="1.20",
     ),
 )

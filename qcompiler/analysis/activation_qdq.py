@@ -1,7 +1,10 @@
 """The Q/DQ language between passes: how quantized activations are written and read.
 
 DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
-where s is constant, Clip(.., -127 s, 127 s) of that
+where s is constant, of Clip(X, -127 s, 127 s)
+
+A value that is not finite makes its row NaN, as in the ops. Codes would hide it, so it comes
+through the scale of DequantizeLinear: the constant s has 0 * X added, summed over the row.
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ from qcompiler.errors import CalibrationError
 from qcompiler.formats import Granularity, LayerPlan
 from qcompiler.ir.matcher import Match, const, match, op, var
 
+_INT8 = int(onnx.TensorProto.INT8)
+
+_PEAK_OPS = frozenset({"Squeeze", "Slice", "Min", "ReduceMax", "Reshape", "Pad"})
+"""Between |x| and the peak that a dynamic scale is made from."""
+
 _SMALLEST = 1e-30  # a calibrated range of exactly zero still needs a scale
 
 _DYNAMIC_SCALE = op(
@@ -38,15 +46,18 @@ _DYNAMIC = op(
     capture="dequantize",
 )
 _STATIC = op(
-    "Clip",
+    "DequantizeLinear",
     op(
-        "DequantizeLinear",
-        op("QuantizeLinear", var("x"), const("s", size=1), const("zero", value=0.0)),
+        "QuantizeLinear",
+        op("Clip", var("x"), const("low", size=1), const("high", size=1)),
         const("s", size=1),
-        const("zero"),
+        capture="quantize",
     ),
-    const("low", size=1),
-    const("high", size=1),
+    op(
+        "Slice",
+        op("Add", op("ReduceSum", op("Mul", var("x"), const(value=0.0)), ...), const("s")),
+        ...,
+    ),
 )
 
 
@@ -94,17 +105,17 @@ def before_rounding(tensor: Any) -> Any:
 
 
 def _clips_to_127(found: Match) -> bool:
-    """Whether a static activation is int8 in [-127, 127], so that its clip takes -128 only."""
+    """Whether a static activation is int8 in [-127, 127]."""
     top = 127.0 * found.array("s").item()
     bounds = [found.array("low").item(), found.array("high").item()]
-    int8 = ir.elem_type(found["zero"]) == onnx.TensorProto.INT8
+    int8 = ir.attribute(found.node("quantize"), "output_dtype") == _INT8
     return int8 and bool(np.allclose(bounds, [-top, top], rtol=1e-6, atol=0.0))
 
 
 def _reads(peak: Any, x: Any) -> bool:
     """Whether `peak` is the maximum of |x| (per row, or per group after padding and reshaping)."""
-    node = ir.producer(peak, "ReduceMax")
-    while node is not None and node.op in ("ReduceMax", "Reshape", "Pad"):
+    node = ir.producer(peak)
+    while node is not None and node.op in _PEAK_OPS:
         node = ir.producer(node.inputs[0])
     return node is not None and node.op == "Abs" and node.inputs[0] is x
 
@@ -148,7 +159,7 @@ def _quantized(
     if source.name not in known:
         raise CalibrationError(f"no calibrated range for the input of '{found.name}'")
     peak = float(known[source.name].absmax.max())
-    return writer.static(x, max(peak, _SMALLEST) / 127.0)
+    return writer.static(x, channels, max(peak, _SMALLEST) / 127.0)
 
 
 class ActivationWriter:
@@ -170,25 +181,35 @@ class ActivationWriter:
     def _scalar(self, base: str, value: NDArray[Any]) -> gs.Constant:
         return ir.constant(self._namer(base), value)
 
-    def static(self, x: Any, scale: float) -> gs.Variable:
-        """X quantized with one constant scale, clipped to ±127 steps."""
+    def static(self, x: Any, channels: int, scale: float) -> gs.Variable:
+        """X [..., channels] quantized with one constant scale, clipped to ±127 steps."""
         key = (id(x), 0, scale)
         if key not in self._made:
-            name = str(x.name)
-            top = np.float32(127.0) * np.float32(scale)
-            low, high = (
-                self._scalar(f"{name}_low", np.asarray(-top, np.float32)),
-                self._scalar(f"{name}_high", np.asarray(top, np.float32)),
-            )
-            s = self._scalar(f"{name}_scale", np.asarray(scale, np.float32))
-            zero = self._scalar(f"{name}_zero", np.asarray(0, np.int8))
-            codes = self._node("QuantizeLinear", name, [x, s, zero], x.shape, np.int8)
-            steps = self._node("DequantizeLinear", name, [codes, s, zero], x.shape, np.float32)
-            # The clip takes code -128 away. It comes last because ONNX Runtime (1.31 too) fuses a
-            # static DequantizeLinear next to a MatMul by a blocked 8-bit one into
-            # MatMulIntegerToFloat, which ignores the blocks and gives wrong numbers.
-            self._made[key] = self._node("Clip", name, [steps, low, high], x.shape, np.float32)
+            self._made[key] = self._static(x, channels, scale)
         return self._made[key]
+
+    def _static(self, x: Any, channels: int, scale: float) -> gs.Variable:
+        name = str(x.name)
+        top = np.float32(127.0) * np.float32(scale)
+        low = self._scalar(f"{name}_low", np.asarray(-top, np.float32))
+        high = self._scalar(f"{name}_high", np.asarray(top, np.float32))
+        s = self._scalar(f"{name}_scale", np.asarray(scale, np.float32))
+        nothing = self._scalar(f"{name}_nothing", np.asarray(0.0, np.float32))
+        clipped = self._node("Clip", name, [x, low, high], x.shape, np.float32)
+        codes = self._node(
+            "QuantizeLinear", name, [clipped, s], x.shape, np.int8, output_dtype=_INT8
+        )
+        zeros = self._node("Mul", name, [x, nothing], x.shape, np.float32)
+        row = None if x.shape is None else [*x.shape[:-1], 1]
+        axes = self._last_axis(name)
+        total = self._node("ReduceSum", name, [zeros, axes], row, np.float32, keepdims=1)
+        scales = self._node("Add", name, [total, s], row, np.float32)
+        scales = self._first_of_last(name, scales, axes, row)
+        # With one scale for all rows, ONNX Runtime (1.31 too) fuses the DequantizeLinear and a
+        # MatMul by a blocked 8-bit one into MatMulIntegerToFloat, which ignores the blocks and
+        # gives wrong numbers.
+        blocked = {"axis": -1, "block_size": channels}
+        return self._node("DequantizeLinear", name, [codes, scales], x.shape, np.float32, **blocked)
 
     def dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
         """X [..., channels], of any rank, quantized with one computed scale for each `block`
@@ -204,10 +225,8 @@ class ActivationWriter:
         magnitude = self._node("Abs", name, [x], x.shape, np.float32)
         if groups > 1:
             magnitude = self._grouped(x, magnitude, channels, block)
-        axes = self._scalar(f"{name}_axes", np.asarray([-1], np.int64))
-        keep = int(groups == 1)
         shape = _ending(x, groups)
-        peak = self._node("ReduceMax", name, [magnitude, axes], shape, np.float32, keepdims=keep)
+        peak = self._peak(name, magnitude, shape, grouped=groups > 1)
         top = self._scalar(f"{name}_top", np.asarray(127.0, np.float32))
         raw = self._node("Div", name, [peak, top], shape, np.float32)
         zero = self._scalar(f"{name}_nothing", np.asarray(0.0, np.float32))
@@ -221,10 +240,42 @@ class ActivationWriter:
             [x, s],
             x.shape,
             np.int8,
-            output_dtype=int(onnx.TensorProto.INT8),
+            output_dtype=_INT8,
             **blocked,
         )
         return self._node("DequantizeLinear", name, [codes, s], x.shape, np.float32, **blocked)
+
+    def _peak(
+        self, name: str, magnitude: gs.Variable, shape: list[Any] | None, *, grouped: bool
+    ) -> gs.Variable:
+        """The maximum over the last axis, NaN where there is a NaN; `shape` is the result's, which
+        has that axis unless `grouped`.
+
+        ONNX Runtime's ReduceMax finds a NaN only where it comes first, but a sum always has it.
+        """
+        kept = [*shape, 1] if grouped and shape is not None else shape
+        last = self._last_axis(name)
+        largest = self._node("ReduceMax", name, [magnitude, last], kept, np.float32, keepdims=1)
+        total = self._node("ReduceSum", name, [magnitude, last], kept, np.float32, keepdims=1)
+        peak = self._node("Min", name, [largest, total], kept, np.float32)
+        peak = self._first_of_last(name, peak, last, kept)
+        return self._node("Squeeze", name, [peak, last], shape, np.float32) if grouped else peak
+
+    def _last_axis(self, name: str) -> gs.Constant:
+        return self._scalar(f"{name}_axes", np.asarray([-1], np.int64))
+
+    def _first_of_last(
+        self, name: str, reduced: gs.Variable, last: gs.Constant, shape: list[Any] | None
+    ) -> gs.Variable:
+        """What was reduced over its last axis, to one element there.
+
+        Where there are no rows, ONNX Runtime's reductions keep the axis whole.
+        """
+        bounds = [
+            self._scalar(f"{name}_{which}", np.asarray([at], np.int64))
+            for which, at in (("first", 0), ("second", 1))
+        ]
+        return self._node("Slice", name, [reduced, *bounds, last], shape, np.float32)
 
     def _grouped(self, x: Any, magnitude: gs.Variable, channels: int, block: int) -> gs.Variable:
         """|X| [..., channels] -> [..., groups, block], a short last group padded with zeros."""

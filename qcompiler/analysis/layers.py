@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir, ops
+from qcompiler.ir.interface import has_default
 from qcompiler.ir.order import topological
 
 FLOAT_TYPES = frozenset(
@@ -336,6 +337,8 @@ def _unfit(layer: Layer) -> str | None:
         return "its constant is the left operand"
     if _from_dequantize(weight):
         return "its weight is quantized already"
+    if has_default(weight):
+        return "its weights are an input of the model"
     if _is_fixed(weight):
         return "its weight is computed from constants, and takes more room than they do"
     return "both operands are computed (attention)"

@@ -18,10 +18,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler import memory
+from qcompiler import ir, memory
 from qcompiler.calibration.graph_session import graph_session
 from qcompiler.calibration.held import Arrays, Held, Room
 from qcompiler.errors import CalibrationError
+from qcompiler.ir import interface
 from qcompiler.ir.order import outer_reads, topological
 from qcompiler.session import one_line
 
@@ -67,8 +68,10 @@ def stream_together(
     """Like `stream`, for groups of tensors: the graph is not cut between those of one group."""
     memory.release()
     room = Room()
+    unfed = {str(each.name): ir.array(each) for each in interface.defaults(graph)}
     live: list[_Live] = [
-        {name: Held(_read_only(value)) for name, value in feed.items()} for feed in feeds
+        {name: Held(_read_only(value)) for name, value in {**unfed, **feed}.items()}
+        for feed in feeds
     ]
     for stage in _stages(graph, groups):
         if stage.leaves:

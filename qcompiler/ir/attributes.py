@@ -15,6 +15,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto
 
+from qcompiler.ir import interface
+
 _HELD = frozenset(
     {
         AttributeProto.FLOAT,
@@ -54,11 +56,11 @@ _KEPT = (EmptyList, OpaqueAttribute)
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """graphsurgeon's graph of a model, with every attribute; the model is left as it is."""
     if all(_held(attribute) for node in _protos(model) for attribute in node.attribute):
-        return gs.import_onnx(model)
+        return interface.import_graph(model)
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     kept = [_take_out(node) for node in _protos(bare)]
-    graph = gs.import_onnx(bare)
+    graph = interface.import_graph(bare)
     for node, values in zip(_nodes(graph), kept, strict=True):
         node.attrs.update(values)
     return graph
@@ -67,7 +69,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 def export_graph(graph: gs.Graph) -> onnx.ModelProto:
     """The model of a graph, with every attribute."""
     with _set_aside(graph):
-        model = gs.export_onnx(graph, do_type_check=False)
+        model = interface.export_graph(graph)
     for node, proto in zip(_nodes(graph), _protos(model), strict=True):
         proto.attribute.extend(v.proto for v in node.attrs.values() if isinstance(v, _KEPT))
     return model

@@ -14,6 +14,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from qcompiler.ir import interface
+
 
 def producer(tensor: Any, op: str | None = None) -> gs.Node | None:
     """The node that computes a tensor, if there is one (and it has operator `op`)."""
@@ -53,6 +55,7 @@ def replace_uses(graph: gs.Graph, old: Any, new: Any) -> None:
             # The interface keeps its name: the new tensor takes it over.
             old.name, new.name = f"{old.name}__replaced", old.name
             new.dtype, new.shape = new.dtype or old.dtype, new.shape or old.shape
+            interface.hand_over(old, new)
             graph.outputs[index] = new
 
 

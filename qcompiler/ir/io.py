@@ -21,7 +21,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler import ops
 from qcompiler.errors import ModelError, QcError
-from qcompiler.ir import scratch
+from qcompiler.ir import interface, scratch
 from qcompiler.ir.attributes import export_graph, import_graph
 from qcompiler.ir.casts import without_casts, write_casts
 from qcompiler.ir.sparse import without_sparse
@@ -46,12 +46,13 @@ maps arrays from any offset."""
 
 
 def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
-    """The constants of a graph and of all its subgraphs, those in attributes too."""
+    """The constants of a graph and its subgraphs, with those in attributes and inputs' defaults."""
     for each in [graph, *graph.subgraphs(recursive=True)]:
         tensors: list[Any] = list(each.tensors().values())
         for node in each.nodes:
             tensors += node.attrs.values()
         yield from (tensor for tensor in tensors if isinstance(tensor, gs.Constant))
+    yield from interface.defaults(graph)
 
 
 def _detach(graph: gs.Graph, folder: Path | None) -> None:
@@ -110,6 +111,7 @@ def read_model(path: Path) -> gs.Graph:
     """
     model = read_proto(path)
     check_tensors(model, path)
+    interface.without_habitual_inputs(model)
     files = external_files(model, path)
     try:
         return import_proto(model, _home(model, path, files))
@@ -276,7 +278,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
     written: dict[bytes, int] = {}
     try:
         for each in [graph, *graph.subgraphs(recursive=True)]:
-            for tensor in each.tensors().values():
+            for tensor in [*each.tensors().values(), *interface.defaults(each)]:
                 if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))

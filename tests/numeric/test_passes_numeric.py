@@ -32,6 +32,10 @@ TIPPED_DB = 50.0
 of all, so 53 dB below the signal even where rounding leaves just 20. One or two are let pass; the
 golden tests keep single layers to 1e-5."""
 
+TIPPED_HALF_DB = 30.0
+"""The same behind half-precision, which leaves 33 dB: the CPU provider has few kernels of float16,
+and leaves out roundings between those that it runs in float32."""
+
 ROTATION = "fold-norm,rotate"
 """Passes some pipelines have before what looks at activations and weights."""
 
@@ -96,7 +100,7 @@ class Judge:
         self._inputs = inputs
         self._expected = expected
         self._before = run_model(model, inputs)
-        self._rounded = False
+        self._rounded = self._half = False
 
     def after(self, index, step, result, seconds) -> None:
         model = to_model(result.graph)
@@ -108,7 +112,7 @@ class Judge:
         if step.numerics is Numerics.LOSSY:
             assert noise == pytest.approx(self._expected[step.name], abs=MARGIN_DB), step.name
         elif self._rounded:
-            assert noise >= TIPPED_DB, step.name
+            assert noise >= (TIPPED_HALF_DB if self._half else TIPPED_DB), step.name
         else:
             scale = float(np.abs(self._before).max())
             np.testing.assert_allclose(
@@ -116,6 +120,7 @@ class Judge:
             )
         self._before = after
         self._rounded = self._rounded or Fact.QDQ in step.provides
+        self._half = self._half or step.name == "half-precision"
 
 
 def _without_contrib(model: onnx.ModelProto) -> onnx.ModelProto:

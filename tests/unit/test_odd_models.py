@@ -26,6 +26,14 @@ def inputs(session: ort.InferenceSession) -> set[str]:
     return {each.name for each in session.get_inputs()}
 
 
+def is_valid(path: Path) -> bool:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
 def unnamed_and_shared() -> onnx.ModelProto:
     made = model_of(
         "g (float[n, 64] x) => (float[n, 96] y, float[64, 96] w) { h = MatMul(x, w) y = Relu(h) }",
@@ -132,6 +140,8 @@ def test_compiles_to_what_the_source_computes(name: str, target: str, tmp_path: 
     done = qc("compile", source, "-o", result, "-t", target)
     assert done.exit_code == 0, done.stderr
     assert done.stderr == ""
+    if is_valid(source):
+        assert is_valid(result)
     shape = [d.dim_value or 3 for d in GOOD[name].graph.input[0].type.tensor_type.shape.dim]
     kind = GOOD[name].graph.input[0].type.tensor_type.elem_type
     x = normal(*shape, std=1.0).astype(helper.tensor_dtype_to_np_dtype(kind))
