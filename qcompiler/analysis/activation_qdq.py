@@ -1,10 +1,10 @@
 """The Q/DQ language between passes: how quantized activations are written and read.
 
 DequantizeLinear(QuantizeLinear(X, s), s), s computed from X;
-where s is constant, of Clip(X, -127 s, 127 s)
+where s is constant, Clip(.., -127 s, 127 s) of that
 
-A value that is not finite makes its row NaN, as in the ops. Codes would hide it, so it comes
-through the scale of DequantizeLinear: the constant s has 0 * X added, summed over the row.
+A NaN in X makes its row NaN, through the scale, where that is computed. Codes can't hold one: with
+a constant scale, the form that all runtimes know, it becomes a number.
 """
 
 from __future__ import annotations
@@ -46,18 +46,15 @@ _DYNAMIC = op(
     capture="dequantize",
 )
 _STATIC = op(
-    "DequantizeLinear",
+    "Clip",
     op(
-        "QuantizeLinear",
-        op("Clip", var("x"), const("low", size=1), const("high", size=1)),
+        "DequantizeLinear",
+        op("QuantizeLinear", var("x"), const("s", size=1), const("zero", value=0.0)),
         const("s", size=1),
-        capture="quantize",
+        const("zero"),
     ),
-    op(
-        "Slice",
-        op("Add", op("ReduceSum", op("Mul", var("x"), const(value=0.0)), ...), const("s")),
-        ...,
-    ),
+    const("low", size=1),
+    const("high", size=1),
 )
 
 
@@ -105,10 +102,10 @@ def before_rounding(tensor: Any) -> Any:
 
 
 def _clips_to_127(found: Match) -> bool:
-    """Whether a static activation is int8 in [-127, 127]."""
+    """Whether a static activation is int8 in [-127, 127], so that its clip takes -128 only."""
     top = 127.0 * found.array("s").item()
     bounds = [found.array("low").item(), found.array("high").item()]
-    int8 = ir.attribute(found.node("quantize"), "output_dtype") == _INT8
+    int8 = ir.elem_type(found["zero"]) == onnx.TensorProto.INT8
     return int8 and bool(np.allclose(bounds, [-top, top], rtol=1e-6, atol=0.0))
 
 
@@ -159,7 +156,7 @@ def _quantized(
     if source.name not in known:
         raise CalibrationError(f"no calibrated range for the input of '{found.name}'")
     peak = float(known[source.name].absmax.max())
-    return writer.static(x, channels, max(peak, _SMALLEST) / 127.0)
+    return writer.static(x, max(peak, _SMALLEST) / 127.0)
 
 
 class ActivationWriter:
@@ -181,35 +178,25 @@ class ActivationWriter:
     def _scalar(self, base: str, value: NDArray[Any]) -> gs.Constant:
         return ir.constant(self._namer(base), value)
 
-    def static(self, x: Any, channels: int, scale: float) -> gs.Variable:
-        """X [..., channels] quantized with one constant scale, clipped to ±127 steps."""
+    def static(self, x: Any, scale: float) -> gs.Variable:
+        """X quantized with one constant scale, clipped to ±127 steps."""
         key = (id(x), 0, scale)
         if key not in self._made:
-            self._made[key] = self._static(x, channels, scale)
+            name = str(x.name)
+            top = np.float32(127.0) * np.float32(scale)
+            low, high = (
+                self._scalar(f"{name}_low", np.asarray(-top, np.float32)),
+                self._scalar(f"{name}_high", np.asarray(top, np.float32)),
+            )
+            s = self._scalar(f"{name}_scale", np.asarray(scale, np.float32))
+            zero = self._scalar(f"{name}_zero", np.asarray(0, np.int8))
+            codes = self._node("QuantizeLinear", name, [x, s, zero], x.shape, np.int8)
+            steps = self._node("DequantizeLinear", name, [codes, s, zero], x.shape, np.float32)
+            # The clip takes code -128 away. It comes last because ONNX Runtime (1.31 too) fuses a
+            # static DequantizeLinear next to a MatMul by a blocked 8-bit one into
+            # MatMulIntegerToFloat, which ignores the blocks and gives wrong numbers.
+            self._made[key] = self._node("Clip", name, [steps, low, high], x.shape, np.float32)
         return self._made[key]
-
-    def _static(self, x: Any, channels: int, scale: float) -> gs.Variable:
-        name = str(x.name)
-        top = np.float32(127.0) * np.float32(scale)
-        low = self._scalar(f"{name}_low", np.asarray(-top, np.float32))
-        high = self._scalar(f"{name}_high", np.asarray(top, np.float32))
-        s = self._scalar(f"{name}_scale", np.asarray(scale, np.float32))
-        nothing = self._scalar(f"{name}_nothing", np.asarray(0.0, np.float32))
-        clipped = self._node("Clip", name, [x, low, high], x.shape, np.float32)
-        codes = self._node(
-            "QuantizeLinear", name, [clipped, s], x.shape, np.int8, output_dtype=_INT8
-        )
-        zeros = self._node("Mul", name, [x, nothing], x.shape, np.float32)
-        row = None if x.shape is None else [*x.shape[:-1], 1]
-        axes = self._last_axis(name)
-        total = self._node("ReduceSum", name, [zeros, axes], row, np.float32, keepdims=1)
-        scales = self._node("Add", name, [total, s], row, np.float32)
-        scales = self._first_of_last(name, scales, axes, row)
-        # With one scale for all rows, ONNX Runtime (1.31 too) fuses the DequantizeLinear and a
-        # MatMul by a blocked 8-bit one into MatMulIntegerToFloat, which ignores the blocks and
-        # gives wrong numbers.
-        blocked = {"axis": -1, "block_size": channels}
-        return self._node("DequantizeLinear", name, [codes, scales], x.shape, np.float32, **blocked)
 
     def dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
         """X [..., channels], of any rank, quantized with one computed scale for each `block`

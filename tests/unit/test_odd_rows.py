@@ -22,14 +22,22 @@ def source() -> ModelProto:
     return model_of(MODEL, v=SQUARE, w=SQUARE.T.copy())
 
 
-@pytest.fixture(scope="module", params=["per-token", "per-group", "per-tensor"])
+POLICIES = ["per-token", "per-group", "per-tensor"]
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def policy(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
 def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    policy: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, ort.InferenceSession]:
     """By target, without the op library."""
     folder = tmp_path_factory.mktemp("rows")
     (folder / "m.onnx").write_bytes(source().SerializeToString())
-    return {target: _session(folder, target, request.param) for target in ("qdq", "ort-custom")}
+    return {target: _session(folder, target, policy) for target in ("qdq", "ort-custom")}
 
 
 def _session(folder: Path, target: str, policy: str) -> ort.InferenceSession:
@@ -44,13 +52,14 @@ def _session(folder: Path, target: str, policy: str) -> ort.InferenceSession:
 @pytest.mark.parametrize("target", ["qdq", "ort-custom"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_stays_in_its_row(
-    compiled: dict[str, ort.InferenceSession], target: str, value: float
+    compiled: dict[str, ort.InferenceSession], policy: str, target: str, value: float
 ) -> None:
     x = normal(1, WIDTH + 3, WIDTH, std=1.0)
     for channel in range(WIDTH):
         x[0, channel, channel] = value
     y = compiled[target].run(None, {"x": x})[0][0]
-    assert not np.isfinite(y[:WIDTH]).any()
+    hidden = policy == "per-tensor" and target == "qdq"  # codes can't hold it, a constant neither
+    assert np.isfinite(y[:WIDTH]).all() if hidden else not np.isfinite(y[:WIDTH]).any()
     assert np.isfinite(y[WIDTH:]).all()
 
 
