@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference, version_converter
 
 from qcompiler import ir, ops
-from qcompiler.analysis.inventory import find_stored, inventory, kept
+from qcompiler.analysis.inventory import find_stored, held_alone, inventory, kept
 from qcompiler.errors import PassError
 from qcompiler.ir.io import import_proto
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
@@ -48,7 +48,7 @@ class ImportModel(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        folder = ir.model_folder(graph)
+        folder, alone = ir.model_folder(graph), held_alone(graph)
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
@@ -56,7 +56,7 @@ class ImportModel(Pass):
         model = _convert(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = import_proto(model, folder)
-        stored = find_stored(graph, names)
+        stored = find_stored(graph, names, alone)
         for each in [graph, *graph.subgraphs(recursive=True)]:
             _fold_constant_nodes(each)
             _drop_identities(each)
