@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference
 
 from qcompiler import ir, ops
-from qcompiler.analysis.inventory import find_stored, inventory, kept
+from qcompiler.analysis.inventory import find_stored, held_alone, inventory, kept
 from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.shapes import complete_shapes, declared_names
@@ -39,7 +39,7 @@ class ImportModel(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        folder = ir.model_folder(graph)
+        folder, alone = ir.model_folder(graph), held_alone(graph)
         model = ir.to_model(graph)
         declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
@@ -50,7 +50,7 @@ class ImportModel(Pass):
         model = shape_inference.infer_shapes(model, data_prop=True)
         model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
-        stored = find_stored(graph, names)
+        stored = find_stored(graph, names, alone)
         for each in [graph, *graph.subgraphs(recursive=True)]:
             _fold_constant_nodes(each)
             _drop_identities(each)

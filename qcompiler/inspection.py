@@ -117,7 +117,10 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
         graph, _ = manager.run(graph, PassContext())
     except PassError as error:
         return replace(facts, note=str(error))
-    layers, others = find_layers(graph)
+    graphs = [graph, *graph.subgraphs(recursive=True)]
+    found = [find_layers(each) for each in graphs]
+    layers = [layer for each, _ in found for layer in each]
+    tables = [table for each in graphs for table in find_tables(each)]
     known = {layer.name for layer in facts.layers}
     floats = tuple(
         LayerInfo(
@@ -137,16 +140,16 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
             readers=tuple(reader.name for reader in edge.readers),
             veto=edge.veto,
         )
-        for edge in find_fold_edges(graph, layers)
+        for edge in find_fold_edges(graph, found[0][0])
     )
     kept = {remark.layer: remark.message for remark in manager.history[0].remarks}
-    kept |= {other.name: other.reason for other in others}
+    kept |= {other.name: other.reason for _, others in found for other in others}
     return replace(
         facts,
         layers=floats + facts.layers,
         edges=edges,
         left_alone={name: reason for name, reason in kept.items() if name not in known},
-        weights=_weights(manager.history, layers, find_tables(graph)),
+        weights=_weights(manager.history, layers, tables),
     )
 
 

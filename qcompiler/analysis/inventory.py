@@ -47,6 +47,9 @@ SMALL = "vectors and small constants"
 
 _Types = onnx.TensorProto
 
+_Key = int | str
+"""Of a constant: its name where no other has it, else its id."""
+
 _OUTPUT = -1
 """The `input` of a use that hands a constant out."""
 
@@ -139,10 +142,26 @@ class Inventory:
         return asdict(self)
 
 
-def find_stored(graph: gs.Graph, names: Container[str]) -> list[StoredConstant]:
+def held_alone(graph: gs.Graph) -> set[str]:
+    """Names that one constant has, in the graph and its bodies."""
+    found: dict[str, set[int]] = {}
+    for each in [graph, *graph.subgraphs(recursive=True)]:
+        read: list[Any] = [*each.outputs, *(t for node in each.nodes for t in node.inputs)]
+        for tensor in read:
+            if ir.is_constant(tensor):
+                found.setdefault(str(tensor.name), set()).add(id(tensor))
+    return {name for name, which in found.items() if len(which) == 1}
+
+
+def find_stored(
+    graph: gs.Graph, names: Container[str], alone: Container[str] = ()
+) -> list[StoredConstant]:
     """Of the constants of those names every one that an output of the graph needs, in the order of
-    use, bodies included."""
-    walk = _Walk()
+    use, bodies included.
+
+    `alone`: names that the source has once; what it reads in several bodies is written into each.
+    """
+    walk = _Walk(alone)
     walk.follow(graph, _live(graph), None)
     return [each for each in walk.stored.values() if each.name in names]
 
@@ -231,9 +250,9 @@ def _stored(name: str, values: gs.Constant) -> StoredConstant:
     return StoredConstant(name, size, kind, shape)
 
 
-def _joined(behind: Sequence[Mapping[int, bool] | None], *, multiplied: bool) -> dict[int, bool]:
+def _joined(behind: Sequence[Mapping[_Key, bool] | None], *, multiplied: bool) -> dict[_Key, bool]:
     """Keys of what several tensors are made of; not multiplied where one way to it is without."""
-    keys: dict[int, bool] = {}
+    keys: dict[_Key, bool] = {}
     for each in behind:
         for key, before in (each or {}).items():
             keys[key] = keys.get(key, True) and (before or multiplied)
@@ -243,9 +262,10 @@ def _joined(behind: Sequence[Mapping[int, bool] | None], *, multiplied: bool) ->
 class _Walk:
     """Follows constants through nodes that read nothing else, to those that use them."""
 
-    def __init__(self) -> None:
-        self.stored: dict[int, StoredConstant] = {}
-        self._behind: dict[int, dict[int, bool]] = {}
+    def __init__(self, alone: Container[str]) -> None:
+        self.stored: dict[_Key, StoredConstant] = {}
+        self._alone = alone
+        self._behind: dict[int, dict[_Key, bool]] = {}
         """Keys of the constants that a tensor is made of, for tensors made of nothing else; whether
         they were multiplied by others."""
 
@@ -270,13 +290,14 @@ class _Walk:
             if user is not None:
                 self._used(self._constants(output), Use(user, _OUTPUT))
 
-    def _constants(self, tensor: Any) -> dict[int, bool] | None:
+    def _constants(self, tensor: Any) -> dict[_Key, bool] | None:
         """Keys of the constants that a tensor is made of; None where it is made of others too."""
         if not ir.is_constant(tensor):
             return self._behind.get(id(tensor))
-        key = id(tensor)
+        name = str(tensor.name)
+        key = name if name in self._alone else id(tensor)
         if key not in self.stored:
-            self.stored[key] = _stored(str(tensor.name), tensor)
+            self.stored[key] = _stored(name, tensor)
         return {key: False}
 
     def _store_node(self, node: gs.Node) -> int:
@@ -288,13 +309,13 @@ class _Walk:
         self.stored[id(node)] = _stored(str(output.name), value)
         return id(node)
 
-    def _is_fixed(self, node: gs.Node, behind: Sequence[dict[int, bool] | None]) -> bool:
+    def _is_fixed(self, node: gs.Node, behind: Sequence[dict[_Key, bool] | None]) -> bool:
         given = [each for each, t in zip(behind, node.inputs, strict=True) if not t.is_empty()]
         if node.op.startswith(_RANDOM) or any(True for _ in node.subgraphs()):
             return False
         return bool(given) and None not in given
 
-    def _used(self, keys: Mapping[int, bool] | None, use: Use) -> None:
+    def _used(self, keys: Mapping[_Key, bool] | None, use: Use) -> None:
         for key, multiplied in (keys or {}).items():
             stored = self.stored[key]
             uses = stored.multiplied if multiplied else stored.own

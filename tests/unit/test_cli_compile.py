@@ -236,6 +236,19 @@ def test_inspect_says_what_can_be_quantized_and_what_holds_the_rest(tmp_path: Pa
     assert ["Einsum", "16.4", "kB", "stays", "as", "it", "is"] in lines
 
 
+def test_inspect_looks_into_bodies(tmp_path: Path) -> None:
+    made = model_of(
+        "g (float[n, 64] x, bool c) => (float[n, 96] y) { y = If (c) <"
+        " then_branch = one () => (float[n, 96] t) { [inside] t = MatMul (x, w) },"
+        " else_branch = two () => (float[n, 96] e) { [other] e = MatMul (x, w) }> }",
+        w=normal(64, 96),
+    )
+    onnx.save(made, str(tmp_path / "m.onnx"))
+    data = json.loads(qc("inspect", tmp_path / "m.onnx", "--json").stdout)
+    assert {layer["name"] for layer in data["layers"]} == {"inside", "other"}
+    assert data["weights"] == {"linear layers": 64 * 96 * 4} and not data["left_alone"]
+
+
 def test_inspect_folds_alike_rows_unless_asked(model: Path) -> None:
     assert "fc* (2)" not in qc("inspect", model).stdout, "these two differ in size"
     short = qc("inspect", model).stdout.splitlines()
