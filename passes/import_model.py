@@ -35,11 +35,12 @@ class ImportModel(Pass):
         model = ir.to_model(graph)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
-        unfed = interface.without_defaults(model)
+        unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
+        interface.declare_outputs(graph, outputs)
         _fold_constant_nodes(graph)
         _drop_identities(graph)
         _name_nodes(graph)

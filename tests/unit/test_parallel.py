@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import onnx_graphsurgeon as gs
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -68,7 +69,7 @@ def test_passes_run_with_one_blas_thread():
             return PassResult(graph=graph, changed=False)
 
     before = threads()
-    PassManager([Look()]).run(None, PassContext())
+    PassManager([Look()]).run(gs.Graph(), PassContext())
     assert seen
     assert set(seen) == {1}
     assert threads() == before
