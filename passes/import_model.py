@@ -45,11 +45,12 @@ class ImportModel(Pass):
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
         names = set(_stored_names(model.graph))
-        unfed = interface.without_defaults(model)
+        unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)
         model = shape_inference.infer_shapes(model, data_prop=True)
         model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
+        interface.declare_outputs(graph, outputs)
         stored = find_stored(graph, names, alone)
         for each in [graph, *graph.subgraphs(recursive=True)]:
             _fold_constant_nodes(each)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Declared(gs.Variable):
-    """An input or output that graphsurgeon does not hold completely.
+    """An input or output that was declared otherwise than graphsurgeon would write it.
 
     `declared`: as it was read. `default`: what it is where nothing is fed, None for other inputs.
     """
@@ -63,6 +63,17 @@ def defaults(graph: gs.Graph) -> Iterator[gs.Constant]:
     for tensor in inputs:
         if has_default(tensor):
             yield tensor.default
+
+
+def declare_outputs(graph: gs.Graph, declared: Sequence[ValueInfoProto]) -> None:
+    """Let a graph's outputs be written with the shapes that were read, whatever is known now."""
+    outputs: list[Any] = graph.outputs
+    for tensor, value in zip(outputs, declared, strict=True):
+        shape = OnnxImporter.import_tensor(value).shape
+        if isinstance(tensor, Declared):
+            tensor.declared = _copied(value)
+        elif type(tensor) is gs.Variable and tensor.shape != shape:
+            _declare(tensor, _copied(value), None)
 
 
 def without_habitual_inputs(model: onnx.ModelProto) -> None:
@@ -188,23 +199,11 @@ def export_graph(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def _written(declared: ValueInfoProto, exported: ValueInfoProto) -> ValueInfoProto:
-    """As it was declared, with the name, element type and sizes that the graph has now."""
+    """As it was declared, with the name and element type that the graph has now."""
     value = _copied(declared)
     value.name = exported.name
-    if not _is_tensor(declared):
-        return value
-    kind, now = value.type.tensor_type, exported.type.tensor_type
-    kind.elem_type = now.elem_type
-    if len(kind.shape.dim) != len(now.shape.dim) or not kind.HasField("shape"):
-        kind.ClearField("shape")
-        if now.HasField("shape"):
-            kind.shape.CopyFrom(now.shape)
-        return value
-    for dim, size in zip(kind.shape.dim, now.shape.dim, strict=True):
-        denotation = dim.denotation
-        dim.CopyFrom(size)
-        if denotation:
-            dim.denotation = denotation
+    if _is_tensor(declared) and exported.type.tensor_type.elem_type:
+        value.type.tensor_type.elem_type = exported.type.tensor_type.elem_type
     return value
 
 

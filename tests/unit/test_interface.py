@@ -192,6 +192,23 @@ def test_every_type_and_text_survives(opset: int) -> None:
     assert interface(to_model(imported)) == interface(made)
 
 
+@pytest.mark.parametrize("opset", [17, 21])
+def test_shapes_of_outputs_are_those_of_the_source(opset: int, tmp_path: Path) -> None:
+    made = model_of(
+        "g (float[n, 64] x) => (float[p, q] y, float z) {"
+        " h = MatMul(x, w) y = Relu(h) z = MatMul(y, v) }",
+        w=W,
+        v=normal(N, N),
+    )
+    made.opset_import[0].version = opset
+    made.graph.output[0].type.tensor_type.shape.dim[0].ClearField("value")
+    made.graph.output[1].type.tensor_type.ClearField("shape")
+    graph = ImportModel().run(import_proto(made), PassContext()).graph
+    assert [each.shape for each in graph.outputs] == [["n", N], ["n", N]], "passes see more"
+    written = to_model(graph)
+    assert list(written.graph.output) == list(made.graph.output)
+
+
 SEQUENCES = """
 g (float[n, 64] x, seq(float[m, 64]) more) => (float[n, 96] y, seq(float[p, 96]) all) {
     first = Constant <value_int = 0> ()
