@@ -2,7 +2,7 @@
 
 | input | values |
 | --- | --- |
-| floats | normal noise |
+| floats | normal noise; a second of it where the input is a wave |
 | integers that index a table | drawn from its rows |
 | words that the model knows | drawn from these |
 | "mask" in the name, or compared and indexing nothing | ones: nothing is masked |
@@ -34,6 +34,7 @@ Shape = tuple[int, ...]
 TOKENS = 64
 """Tokens of a text where the graph has no table of positions: how many it reads is not known."""
 _OTHER, _IMAGE = 16, 224  # open sizes of sequences, and of the sides of images
+_SOUND = 16_000  # open sizes of waves: a second, for most models
 _CHANNELS = 3
 _IMAGE_RANK = 4
 _LENGTH = re.compile(r"(^|_)len(s|gths?)?($|_)|length")
@@ -56,6 +57,16 @@ class _Input:
     @property
     def name(self) -> str:
         return self.spec.name
+
+
+def _is_wave(each: _Input) -> bool:
+    """Whether an input is [samples, time], or that with one or two channels between.
+
+    Features have a size; a convolution over time has no result for a few points.
+    """
+    *lead, last = each.shape
+    channels = lead[1:]
+    return each.role == "noise" and not isinstance(last, int) and channels in ([], [1], [2])
 
 
 class Defaults:
@@ -119,7 +130,7 @@ class Defaults:
             return size if isinstance(size, int) else known.get(_key(other, place), self._tokens)
         if len(each.shape) == _IMAGE_RANK:
             return _CHANNELS if axis == 1 and "channel" in symbol else _IMAGE
-        return _OTHER
+        return _SOUND if _is_wave(each) else _OTHER
 
     def _companion(self, each: _Input) -> _Input | None:
         """The input that a mask or a length goes with: the one whose name is most like its own."""

@@ -247,3 +247,12 @@ def test_fresh_data_is_like_the_users(tmp_path):
     feed = load_source("random", package, samples=1, seed=1, like=given).feeds[0]
     assert feed["x"].shape == (7, 3) and 4 < feed["x"].mean() < 7
     assert (feed["flag"] == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [("b, t", 16_000), ("b, 1, t", 16_000), ("b, 80, t", 16), ("b, t, 80", 16)],
+)
+def test_waves_are_long_enough_for_convolutions(tmp_path, shape, size):
+    text = f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu(x) }}"
+    assert size in drawn(package_of(tmp_path, text)).feeds[0]["x"].shape
