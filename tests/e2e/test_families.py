@@ -1,0 +1,42 @@
+"""Model families as PyTorch exports them: every linear layer in an op, right everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from tiny_families import FAMILIES, export
+
+import qcompiler
+from qcompiler.numerics.rounding import sqnr_db
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+def run(path: Path, feed: dict[str, np.ndarray], *, library: bool = False) -> np.ndarray:
+    options = ort.SessionOptions()
+    if library:
+        options.register_custom_ops_library(str(qcompiler.library_path()))
+    return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(None, feed)[0]
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_linear_layer_becomes_an_op(tmp_path: Path, name: str, dynamo: bool) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    feed = export(name, source, dynamo=dynamo)
+    result = qcompiler.compile(source, recipe="w4a8", output=out, calib_samples=4)
+    linears = [layer for layer in result.report.layers if layer.kind == "linear"]
+    assert linears
+    assert not [e for e in linears if e.op not in ("MatMulW4A8", "MatMulW8A8")]
+    onnx.checker.check_model(str(out))
+    wanted = run(source, feed)
+    with_library, without = run(out, feed, library=True), run(out, feed)
+    assert sqnr_db(wanted, with_library) > 9
+    assert sqnr_db(wanted, without) > 9
+    assert sqnr_db(without, with_library) > 25
