@@ -72,13 +72,14 @@ class _Wide:
 
 
 def _keep_ties(graph: gs.Graph, wide: _Wide) -> set[int]:
-    """Ids of the Transposes of constants that MatMul multiplies by: `canonicalize` folds those.
+    """Ids of the Transposes of constants that MatMul multiplies by or Gather looks up.
 
-    It knows what a look-up shares with them. Casts move out of its way, to the constants.
+    A table and a head share such a constant: `canonicalize` and `quantize-embedding` know how.
+    Casts move out of their way, to the constants.
     """
     stays: set[int] = set()
     for node in graph.nodes:
-        if not _is_transposition(node) or not any(r.op == "MatMul" for r in _readers(node)):
+        if not _is_transposition(node) or not any(map(_ties, _readers(node))):
             continue
         source = node.inputs[0]
         cast = ir.producer(source)
@@ -90,6 +91,11 @@ def _keep_ties(graph: gs.Graph, wide: _Wide) -> set[int]:
         if ir.elem_type(source) in NARROW:
             _widen(graph, source, wide)
     return stays
+
+
+def _ties(reader: gs.Node) -> bool:
+    """Whether a node that reads the transpose of a constant may share it with another."""
+    return not reader.domain and reader.op in ("MatMul", "Gather")
 
 
 def _readers(node: gs.Node) -> Iterator[gs.Node]:
