@@ -187,6 +187,8 @@ def test_instruments_run_after_every_pass_in_order() -> None:
     calls: list[tuple[int, str, bool]] = []
 
     class Watch:
+        watches_bodies = False
+
         def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
             calls.append((index, step.name, result.changed))
 
