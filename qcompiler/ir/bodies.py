@@ -39,9 +39,11 @@ class Body:
             kept = self.shared.get(tensor.name)
             if kept is not None and is_constant(tensor) and tensor._values is kept._values:
                 _replace(graph, tensor, kept)
+        own = len(self.place.inputs)
         given: list[Any] = list(graph.inputs)
-        for tensor in given[len(self.place.inputs) :]:
+        for tensor in given[own:]:
             _replace(graph, tensor, self.around[tensor.name])
+        graph.inputs = given[:own]
         ends = [*self.place.inputs, *graph.outputs, *self.around.values(), *self.shared.values()]
         self.place.nodes = []
         _rename(graph, {id(tensor) for tensor in ends}, Namer(outside))

@@ -282,15 +282,10 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
                 if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
-                values = stored_values(tensor)
-                file_of_source = isinstance(values, MappedValues) and not values.made
-                if file_of_source or (each is graph and nbytes(tensor) >= EXTERNAL_THRESHOLD):
+                mapped = isinstance(stored_values(tensor), MappedValues)
+                if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
                     saved.append((tensor, tensor._values))
                     put_stored(tensor, _spill(tensor, file, location, written))
-                elif isinstance(values, MappedValues):  # as if it were in memory
-                    saved.append((tensor, tensor._values))
-                    inline = numpy_helper.from_array(values.load(), tensor.name)
-                    put_stored(tensor, LazyValues(inline))
         yield
     finally:
         for tensor, values in saved:

@@ -50,11 +50,6 @@ class MappedValues(LazyValues):
         self.folder = folder
         self._kept = kept
 
-    @property
-    def made(self) -> bool:
-        """Whether a pass made the values: they lie in a scratch folder."""
-        return self._kept is not None
-
     def load(self) -> np.ndarray[Any, Any]:
         entry = external_entry(self.tensor)
         path = self.folder / entry["location"]

@@ -117,13 +117,16 @@ def run(path: Path, feed: dict, *, library: bool = False) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_out_and_back_changes_nothing(tmp_path: Path, kind: str) -> None:
+def test_out_and_back_changes_nothing(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     graph = ir.read_model(saved(kind, tmp_path))
     before = print_graph(graph)
     for node, attribute in bodies_of(graph):
         body = lift(node.attrs[attribute], graph)
         body.put_back(body.graph, graph)
     assert print_graph(graph) == before
+    assert "same name" not in "".join(capfd.readouterr())
 
 
 def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:

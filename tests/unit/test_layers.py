@@ -110,3 +110,11 @@ def test_other_nodes_are_no_layers() -> None:
     assert layer_of(graph, graph.nodes[0]) is None
     graph.nodes[1].domain = "somewhere.else"
     assert layer_of(graph, graph.nodes[1]) is None
+
+
+def test_a_weight_made_of_constants_is_no_attention() -> None:
+    shape = {"row": weight(1, N), "size": np.array([K, N])}
+    graph = graph_of("w = Expand(row, size) y = MatMul(x, w)", **shape)
+    assert "computed from constants" in find_layers(graph)[1][0].reason
+    graph = graph_of("row = ReduceSum(x) w = Expand(row, size) y = MatMul(x, w)", **shape)
+    assert "attention" in find_layers(graph)[1][0].reason
