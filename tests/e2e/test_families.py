@@ -25,11 +25,15 @@ def run(path: Path, feed: dict[str, np.ndarray], *, library: bool = False) -> np
     return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(None, feed)[0]
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_linear_layer_becomes_an_op(tmp_path: Path, name: str, dynamo: bool) -> None:
+# The newer exporter traces shapes, so its graphs differ less from family to family.
+TRACED = ("bert", "t5", "clip", "vit", "wav2vec2", "llama")
+EXPORTS = [(name, "torchscript") for name in FAMILIES] + [(name, "dynamo") for name in TRACED]
+
+
+@pytest.mark.parametrize(("name", "exporter"), EXPORTS)
+def test_every_linear_layer_becomes_an_op(tmp_path: Path, name: str, exporter: str) -> None:
     source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
-    feed = export(name, source, dynamo=dynamo)
+    feed = export(name, source, dynamo=exporter == "dynamo")
     result = qcompiler.compile(source, recipe="w4a8", output=out, calib_samples=4)
     linears = [layer for layer in result.report.layers if layer.kind == "linear"]
     assert linears

@@ -183,8 +183,9 @@ def test_what_the_turns_of_scans_are_given(tmp_path: Path) -> None:
         state = np.tanh(row @ V + state)
 
 
-@pytest.mark.parametrize("recipe", ["rtn", "w4a8"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("kind", "recipe"), [*((kind, "rtn") for kind in MODELS), ("branch", "w4a8"), ("scan", "w4a8")]
+)
 def test_layers_in_bodies_become_ops(tmp_path: Path, kind: str, recipe: str) -> None:
     model, out = saved(kind, tmp_path), tmp_path / "out.onnx"
     told = qc("compile", model, "-r", recipe, "-o", out, "--calib", tmp_path, "--json")
