@@ -308,14 +308,7 @@ def opt(
         text = print_graph(result.graph) if show else None
         files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
     if json:
-        passes = [
-            {
-                **vars(record),
-                "remarks": [remark.to_dict() for remark in record.remarks],
-                "inventory": record.inventory and record.inventory.to_dict(),
-            }
-            for record in result.history
-        ]
+        passes = [record.to_dict() for record in result.history]
         console.print_json({"passes": passes, "files": files, "graph": text})
     elif text is not None:
         print(text, end="")

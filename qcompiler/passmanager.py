@@ -209,6 +209,12 @@ class Record:
     remarks: tuple[Remark, ...]
     inventory: Inventory | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        remarks = [remark.to_dict() for remark in self.remarks]
+        inventory = None if self.inventory is None else self.inventory.to_dict()
+        return {**vars(self), "remarks": remarks, "inventory": inventory}
+
 
 class PassManager:
     """Runs passes in order; errors name the pass and what had run before it."""
@@ -314,8 +320,8 @@ def _add(history: list[Record], records: Sequence[Record]) -> None:
     for record in records:
         at = next(i for i in range(at, len(history)) if history[i].name == record.name)
         old = history[at]
-        history[at] = Record(
-            name=old.name,
+        history[at] = replace(
+            old,
             changed=old.changed or record.changed,
             seconds=old.seconds + record.seconds,
             remarks=old.remarks + record.remarks,
