@@ -44,7 +44,7 @@ class FoldConstants(Pass):
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         changed = False
         wide = _Wide(ir.Namer(graph))
-        for each in [graph, *graph.subgraphs(recursive=True)]:
+        for each in ir.graphs(graph):
             stays = _keep_ties(each, wide)
             changed |= bool(wide.made)
             found = [x for x in find_expressions(each, but=stays) if not x.grows]
@@ -118,7 +118,7 @@ def _widen(graph: gs.Graph, source: gs.Constant, wide: _Wide) -> None:
         if is_widening(node) and not ir.is_graph_output(graph, output):
             ir.replace_uses(graph, output, wide(source))
         elif (
-            (_is_transposition(node) or looked_up(node) == (source, False))
+            (_is_transposition(node) or _looks_up(node, source))
             and casts
             and all(is_widening(cast) for cast in casts)
             and not any(ir.is_graph_output(graph, t) for c in (node, *casts) for t in c.outputs)
@@ -127,6 +127,12 @@ def _widen(graph: gs.Graph, source: gs.Constant, wide: _Wide) -> None:
             output.dtype = np.dtype(np.float32)
             for cast in casts:
                 ir.replace_uses(graph, cast.outputs[0], output)
+
+
+def _looks_up(node: gs.Node, source: gs.Constant) -> bool:
+    """Whether a node looks up rows of a constant."""
+    found = looked_up(node)
+    return found is not None and found[0] is source
 
 
 def _widened(graph: gs.Graph, expression: Expression, wide: _Wide) -> bool:

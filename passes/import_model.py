@@ -52,7 +52,7 @@ class ImportModel(Pass):
         graph = import_proto(model, folder)
         interface.declare_outputs(graph, outputs)
         stored = find_stored(graph, names, alone)
-        for each in [graph, *graph.subgraphs(recursive=True)]:
+        for each in ir.graphs(graph):
             _fold_constant_nodes(each)
             _drop_identities(each)
         _name_nodes(graph)
@@ -132,11 +132,11 @@ def _is_identity(node: gs.Node) -> bool:
 
 def _name_nodes(graph: gs.Graph) -> None:
     namer = ir.Namer(graph)
-    for each in [graph, *graph.subgraphs(recursive=True)]:
+    for each in ir.graphs(graph):
         for node in each.nodes:
             node.name = node.name or ""
     seen: set[str] = set()
-    for each in [graph, *graph.subgraphs(recursive=True)]:
+    for each in ir.graphs(graph):
         for node in each.nodes:
             if not node.name or node.name in seen:
                 node.name = namer(node.name or f"{node.op}_{len(seen)}")

@@ -86,7 +86,7 @@ class PlanWeights(Pass):
         return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        graphs = [graph, *graph.subgraphs(recursive=True)]
+        graphs = ir.graphs(graph)
         require_matches(ctx, [node.name for each in graphs for node in each.nodes])
         layers, others = find_layers(graph)
         tables = find_tables(graph)

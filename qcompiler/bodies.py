@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.calibration.recorded import recorded
 from qcompiler.calibration.supply import FeedData
-from qcompiler.ir.bodies import Body, bodies_of, lift
+from qcompiler.ir.bodies import Body, bodies_of, holds_matrices, lift
 from qcompiler.passmanager import (
     Fact,
     Instrument,
@@ -51,7 +51,7 @@ def run_over_bodies(
     without = [other for step in steps if (other := step.without_data()) is not None]
     for node, attribute in bodies_of(graph):
         place: Any = node.attrs[attribute]
-        if not _has_matrices(place):
+        if not holds_matrices(place):
             continue
         body = lift(place, graph)
         data = None if without == steps else _data(source, node, attribute, body, ctx)
@@ -80,19 +80,9 @@ def _data(
     return FeedData(feeds, f"the inputs of '{node.name}'")
 
 
-def _has_matrices(body: gs.Graph) -> bool:
-    """Whether there is anything in a body or below it to quantize."""
-    return any(
-        ir.is_constant(tensor) and len(tensor.shape) > 1
-        for each in [body, *body.subgraphs(recursive=True)]
-        for node in each.nodes
-        for tensor in node.inputs
-    )
-
-
 def _matching(ctx: PassContext, body: gs.Graph) -> tuple[str, ...]:
     """The user's patterns that match a node of a body; others are meant for other graphs."""
-    names = [node.name for each in [body, *body.subgraphs(recursive=True)] for node in each.nodes]
+    names = [node.name for each in ir.graphs(body) for node in each.nodes]
     return tuple(p for p in ctx.exclude if any(re.search(p, name) for name in names))
 
 

@@ -117,7 +117,7 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
         graph, _ = manager.run(graph, PassContext())
     except PassError as error:
         return replace(facts, note=str(error))
-    graphs = [graph, *graph.subgraphs(recursive=True)]
+    graphs = ir.graphs(graph)
     found = [find_layers(each) for each in graphs]
     layers = [layer for each, _ in found for layer in each]
     tables = [table for each in graphs for table in find_tables(each)]

@@ -21,7 +21,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
 from qcompiler.formats import LayerPlan
-from qcompiler.ir.bodies import bodies_of
+from qcompiler.ir.bodies import bodies_of, holds_matrices
+from qcompiler.ir.walk import graphs
 from qcompiler.numerics.parallel import one_blas_thread
 from qcompiler.remarks import Remark
 
@@ -246,7 +247,7 @@ class PassManager:
             learned = replace(ctx, borrowed=_borrowed(graph))
             graph, learned = self._run(graph, learned, range(self._imported))
             rest = range(self._imported, len(self._passes))
-            source = graph.copy() if rest and any(bodies_of(graph)) else None
+            source = graph.copy() if rest and _has_layers_below(graph) else None
             graph, learned = self._run(graph, learned, rest)
             if source is not None:
                 self._run_over_bodies(graph, source, ctx)
@@ -314,6 +315,11 @@ class PassManager:
         return graph, ctx
 
 
+def _has_layers_below(graph: gs.Graph) -> bool:
+    """Whether a body has anything to quantize."""
+    return any(holds_matrices(node.attrs[name]) for node, name in bodies_of(graph))
+
+
 def _add(history: list[Record], records: Sequence[Record]) -> None:
     """Add what passes said of a body to what the same passes said before."""
     at = 0
@@ -331,12 +337,7 @@ def _add(history: list[Record], records: Sequence[Record]) -> None:
 
 def _borrowed(graph: gs.Graph) -> frozenset[str]:
     """The operators of a graph in ONNX's own domain that ONNX does not know."""
-    ours = {
-        str(node.op)
-        for each in [graph, *graph.subgraphs(recursive=True)]
-        for node in each.nodes
-        if not node.domain
-    }
+    ours = {str(node.op) for each in graphs(graph) for node in each.nodes if not node.domain}
     return frozenset(op for op in ours if not onnx.defs.has(op))
 
 

@@ -145,7 +145,7 @@ class Inventory:
 def held_alone(graph: gs.Graph) -> set[str]:
     """Names that one constant has, in the graph and its bodies."""
     found: dict[str, set[int]] = {}
-    for each in [graph, *graph.subgraphs(recursive=True)]:
+    for each in ir.graphs(graph):
         read: list[Any] = [*each.outputs, *(t for node in each.nodes for t in node.inputs)]
         for tensor in read:
             if ir.is_constant(tensor):

@@ -21,6 +21,7 @@ from qcompiler.ir.graph import (
 from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
 from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
+from qcompiler.ir.walk import graphs
 
 __all__ = [
     "Namer",
@@ -31,6 +32,7 @@ __all__ = [
     "constant",
     "consumers",
     "elem_type",
+    "graphs",
     "is_constant",
     "is_graph_output",
     "model_folder",

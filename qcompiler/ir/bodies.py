@@ -6,7 +6,7 @@ that passes can do with it what they do with any graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir.graph import Namer, consumers, rewire_input
 from qcompiler.ir.order import outer_reads
 from qcompiler.ir.tensors import is_constant
+from qcompiler.ir.walk import graphs
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,20 @@ def bodies_of(graph: gs.Graph) -> Iterator[tuple[gs.Node, str]]:
                 yield node, name
 
 
+def holds_matrices(body: Any) -> bool:
+    """Whether a body, or what lies below it, reads a constant with more than one axis."""
+    return any(
+        is_constant(tensor) and len(tensor.shape) > 1
+        for each in graphs(body)
+        for node in each.nodes
+        for tensor in node.inputs
+    )
+
+
 def reads_around(place: gs.Graph) -> list[Any]:
     """What a subgraph reads of the graphs around it, each tensor once, in order."""
     own: set[int] = set()
-    for each in [place, *place.subgraphs(recursive=True)]:
+    for each in graphs(place):
         own |= {id(tensor) for tensor in each.inputs}
         own |= {id(tensor) for node in each.nodes for tensor in node.outputs}
     read = [tensor for node in place.nodes for tensor in outer_reads(node)]
@@ -78,7 +89,7 @@ def lift(place: gs.Graph, outside: gs.Graph) -> Body:
     around: dict[str, Any] = {}
     shared: dict[str, gs.Constant] = {}
     given: list[Any] = []
-    inside = {id(node) for each in _all(place) for node in each.nodes}
+    inside = {id(node) for each in graphs(place) for node in each.nodes}
     for tensor in reads_around(place):
         if not is_constant(tensor):
             own: Any = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
@@ -103,13 +114,9 @@ def lift(place: gs.Graph, outside: gs.Graph) -> Body:
     return Body(place, graph, around, shared)
 
 
-def _all(graph: gs.Graph) -> Iterable[gs.Graph]:
-    return [graph, *graph.subgraphs(recursive=True)]
-
-
 def _replace(graph: gs.Graph, old: Any, new: Any) -> None:
     """Make whatever reads `old` in a graph or below it read `new`."""
-    for each in _all(graph):
+    for each in graphs(graph):
         for node in each.nodes:
             rewire_input(node, old, new)
         each.outputs = [new if output is old else output for output in each.outputs]
@@ -117,7 +124,7 @@ def _replace(graph: gs.Graph, old: Any, new: Any) -> None:
 
 def _rename(graph: gs.Graph, but: set[int], fresh: Namer) -> None:
     """Give tensors and nodes names that are free."""
-    for each in _all(graph):
+    for each in graphs(graph):
         tensors: list[Any] = list(each.tensors().values())
         for tensor in tensors:
             if id(tensor) not in but:

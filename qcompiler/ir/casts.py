@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from qcompiler.ir.tensors import CastValues
+from qcompiler.ir.walk import graphs, proto_graphs
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def without_casts(graph: gs.Graph) -> Generator[dict[str, int], None, None]:
     """
     saved: list[tuple[gs.Constant, CastValues, Any]] = []
     try:
-        for each in [graph, *graph.subgraphs(recursive=True)]:
+        for each in graphs(graph):
             tensors: list[Any] = list(each.tensors().values())
             for tensor in tensors:
                 values = getattr(tensor, "_values", None)
@@ -42,7 +43,7 @@ def write_casts(graph: onnx.GraphProto, kinds: Mapping[str, int]) -> None:
     if not kinds:
         return
     taken = set(_names(graph))
-    for each in _graphs(graph):
+    for each in proto_graphs(graph):
         casts: list[onnx.NodeProto] = []
         for initializer in each.initializer:
             if initializer.name in kinds:
@@ -59,16 +60,8 @@ def write_casts(graph: onnx.GraphProto, kinds: Mapping[str, int]) -> None:
             each.node.extend(nodes)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    for each in _graphs(graph):
+    for each in proto_graphs(graph):
         for value in (*each.input, *each.initializer):
             yield value.name
         for node in each.node:

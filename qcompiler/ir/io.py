@@ -34,6 +34,7 @@ from qcompiler.ir.tensors import (
     spilled_proto,
     stored_values,
 )
+from qcompiler.ir.walk import graphs, proto_nodes
 from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
 from qcompiler.staging import scratch_beside
 
@@ -47,7 +48,7 @@ maps arrays from any offset."""
 
 def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     """The constants of a graph and its subgraphs, with those in attributes and inputs' defaults."""
-    for each in [graph, *graph.subgraphs(recursive=True)]:
+    for each in graphs(graph):
         tensors: list[Any] = list(each.tensors().values())
         for node in each.nodes:
             tensors += node.attrs.values()
@@ -207,7 +208,7 @@ def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, N
 
 
 def _attach_functions(model: onnx.ModelProto) -> None:
-    used = {node.op_type for node in _nodes(model.graph) if node.domain == ops.DOMAIN}
+    used = {node.op_type for node in proto_nodes(model.graph) if node.domain == ops.DOMAIN}
     present = {(function.domain, function.name) for function in model.functions}
     version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     for op_type in sorted(used):
@@ -217,14 +218,6 @@ def _attach_functions(model: onnx.ModelProto) -> None:
                 if not entry.domain:  # one model may not mix two versions of an operator
                     entry.version = max(entry.version, version)
             model.functions.append(function)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _raw_bytes(values: Any) -> bytes | memoryview:
@@ -277,7 +270,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
     seen: set[int] = set()
     written: dict[bytes, int] = {}
     try:
-        for each in [graph, *graph.subgraphs(recursive=True)]:
+        for each in graphs(graph):
             for tensor in [*each.tensors().values(), *interface.defaults(each)]:
                 if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                     continue
@@ -293,7 +286,7 @@ def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, 
 
 
 def _inline_attribute_tensors(graph: gs.Graph) -> None:
-    for each in [graph, *graph.subgraphs(recursive=True)]:
+    for each in graphs(graph):
         for node in each.nodes:
             for value in node.attrs.values():
                 if isinstance(value, gs.Constant) and isinstance(value._values, MappedValues):

@@ -8,7 +8,7 @@ GroupNormalization (below 21)   ->  scale and bias of each channel, not of each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper, version_converter
 
 from qcompiler.errors import PassError
+from qcompiler.ir.walk import proto_nodes
 
 OPSET = 21
 """The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
@@ -63,7 +64,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(source)
     _mend(model.graph, version, {})
-    for node in _nodes(model.graph):
+    for node in proto_nodes(model.graph):
         # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain.
         if not node.domain and not onnx.defs.has(node.op_type):
             node.domain = _HIDDEN
@@ -72,7 +73,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
             node.input.pop()
     model.opset_import.append(helper.make_opsetid(_HIDDEN, 1))
     result = version_converter.convert_version(model, OPSET)
-    for node in _nodes(result.graph):
+    for node in proto_nodes(result.graph):
         if node.domain == _HIDDEN:
             node.domain = ""
     kept = [o for o in result.opset_import if o.domain != _HIDDEN]
@@ -90,7 +91,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 def _require_known(graph: onnx.GraphProto) -> None:
     """ValueError for a node that opset 21 does not have in this form."""
-    for node in _nodes(graph):
+    for node in proto_nodes(graph):
         if node.domain or not onnx.defs.has(node.op_type):
             continue
         try:
@@ -102,15 +103,6 @@ def _require_known(graph: onnx.GraphProto) -> None:
                 raise ValueError(
                     f"{node.op_type} of opset {OPSET} has no attribute '{attribute.name}'"
                 )
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of subgraphs too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 Constants = Mapping[str, TensorProto]

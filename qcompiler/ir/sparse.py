@@ -8,14 +8,16 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qcompiler.ir.walk import proto_graphs
+
 
 def without_sparse(model: onnx.ModelProto, folder: str = "") -> onnx.ModelProto:
     """The model with its sparse initializers and constants dense; itself where it has none."""
-    if not any(_is_sparse(graph) for graph in _graphs(model.graph)):
+    if not any(_is_sparse(graph) for graph in proto_graphs(model.graph)):
         return model
     dense = onnx.ModelProto()
     dense.CopyFrom(model)
-    for graph in _graphs(dense.graph):
+    for graph in proto_graphs(dense.graph):
         graph.initializer.extend(_dense(sparse, folder) for sparse in graph.sparse_initializer)
         del graph.sparse_initializer[:]
         for attribute in _constants(graph.node):
@@ -46,11 +48,3 @@ def _constants(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]
             for attribute in node.attribute:
                 if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
                     yield attribute
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)

@@ -7,7 +7,7 @@ a fraction of a second however large the model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import onnx
@@ -21,6 +21,7 @@ from qcompiler.ir.graph import elem_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.order import topological
 from qcompiler.ir.tensors import MappedValues, nbytes
+from qcompiler.ir.walk import proto_nodes
 
 SKELETON_BYTES = 1024
 """Initializers above this size are replaced by inputs in a skeleton."""
@@ -141,20 +142,12 @@ def _stand_in(tensor: onnx.TensorProto) -> None:
 
 def _hide_contrib(model: onnx.ModelProto) -> None:
     moved = False
-    for node in _nodes(model.graph):
+    for node in proto_nodes(model.graph):
         if node.domain in ("", "ai.onnx") and node.op_type in _CONTRIB:
             node.domain = ops.CONTRIB_DOMAIN
             moved = True
     if moved and not any(entry.domain == ops.CONTRIB_DOMAIN for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(ops.CONTRIB_DOMAIN, 1))
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _check_structure(graph: gs.Graph, outside: frozenset[str] = frozenset()) -> None:
