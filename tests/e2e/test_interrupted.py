@@ -13,7 +13,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-QC = (sys.executable, "-m", "qcompiler.cli")
+from qcompiler.models import open_package
+
+QC = (sys.executable, "-m", "qcompiler")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def made_constants(folder):
 
 def written(folder):
     """Whether a run has begun to write its model."""
-    return any(folder.glob(".out.onnx.*/.out.onnx.*/*.data"))
+    return any(folder.glob(".out.onnx.*/result/*.data"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
@@ -102,7 +104,7 @@ def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path, until):
     assert not out.exists()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
     onnx.checker.check_model(str(out))
 
 
@@ -114,7 +116,7 @@ def test_two_runs_for_one_output_leave_each_other_alone(model, tmp_path):
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
     running.communicate(timeout=60)
     assert running.returncode == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
 
 
 def start(model, out):
