@@ -246,7 +246,8 @@ def _remove_unnamed(final: Path, kept: Path | None) -> None:
 
 def _is_named(data: str, folder: Path) -> bool:
     """Whether an ONNX file of a folder names a data file: models are renamed and copied by hand."""
-    return any(_names(path, os.fsencode(data)) for path in folder.iterdir() if path.is_file())
+    files = [path for path in folder.iterdir() if path.suffix != ".data" and path.is_file()]
+    return any(_names(path, os.fsencode(data)) for path in files)
 
 
 def _names(path: Path, data: bytes) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -117,6 +118,20 @@ def test_two_runs_for_one_output_leave_each_other_alone(model, tmp_path):
     running.communicate(timeout=60)
     assert running.returncode == 0
     assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("attack", "rounds"), [("kills", 12), ("races", 6)])
+def test_short_torture(attack, rounds):
+    """The same for every command that writes, at random moments (tests/torture)."""
+    script = Path(__file__).parents[1] / "torture" / f"{attack}.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--rounds", str(rounds), "--seed", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def start(model, out):
