@@ -123,7 +123,9 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, or int4: onnxruntime-genai's own quantization, a baseline.")
     ] = "fp32",
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it holds a model.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Export a Hugging Face or GGUF model to ONNX.

@@ -44,7 +44,8 @@ class Made:
 
 def data_name(model: str, digest: str) -> str:
     """The name of a model file's data, from the SHA-256 of its content in hexadecimal digits."""
-    return fitted(model, after=f".{digest[:_DIGITS]}.data")
+    readable = os.fsencode(model).decode(errors="replace")  # ONNX stores it as text
+    return fitted(readable, after=f".{digest[:_DIGITS]}.data")
 
 
 def is_data_of(file: str, model: str) -> bool:
@@ -66,10 +67,11 @@ def file_place(path: Path) -> Path:
     return place
 
 
-def folder_place(path: Path) -> Path:
+def folder_place(path: Path, *, replace: bool = True) -> Path:
     """Where the folder of an output goes: its absolute path, a link followed.
 
-    OutputError for a file, and for a folder that nobody wants to see replaced as a whole.
+    OutputError for a file, for a folder that nobody wants to see replaced as a whole, and without
+    `replace` for any that holds something.
     """
     place = _followed(path.absolute())
     if not os.path.lexists(place):
@@ -88,6 +90,10 @@ def folder_place(path: Path) -> Path:
         raise OutputError(
             f"output '{path}' holds files but no model, and would be replaced as a whole; name a "
             "new folder"
+        )
+    if files and not replace:
+        raise OutputError(
+            f"output '{path}' is not empty; name another folder, or pass --force to replace it"
         )
     return place
 
@@ -155,8 +161,8 @@ def put_model(made: Made, final: Path) -> list[Path]:
     return [final] if data is None else [data, final]
 
 
-def put_folder(made: Path, final: Path, *, model: str | None = None) -> None:
-    """Put a folder at `final` (a `folder_place`), in place of one that is there.
+def put_folder(made: Path, final: Path, *, model: str | None = None, replace: bool = True) -> None:
+    """Put a folder at `final`, in place of one that is there, if it still is a `folder_place`.
 
     `made` lies in the scratch folder of `final`, with which the old folder goes. With `model`, the
     name of the model in it, what the old folder holds beside is kept: all but the old model's data.
@@ -164,7 +170,7 @@ def put_folder(made: Path, final: Path, *, model: str | None = None) -> None:
     for path in (*made.rglob("*"), made):
         _sync(path)
     with turn(_lock_file(final)):
-        if not os.path.lexists(final):
+        if not os.path.lexists(folder_place(final, replace=replace)):
             made.rename(final)
         else:
             if model is not None:
@@ -267,8 +273,10 @@ def _sync(path: Path) -> None:
     """Have a file or a folder on the disk, where the system does that."""
     if sys.platform == "win32" and path.is_dir():
         return
-    flags = os.O_RDONLY if sys.platform != "win32" else os.O_RDWR
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+    except PermissionError:  # what may not be read is written all the same
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -187,8 +187,9 @@ def _output_path(
         final = folder.with_name(f"{folder.name}.{recipe}")
     else:
         final = model.absolute().with_name(f"{model.stem}.{recipe}.onnx")
-    package.refuse_overwriting(final)
-    return file_place(final) if package.folder is None else folder_place(final)
+    place = file_place(final) if package.folder is None else folder_place(final)
+    package.refuse_overwriting(place)
+    return place
 
 
 def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:

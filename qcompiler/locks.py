@@ -66,6 +66,8 @@ def turn(path: Path) -> Generator[None, None, None]:
                 time.sleep(_POLL)
     except (NoLocksError, PermissionError):
         _log.info("%s can't be locked: two runs for one output may meet", path)
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)
     except BaseException:
         if lock is not None:
             _release(path, lock)

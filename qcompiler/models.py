@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class ModelPackage:
 
     def refuse_overwriting(self, output: Path) -> None:
         """ModelError where writing `output` would replace the model, its folder, or its data."""
-        place = output.resolve()
+        place = Path(os.path.realpath(output))  # of a link to itself, too
         files = [file.resolve() for file in (self.onnx_path, *self.data_files())]
         taken = place in files
         if self.folder is not None:

@@ -48,7 +48,7 @@ class _Scratch:
             if self.lock is not None:
                 os.close(self.lock)
             _put_back(self.folder, self.final)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove_tree(self.folder)
             with suppress(OSError):  # not empty: in use
                 for each in self.missing:
                     each.rmdir()
@@ -129,8 +129,17 @@ def _clear_abandoned(final: Path) -> None:
             continue
         if lock is not None:
             _put_back(path, final)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
             os.close(lock)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder as far as we may, read-only folders of a user's in it too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for path in folder.rglob("*/"):
+            path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_back(folder: Path, final: Path) -> None:

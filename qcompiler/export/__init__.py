@@ -61,16 +61,14 @@ def export_model(
             f"dialect '{dialect}', precision '{precision}': there are auto, genai, torch and "
             "fp32, int4"
         )
-    final = folder_place(out)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ExportError(f"{out} is not empty; name another folder, or pass --force to replace it")
+    final = folder_place(out, replace=overwrite)
     source = find_source(str(src))
     # Beside the result: the last step is then a rename, on one file system.
     with scratch_beside(final) as work:
         made = work / "out"
         made.mkdir()
         used = _export(source, made, work, dialect, precision)
-        put_folder(made, final)
+        put_folder(made, final, replace=overwrite)
     seconds = time.perf_counter() - start
     return ExportResult(out, source.description, used, precision, seconds)
 

@@ -32,7 +32,13 @@ from qcompiler import commit, entry
 from qcompiler.models import open_package
 from qcompiler.session import create_session
 
-for _module in ("qcompiler.cli", "qcompiler.compiler", "qcompiler.opt", "qcompiler.report"):
+for _module in (
+    "qcompiler.cli",
+    "qcompiler.compiler",
+    "qcompiler.opt",
+    "qcompiler.report",
+    "qcompiler.export.hf",
+):
     importlib.import_module(_module)  # here, and not in every child
 
 SIZES = (64, 256, 256, 64)

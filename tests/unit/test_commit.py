@@ -210,14 +210,46 @@ def test_what_comes_while_a_folder_is_replaced_is_kept(
 
 
 @posix
+def test_what_comes_while_a_folder_is_exported_is_not_replaced(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with scratch_beside(final) as work:
+        (work / "made").mkdir()
+        write_folder(final, "another run's")
+        with pytest.raises(OutputError, match=r"not empty.*--force"):
+            put_folder(work / "made", final, replace=False)
+        add_notes(final)
+        (final / "model.onnx").unlink()
+        (final / "other.onnx").unlink()
+        with pytest.raises(OutputError, match="no model"):
+            put_folder(work / "made", final)
+    assert (final / "notes.txt").exists()
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@posix
 def test_links_and_permissions_in_a_folder_are_kept(tmp_path: Path) -> None:
     final = tmp_path / "out"
     write_folder(final, "old")
     (final / "link").symlink_to("../elsewhere")
+    (final / "read only").mkdir()
+    (final / "read only" / "note").touch()
+    (final / "read only").chmod(0o555)
     final.chmod(0o750)
     write_folder(final, "new")
     assert (final / "link").readlink() == Path("../elsewhere")
+    assert (final / "read only" / "note").exists()
+    assert (final / "read only").stat().st_mode & 0o777 == 0o555
     assert final.stat().st_mode & 0o777 == 0o750
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@posix
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    final = tmp_path / os.fsdecode(b"\xff.onnx")
+    for content in ("old", "new"):
+        write_file(final, content)
+        assert content_of(final) == content
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_data_that_another_model_names_is_kept(tmp_path: Path) -> None:

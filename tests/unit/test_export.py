@@ -118,7 +118,7 @@ def test_existing_output_is_kept_unless_asked(tmp_path, hf_folder, monkeypatch):
         with pytest.raises(OutputError, match=r"no model.*name a new folder"):
             export_model(hf_folder, out, overwrite=overwrite)
     (out / "old.onnx").write_text("")
-    with pytest.raises(ExportError, match=r"not empty.*--force"):
+    with pytest.raises(OutputError, match=r"not empty.*--force"):
         export_model(hf_folder, out)
     assert (out / "precious").exists()
     export_model(hf_folder, out, overwrite=True)

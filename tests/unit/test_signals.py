@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -208,6 +209,15 @@ def test_a_lock_file_that_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> No
     with locks.turn(lock):
         assert lock.exists()
     assert not lock.exists()
+
+
+def test_without_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "_lock", unknown)
+    with locks.turn(tmp_path / ".lock"), locks.turn(tmp_path / ".lock"):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_who_waits_for_a_turn_can_be_interrupted(tmp_path: Path) -> None:
