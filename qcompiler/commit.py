@@ -234,10 +234,11 @@ def _link(source: Path, link: Path) -> None:
 
 def _like(model: Path, folder: Path) -> None:
     """Owner, permissions and times of one folder for another, as far as we may."""
-    with suppress(OSError):
-        if sys.platform != "win32":
-            status = model.stat()
+    if sys.platform != "win32":
+        status = model.stat()
+        with suppress(PermissionError):
             os.chown(folder, status.st_uid, status.st_gid)
+    with suppress(PermissionError):
         shutil.copystat(model, folder)
 
 

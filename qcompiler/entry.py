@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from qcompiler import signals
@@ -52,7 +53,8 @@ def _run() -> int:
 def _leave(stop: signals.Interrupt) -> NoReturn:
     """End at once: what an interrupt has left of libraries may not survive an orderly exit."""
     if (staging := sys.modules.get("qcompiler.staging")) is not None:
-        staging.sweep()
+        with suppress(OSError):  # the next run will
+            staging.sweep()
     signals.say(str(stop))
     os._exit(stop.code)
 

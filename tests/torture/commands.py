@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -212,7 +213,9 @@ def start(arguments: Sequence[str], log: Path, slow: float = 0.0, seed: int = 0)
 def _become(arguments: Sequence[str], log: Path, slow: float, seed: int) -> NoReturn:
     code = 70
     try:
-        os.setpgid(0, 0)
+        # Background jobs of shells ignore these.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(into, 2)

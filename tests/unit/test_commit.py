@@ -301,6 +301,8 @@ def test_places_where_nothing_can_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
     for place, name, message in [
         (file_place, "loop", "a link that leads back to itself"),
@@ -312,7 +314,7 @@ def test_places_where_nothing_can_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (folder_place, "file", "is a file; name a folder"),
         (folder_place, "full", "no model.*name a new folder"),
         (folder_place, "/", "a mount point"),
-        (folder_place, Path.cwd(), "working folder"),
+        (folder_place, "here", "working folder"),
     ]:
         with pytest.raises(OutputError, match=message):
             place(tmp_path / name)
