@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from qcompiler import __version__, cli_compile, cli_inspect, console
 from qcompiler.entry import NO_READER
 from qcompiler.errors import QcError
+from qcompiler.signals import unwrapped
 
 if TYPE_CHECKING:
     from qcompiler.evaluation import Evaluation
@@ -27,7 +28,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with unwrapped():
+                return super().invoke(ctx)
         except QcError as error:
             console.print_error(str(error))
         except MemoryError:

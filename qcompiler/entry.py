@@ -19,7 +19,8 @@ def main() -> NoReturn:
     try:
         listener = signals.Listener()
         try:
-            code = _run()
+            with signals.unwrapped():
+                code = _run()
         finally:
             listener.close()
     except signals.Interrupt as stop:

@@ -91,10 +91,29 @@ def _alarm(seconds: float) -> None:
 
 def _unwinding() -> bool:
     """Whether an `Interrupt` is on its way up, through handlers and clean-up."""
-    error = sys.exc_info()[1]
-    while error is not None and not isinstance(error, Interrupt):
-        error = error.__context__
-    return error is not None
+    return _behind(sys.exc_info()[1]) is not None
+
+
+def _behind(error: BaseException | None) -> Interrupt | None:
+    """The `Interrupt` that has led to an exception."""
+    if error is None or isinstance(error, Interrupt):
+        return error
+    cause, context = error.__cause__, error.__context__
+    return _behind(cause) or (None if context is cause else _behind(context))
+
+
+@contextmanager
+def unwrapped() -> Generator[None, None, None]:
+    """An `Interrupt` that comes out of this as another exception is one again.
+
+    Python itself makes a RuntimeError of what interrupts `__set_name__`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (stop := _behind(error)) is not None:
+            raise stop from None
+        raise
 
 
 @contextmanager
@@ -127,4 +146,4 @@ def say(line: str) -> None:
         return  # nobody listens
 
 
-__all__ = ["Interrupt", "Listener", "held", "say"]
+__all__ = ["Interrupt", "Listener", "held", "say", "unwrapped"]

@@ -88,8 +88,19 @@ def test_each_in_one_line(tmp_path: Path, body: str, ends: tuple[int, str]) -> N
         "with contextlib.suppress(KeyboardInterrupt):\n    raise_signal(SIGINT)",
         "with contextlib.redirect_stderr(io.StringIO()):\n    raise_signal(SIGINT)",
         "try:\n    raise_signal(SIGINT)\nfinally:\n    sys.stderr.close()",
+        "Thing.__set_name__ = lambda *_: raise_signal(SIGINT)\nclass Other:\n    thing = Thing()",
+        "try:\n    raise_signal(SIGINT)\nfinally:\n    raise OSError('in the clean-up')",
     ],
-    ids=["finalizer", "weak reference", "swallowed", "suppressed", "redirected", "closed"],
+    ids=[
+        "finalizer",
+        "weak reference",
+        "swallowed",
+        "suppressed",
+        "redirected",
+        "closed",
+        "wrapped",
+        "replaced",
+    ],
 )
 def test_wherever_it_comes(tmp_path: Path, body: str) -> None:
     assert run(tmp_path, body) == INTERRUPTED
