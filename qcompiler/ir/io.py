@@ -240,8 +240,6 @@ class _DataFile:
         self._file = file
         self._whole = hashlib.sha256()
         self._offsets: dict[bytes, int] = {}
-        self.references: list[onnx.TensorProto] = []
-        """Tensors that lie in it; it has a name, to put into them, only when it is complete."""
 
     def add(self, data: bytes | memoryview) -> int:
         """The offset of these bytes."""
@@ -256,16 +254,16 @@ class _DataFile:
         self._file.write(data)
         self._whole.update(data)
 
-    def close_as(self, model: str) -> str:
-        """The name that it is to have beside a model file, which its tensors have from now on."""
-        name = commit.data_name(model, self._whole.hexdigest())
-        for proto in self.references:
-            proto.external_data[0].value = name
-        return name
+    def name(self, model: str) -> str:
+        """What it is called beside a model file, complete as it is."""
+        return commit.data_name(model, self._whole.hexdigest())
 
 
-def _spill(tensor: gs.Constant, file: _DataFile) -> LazyValues:
-    """Append a constant's bytes to the data file; returns the reference that stands for it."""
+def _spill(tensor: gs.Constant, file: _DataFile) -> onnx.TensorProto:
+    """Append a constant's bytes to the data file; returns the reference that stands for it.
+
+    Its first entry is the location, to be filled in when the file has a name.
+    """
     held = stored_values(tensor)
     data = _raw_bytes(held)
     offset = file.add(data)
@@ -280,8 +278,7 @@ def _spill(tensor: gs.Constant, file: _DataFile) -> LazyValues:
     proto.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", ""), ("offset", offset), ("length", len(data))):
         proto.external_data.add(key=key, value=str(value))
-    file.references.append(proto)
-    return LazyValues(proto)
+    return proto
 
 
 @contextlib.contextmanager
@@ -291,6 +288,7 @@ def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, 
     Gives the file in `folder` that they lie in, the data of a model file of that name.
     """
     saved: list[tuple[gs.Constant, Any]] = []
+    references: list[onnx.TensorProto] = []
     seen: set[int] = set()
     unnamed = folder / ".data"
     try:
@@ -304,8 +302,12 @@ def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, 
                     mapped = isinstance(stored_values(tensor), MappedValues)
                     if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
                         saved.append((tensor, tensor._values))
-                        put_stored(tensor, _spill(tensor, file))
-        yield unnamed.rename(folder / file.close_as(name))
+                        references.append(_spill(tensor, file))
+        data = unnamed.rename(folder / file.name(name))
+        for (tensor, _), proto in zip(saved, references, strict=True):
+            proto.external_data[0].value = data.name
+            put_stored(tensor, LazyValues(proto))
+        yield data
     finally:
         for tensor, values in saved:
             tensor._values = values

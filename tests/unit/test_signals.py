@@ -26,6 +26,8 @@ from qcompiler import entry
 from qcompiler.signals import held
 from qcompiler.staging import scratch_beside
 
+signal.signal(SIGINT, signal.default_int_handler)  # background jobs of shells ignore these
+signal.signal(SIGHUP, signal.SIG_DFL)
 folder = Path(sys.argv[1])
 command = types.ModuleType("qcompiler.cli")
 
@@ -187,11 +189,15 @@ def test_output_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_held_in_a_program_of_ones_own() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held(), held():
-        signal.raise_signal(signal.SIGINT)
-        done.append("all of it")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), held(), held():
+            signal.raise_signal(signal.SIGINT)
+            done.append("all of it")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_runs_take_turns(tmp_path: Path) -> None:
