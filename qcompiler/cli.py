@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 from __future__ import annotations
 
 import errno
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,43 +15,28 @@ import typer
 from typer.core import TyperGroup
 
 from qcompiler import __version__, cli_compile, cli_inspect, console
+from qcompiler.entry import NO_READER
 from qcompiler.errors import QcError
+from qcompiler.signals import unwrapped
 
 if TYPE_CHECKING:
     from qcompiler.evaluation import Evaluation
-
-INTERRUPTED = 130
-TERMINATED = 143
-
-
-class _Terminated(KeyboardInterrupt):
-    """A polite kill, which ends like Ctrl-C: scratch folders are removed on the way out."""
-
-
-def _terminate(_signal: int, _frame: object) -> None:
-    raise _Terminated
 
 
 class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
+            with unwrapped():
+                return super().invoke(ctx)
         except QcError as error:
             console.print_error(str(error))
-        except _Terminated:
-            console.print_error("terminated")
-            raise typer.Exit(TERMINATED) from None
-        except KeyboardInterrupt:
-            console.print_error("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
         except MemoryError:
             console.print_error("out of memory; close other programs or use a smaller model")
+        except BrokenPipeError:  # the reader of a pipe has gone: nothing to say
+            raise typer.Exit(NO_READER) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of a pipe has gone: nothing to say
-                raise
             console.print_error(_explain(error))
         raise typer.Exit(1)
 
@@ -97,9 +81,13 @@ Provider = Annotated[
 ]
 
 
-def main() -> None:
-    """Entry point of `qc`."""
-    app()
+def run() -> int:
+    """Run the command that the arguments name; its exit code."""
+    try:
+        app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 0
+    return 0
 
 
 def _show_version(wanted: bool) -> None:
@@ -137,7 +125,9 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, or int4: onnxruntime-genai's own quantization, a baseline.")
     ] = "fp32",
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it holds a model.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Export a Hugging Face or GGUF model to ONNX.
@@ -400,10 +390,8 @@ def _explain(error: OSError) -> str:
         return f"{where}the disk is full; free some space or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}no permission; check the owner of the file and its folder"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{where}the name is too long; choose a shorter one"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{where}a file is where a folder is needed; choose another place"
     return f"{where}{error.strerror or error}"
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qcompiler import console
+from qcompiler.commit import file_place, put_model
+from qcompiler.staging import scratch_beside
 from qcompiler.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -140,8 +142,8 @@ def compile_model(
 ) -> None:
     """Quantize an ONNX model.
 
-    A file compiles to a file, with its weights in OUT.data. A model folder in onnxruntime-genai's
-    layout compiles to a folder that is ready to run.
+    A file compiles to a file, with its weights beside it in OUT.<digits>.data. A model folder in
+    onnxruntime-genai's layout compiles to a folder that is ready to run.
 
     [dim]Examples:[/]
 
@@ -155,7 +157,7 @@ def compile_model(
 
       qc compile smol --budget 4.5bpw --calib chapter.txt
     """
-    _prepare(report)
+    _check(report)
     from qcompiler.compiler import compile as run
 
     quiet()
@@ -181,13 +183,14 @@ def compile_model(
     _tell(result, report, json=json)
 
 
-def _prepare(report: Path | None) -> None:
-    """A report's folder: better refused now than after minutes of work."""
+def _check(report: Path | None) -> None:
+    """A report's place: better refused now than after minutes of work."""
     if report is None:
         return
     if report.suffix not in (".json", ".html"):
         raise typer.BadParameter("name a .json or .html file", param_hint="--report")
-    report.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_beside(file_place(report)):
+        """It can be written there."""
 
 
 def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
@@ -285,12 +288,13 @@ def opt(
       qc opt model.qdq.onnx -p merge-linears,lower-ort-custom --assume qdq -o fast.onnx
     """
     from qcompiler.driver import Calibration
-    from qcompiler.ir import spilling_beside, write_model
+    from qcompiler.ir import spilling_beside, stage_model
     from qcompiler.ir.printer import print_graph
     from qcompiler.opt import run_pipeline
 
     quiet()
-    with spilling_beside(output):
+    final = None if output is None else file_place(output)
+    with spilling_beside(final) as work:
         with console.phases() as progress:
             result = run_pipeline(
                 model,
@@ -302,11 +306,14 @@ def opt(
                 target=target,
                 exclude=exclude or [],
                 dump_ir=dump_ir,
-                output=output,
+                output=final,
                 progress=progress,
             )
         text = print_graph(result.graph) if show else None
-        files = [] if output is None else [str(path) for path in write_model(result.graph, output)]
+        files: list[str] = []
+        if final is not None:
+            made = stage_model(result.graph, work, final.name)
+            files = [str(path) for path in put_model(made, final)]
     if json:
         passes = [record.to_dict() for record in result.history]
         console.print_json({"passes": passes, "files": files, "graph": text})

@@ -18,6 +18,7 @@ from qcompiler import recipe as recipes
 from qcompiler.analysis.reach import Reach, reach
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
+from qcompiler.commit import file_place, folder_place, put_folder, put_model
 from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
@@ -119,20 +120,25 @@ class _Compilation:
         checked = None
         with scratch_beside(final) as scratch:
             name = final.name if package.folder is None else package.onnx_path.name
+            result = scratch / "result"
+            result.mkdir()
             with ir.spilling(scratch):
                 graph = self._quantized()
                 metadata = _metadata(package, self.recipe, self.target, supply)
-                written = ir.write_model(graph, scratch / name, metadata=metadata)
+                made = ir.stage_model(graph, result, name, metadata=metadata)
                 reached = reach(graph, _quantized_nodes(self.job.manager.history))
                 del graph
             memory.release()
             if verify:
-                pair = self._pair(scratch / name, reached)
+                pair = self._pair(made.model, reached)
                 checked = verify_output(pair, supply, self.recipe, force)
-            if package.folder is not None:
-                written += _companions(package, scratch, name, self.target)
-            sizes = (package.size_bytes(), sum(f.stat().st_size for f in written[:2]))
-            files = _install(written, scratch, final, package)
+            sizes = (package.size_bytes(), sum(file.stat().st_size for file in made.files))
+            if package.folder is None:
+                files = put_model(made, final)
+            else:
+                copied = _companions(package, result, name, self.target)
+                files = [final / file.name for file in (*copied, *made.files)]
+                put_folder(result, final, model=name)
         report = build_report(
             self.job.manager.history,
             recipe=self.recipe,
@@ -181,12 +187,9 @@ def _output_path(
         final = folder.with_name(f"{folder.name}.{recipe}")
     else:
         final = model.absolute().with_name(f"{model.stem}.{recipe}.onnx")
-    package.refuse_overwriting(final)
-    if package.folder is not None and final.is_file():
-        raise ModelError(f"output '{final}' is a file; a model folder compiles to a folder")
-    if package.folder is None and final.is_dir():
-        raise ModelError(f"output '{final}' is a folder; a model file compiles to a file")
-    return final
+    place = file_place(final) if package.folder is None else folder_place(final)
+    package.refuse_overwriting(place)
+    return place
 
 
 def _require_quantized(history: Sequence[Record], package: ModelPackage) -> None:
@@ -233,15 +236,15 @@ def _metadata(
     }
 
 
-def _companions(package: ModelPackage, scratch: Path, name: str, target: Target) -> list[Path]:
+def _companions(package: ModelPackage, result: Path, name: str, target: Target) -> list[Path]:
     """Everything else of a model folder: tokenizer, configuration, and the op library."""
     assert package.folder is not None  # the caller asks for folders only
     skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files())}
     copied: list[Path] = []
     for path in sorted(package.folder.iterdir()):
         if path.is_file() and path.resolve() not in skip:
-            shutil.copyfile(path, scratch / path.name)
-            copied.append(scratch / path.name)
+            shutil.copyfile(path, result / path.name)
+            copied.append(result / path.name)
     if target.library is None:
         return copied
     library = target.library.path()
@@ -251,9 +254,9 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: Target)
             target.library.name,
         )
     else:
-        shutil.copyfile(library, scratch / library.name)
-        copied.append(scratch / library.name)
-    config = scratch / GENAI_CONFIG
+        shutil.copyfile(library, result / library.name)
+        copied.append(result / library.name)
+    config = result / GENAI_CONFIG
     if config.is_file():
         data = json.loads(config.read_text(encoding="utf-8"))
         decoder = data.setdefault("model", {}).setdefault("decoder", {})
@@ -264,21 +267,6 @@ def _companions(package: ModelPackage, scratch: Path, name: str, target: Target)
             options["provider_options"] = list(target.provider_options)
         config.write_text(json.dumps(data, indent=4), encoding="utf-8")
     return copied
-
-
-def _install(
-    written: Sequence[Path], scratch: Path, final: Path, package: ModelPackage
-) -> list[Path]:
-    """Move complete files to their place, the model itself last."""
-    folder = final if package.folder is not None else final.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    model = scratch / (final.name if package.folder is None else package.onnx_path.name)
-    ordered = [path for path in written if path != model] + [model]
-    placed: list[Path] = []
-    for path in ordered:
-        path.replace(folder / path.name)
-        placed.append(folder / path.name)
-    return placed
 
 
 __all__ = ["CompileResult", "Verification", "compile"]

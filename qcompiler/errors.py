@@ -34,6 +34,10 @@ class RuntimeLibraryError(QcError):
     """The op library is missing or does not load."""
 
 
+class OutputError(QcError):
+    """An output can't be put where it is to go, or would replace what nobody wants replaced."""
+
+
 class ExportError(QcError):
     """A source model can't be turned into ONNX."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from qcompiler.commit import put_text
 from qcompiler.ir.printer import print_graph
 from qcompiler.ir.verifier import verify
 from qcompiler.passmanager import Pass, PassResult
@@ -33,14 +34,13 @@ class DumpInstrument:
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Write one file: what the pass said as comments, then the graph."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         lines = [f"// {step.name}, {seconds:.3f} s, changed: {str(result.changed).lower()}"]
         for remark in result.remarks:
             sign = "+" if remark.applied else "-"
             lines.append(f"// {sign} {remark.layer}: {remark.message}")
         file = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{index:03d}_{step.name}.qir")
         text = "\n".join(lines) + "\n" + print_graph(result.graph)
-        (self.folder / file).write_text(text, encoding="utf-8")
+        put_text(self.folder / file, text)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
+from qcompiler.commit import is_data_of
 from qcompiler.errors import ModelError, QcError
 
 ONNX_DOMAIN = "ai.onnx"
@@ -82,12 +84,14 @@ class ModelPackage:
         return external_files(self.proto(), self.onnx_path)
 
     def refuse_overwriting(self, output: Path) -> None:
-        """ModelError where writing `output`, or the data beside it, would replace the model."""
-        sources = [self.onnx_path, *self.data_files()]
+        """ModelError where writing `output` would replace the model, its folder, or its data."""
+        place = Path(os.path.realpath(output))  # of a link to itself, too
+        files = [file.resolve() for file in (self.onnx_path, *self.data_files())]
+        taken = place in files
         if self.folder is not None:
-            sources.append(self.folder)
-        results = [output, output.with_name(output.name + ".data")]
-        if any(a.resolve() == b.resolve() for a in sources for b in results):
+            taken |= self.folder.resolve().is_relative_to(place)
+        beside = [file.name for file in files if file.parent == place.parent]
+        if taken or any(is_data_of(name, place.name) for name in beside):
             raise ModelError(
                 f"output '{output}' would overwrite its source; choose another with -o"
             )

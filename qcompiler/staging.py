@@ -1,31 +1,60 @@
-"""Output appears whole or not at all: files are made in a scratch folder beside their place.
+"""Output is made in a scratch folder beside its place, and put there when it is complete.
 
 A run that is killed outright can't clean up; the next run for the same output does. Whoever works
-in a scratch folder holds a lock on a file in it, which ends with the process, however that ends,
-and which processes in other containers see too: a folder whose lock is free is abandoned.
+in a scratch folder holds a lock on a file in it: a folder whose lock is free is abandoned.
 """
 
 from __future__ import annotations
 
-import errno
+import atexit
+import hashlib
 import logging
 import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from qcompiler.locks import NoLocksError, take
+from qcompiler.signals import held
+
+REPLACED = ".replaced"
+"""In a scratch folder, the folder that was at the output's place while the new one goes there."""
 _LOCK = ".lock"
-_UNKNOWN = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_NAME_BYTES = 255
+"""Of a file's name, on all file systems in use."""
 
 _log = logging.getLogger(__name__)
 
 
-class _NoLocksError(Exception):
-    """The file system knows no locks, as some in networks: nobody can tell what is abandoned."""
+@dataclass(eq=False)
+class _Scratch:
+    """A scratch folder that is to be removed, with the folders above it that were missing."""
+
+    final: Path
+    folder: Path
+    missing: list[Path]
+    lock: int | None = None
+    process: int = field(default_factory=os.getpid)
+
+    def remove(self) -> None:
+        with held():
+            if self not in _open:
+                return
+            _open.remove(self)
+            if self.lock is not None:
+                os.close(self.lock)
+            _put_back(self.folder, self.final)
+            _remove_tree(self.folder)
+            with suppress(OSError):  # not empty: in use
+                for each in self.missing:
+                    each.rmdir()
+
+
+_open: list[_Scratch] = []
 
 
 @contextmanager
@@ -35,86 +64,89 @@ def scratch_beside(final: Path) -> Generator[Path, None, None]:
     So are folders above it that were missing, where nothing has been put into them.
     """
     missing = [folder for folder in final.parents if not folder.exists()]
-    # Named before they are made: an interrupt right after mkdir still finds them in `finally`.
-    folder, lock = _fresh(final), None
+    # Known before it is made: an interrupt at any moment still finds it, `sweep` at the latest.
+    scratch = _Scratch(final, _fresh(final), missing)
+    _open.append(scratch)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final)
-        folder.mkdir(mode=0o700)
+        _clear_abandoned(final)
+        scratch.folder.mkdir(mode=0o700)
         try:
-            while (lock := _take(folder)) is None:  # another run has just found it abandoned
-                folder = _fresh(final)
-                folder.mkdir(mode=0o700)
-        except _NoLocksError:
+            while (lock := take(scratch.folder / _LOCK)) is None:
+                scratch.folder = _fresh(final)  # another run has just found it abandoned
+                scratch.folder.mkdir(mode=0o700)
+            scratch.lock = lock
+        except NoLocksError:
             _log.info("%s has no locks: what a killed run leaves there stays", final.parent)
-        yield folder
+        yield scratch.folder
     finally:
-        if lock is not None:
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # not empty: in use
-            for each in missing:
-                each.rmdir()
+        scratch.remove()
+
+
+def sweep() -> None:
+    """Remove the scratch folders of this process that are still there: nobody returns to them."""
+    for scratch in [each for each in _open if each.process == os.getpid()]:
+        scratch.remove()
+
+
+atexit.register(sweep)
+
+
+def fitted(name: str, before: str = "", after: str = "") -> str:
+    """`before`, a name and `after`, the name cut where all would be too long for a file system.
+
+    A name that is cut ends in a digest of all of it, so that no two become one.
+    """
+    room = _NAME_BYTES - len(os.fsencode(before)) - len(os.fsencode(after))
+    if len(os.fsencode(name)) > room:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+        kept = os.fsencode(name)[: room - len(digest) - 1]
+        name = f"{kept.decode(errors='ignore')}-{digest}"
+    return f"{before}{name}{after}"
 
 
 def _fresh(final: Path) -> Path:
-    return final.parent / f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    return final.with_name(f"{_prefix(final.name)}{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _remove_abandoned(final: Path) -> None:
-    """Remove the scratch folders of runs that have ended."""
-    pattern = re.compile(re.escape(f".{final.name}.") + r"\d+-[0-9a-f]{8}")
+def _prefix(name: str) -> str:
+    """What the names of an output's scratch folders begin with."""
+    longest = "4294967295-01234567"
+    return fitted(name, ".", "." + longest).removesuffix(longest)
+
+
+def _clear_abandoned(final: Path) -> None:
+    """Remove the scratch folders of runs that have ended, and put back what they had replaced."""
+    pattern = re.compile(re.escape(_prefix(final.name)) + r"\d+-[0-9a-f]{8}")
     for path in final.parent.iterdir():
         # Another user's is theirs to remove.
         if not pattern.fullmatch(path.name) or not os.access(path, os.W_OK):
             continue
         try:
-            lock = _take(path)
-        except _NoLocksError:
-            return
+            lock = take(path / _LOCK)
+        except NoLocksError:  # nobody can tell what is abandoned
+            _put_back(path, final)
+            continue
         if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
+            _put_back(path, final)
+            _remove_tree(path)
             os.close(lock)
 
 
-def _take(folder: Path) -> int | None:
-    """The descriptor of a folder's lock, to be closed; None where another run has it."""
-    try:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except FileNotFoundError:  # the folder is gone
-        return None
-    taken = False
-    try:
-        _lock(lock)
-        taken = os.path.samestat((folder / _LOCK).stat(), os.fstat(lock))
-    except (BlockingIOError, FileNotFoundError):
-        taken = False
-    except OSError as error:
-        if error.errno in _UNKNOWN:
-            raise _NoLocksError from error
-        raise
-    finally:
-        if not taken:
-            os.close(lock)
-    return lock if taken else None
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder as far as we may, read-only folders of a user's in it too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for path in folder.rglob("*/"):
+            path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        """Lock a file for as long as it is open; BlockingIOError where it is locked."""
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError from error
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        """Lock a file for as long as it is open; BlockingIOError where it is locked."""
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _put_back(folder: Path, final: Path) -> None:
+    """Where a run ended between two renames, return the folder that it had taken away."""
+    if not os.path.lexists(final):
+        with suppress(FileNotFoundError):
+            (folder / REPLACED).rename(final)
 
 
-__all__ = ["scratch_beside"]
+__all__ = ["REPLACED", "fitted", "scratch_beside", "sweep"]

@@ -6,12 +6,12 @@ fused attention), and `torch`, the standard operators of `torch.onnx.export(dyna
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qcompiler.commit import folder_place, put_folder
 from qcompiler.errors import ExportError
 from qcompiler.export.sources import Source, find_source, is_decoder
 from qcompiler.staging import scratch_beside
@@ -52,7 +52,7 @@ def export_model(
     `last_hidden_state`). Precision "int4" is onnxruntime-genai's own quantization, a baseline.
     `out` appears only when it is complete.
 
-    Raises ExportError, the remedy in its message.
+    Raises ExportError or OutputError, the remedy in its message.
     """
     start = time.perf_counter()
     out = Path(out)
@@ -61,17 +61,14 @@ def export_model(
             f"dialect '{dialect}', precision '{precision}': there are auto, genai, torch and "
             "fp32, int4"
         )
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ExportError(f"{out} is not empty; name another folder, or pass --force to replace it")
+    final = folder_place(out, replace=overwrite)
     source = find_source(str(src))
     # Beside the result: the last step is then a rename, on one file system.
-    with scratch_beside(out) as work:
+    with scratch_beside(final) as work:
         made = work / "out"
         made.mkdir()
         used = _export(source, made, work, dialect, precision)
-        _replace(made, out, work)
+        put_folder(made, final, replace=overwrite)
     seconds = time.perf_counter() - start
     return ExportResult(out, source.description, used, precision, seconds)
 
@@ -98,10 +95,3 @@ def _export(source: Source, made: Path, work: Path, dialect: str, precision: str
     else:
         genai.build(folder, made, work / "cache", precision)
     return dialect
-
-
-def _replace(made: Path, out: Path, work: Path) -> None:
-    if out.exists():
-        out.rename(work / "old")
-    made.rename(out)
-    shutil.rmtree(work / "old", ignore_errors=True)

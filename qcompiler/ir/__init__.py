@@ -18,7 +18,14 @@ from qcompiler.ir.graph import (
     tensor_rank,
     value_readers,
 )
-from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
+from qcompiler.ir.io import (
+    model_folder,
+    on_disk,
+    read_model,
+    stage_model,
+    to_model,
+    write_model,
+)
 from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
 from qcompiler.ir.walk import graphs
@@ -47,6 +54,7 @@ __all__ = [
     "rewire_input",
     "spilling",
     "spilling_beside",
+    "stage_model",
     "stored_type",
     "tensor_rank",
     "to_model",

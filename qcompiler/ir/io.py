@@ -1,7 +1,7 @@
 """Models in and out of files.
 
-Reading maps external data instead of loading it; writing streams every large initializer to
-`<name>.data` and puts both files in place only when they are complete.
+Reading maps external data instead of loading it; writing streams every large initializer to a data
+file beside the model, and puts both in place only when they are complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from qcompiler import ops
+from qcompiler import commit, ops
 from qcompiler.errors import ModelError, QcError
 from qcompiler.ir import interface, scratch
 from qcompiler.ir.attributes import export_graph, import_graph
@@ -233,22 +233,40 @@ def _raw_bytes(values: Any) -> bytes | memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _spill(
-    tensor: gs.Constant, file: BinaryIO, location: str, written: dict[bytes, int]
-) -> LazyValues:
+class _DataFile:
+    """The data file of a model, as it grows; arrays of the same bytes are stored once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._whole = hashlib.sha256()
+        self._offsets: dict[bytes, int] = {}
+
+    def add(self, data: bytes | memoryview) -> int:
+        """The offset of these bytes."""
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._offsets:
+            self._write(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._offsets[digest] = self._file.tell()
+            self._write(data)
+        return self._offsets[digest]
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._whole.update(data)
+
+    def name(self, model: str) -> str:
+        """What it is called beside a model file, complete as it is."""
+        return commit.data_name(model, self._whole.hexdigest())
+
+
+def _spill(tensor: gs.Constant, file: _DataFile) -> onnx.TensorProto:
     """Append a constant's bytes to the data file; returns the reference that stands for it.
 
-    `written`: offsets by digest, so that arrays of the same bytes are stored once.
+    Its first entry is the location, to be filled in when the file has a name.
     """
     held = stored_values(tensor)
     data = _raw_bytes(held)
-    size = len(data)
-    digest = hashlib.sha256(data).digest()
-    if digest not in written:
-        written[digest] = -(-file.tell() // ALIGNMENT) * ALIGNMENT
-        file.write(b"\0" * (written[digest] - file.tell()))
-        file.write(data)
-    offset = written[digest]
+    offset = file.add(data)
     proto = onnx.TensorProto(name=tensor.name)
     if isinstance(held, LazyValues):
         proto.data_type = held.tensor.data_type
@@ -258,28 +276,38 @@ def _spill(
         proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
         proto.dims.extend(values.shape)
     proto.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(size))):
-        proto.external_data.add(key=key, value=value)
-    return LazyValues(proto)
+    for key, value in (("location", ""), ("offset", offset), ("length", len(data))):
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 @contextlib.contextmanager
-def _spilled(graph: gs.Graph, file: BinaryIO, location: str) -> Generator[None, None, None]:
-    """The graph with every large constant replaced by its reference, for as long as it lasts."""
+def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, None]:
+    """The graph with every large constant replaced by its reference, for as long as it lasts.
+
+    Gives the file in `folder` that they lie in, the data of a model file of that name.
+    """
     saved: list[tuple[gs.Constant, Any]] = []
+    references: list[onnx.TensorProto] = []
     seen: set[int] = set()
-    written: dict[bytes, int] = {}
+    unnamed = folder / ".data"
     try:
-        for each in graphs(graph):
-            for tensor in [*each.tensors().values(), *interface.defaults(each)]:
-                if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
-                    continue
-                seen.add(id(tensor))
-                mapped = isinstance(stored_values(tensor), MappedValues)
-                if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
-                    saved.append((tensor, tensor._values))
-                    put_stored(tensor, _spill(tensor, file, location, written))
-        yield
+        with unnamed.open("xb") as opened:
+            file = _DataFile(opened)
+            for each in graphs(graph):
+                for tensor in [*each.tensors().values(), *interface.defaults(each)]:
+                    if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
+                        continue
+                    seen.add(id(tensor))
+                    mapped = isinstance(stored_values(tensor), MappedValues)
+                    if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
+                        saved.append((tensor, tensor._values))
+                        references.append(_spill(tensor, file))
+        data = unnamed.rename(folder / file.name(name))
+        for (tensor, _), proto in zip(saved, references, strict=True):
+            proto.external_data[0].value = data.name
+            put_stored(tensor, LazyValues(proto))
+        yield data
     finally:
         for tensor, values in saved:
             tensor._values = values
@@ -293,33 +321,30 @@ def _inline_attribute_tensors(graph: gs.Graph) -> None:
                     value._values = np.array(value._values.load())
 
 
-def write_model(
-    graph: gs.Graph, path: Path, *, metadata: dict[str, str] | None = None, fsync: bool = True
-) -> list[Path]:
-    """Write a model and its data file `<name>.data`; returns the files written.
-
-    Both are written under temporary names in the target folder and renamed when complete, data
-    first, so an interrupted run leaves nothing half-written under the final names. OSError (disk
-    full, no permission) passes through after the temporary files are gone.
-    """
-    path = path.absolute()
-    location = path.name + ".data"
+def stage_model(
+    graph: gs.Graph, folder: Path, name: str, *, metadata: dict[str, str] | None = None
+) -> commit.Made:
+    """Write a model file of that name, and its data, into a scratch folder."""
     _inline_attribute_tensors(graph)
-    with scratch_beside(path) as work:
-        data_file, model_file = work / location, work / path.name
-        with data_file.open("wb") as file:
-            with _spilled(graph, file, location):
-                model = to_model(graph)
-            if fsync:
-                file.flush()
-                os.fsync(file.fileno())
-        if metadata:
-            onnx.helper.set_model_props(model, metadata)
-        model_file.write_bytes(model.SerializeToString())
-        written: list[Path] = []
-        if data_file.stat().st_size:
-            data_file.replace(path.parent / location)
-            written.append(path.parent / location)
-        model_file.replace(path)
-        written.append(path)
-    return written
+    with _spilled(graph, folder, name) as data:
+        model = to_model(graph)
+    if metadata:
+        onnx.helper.set_model_props(model, metadata)
+    (folder / name).write_bytes(model.SerializeToString())
+    if not data.stat().st_size:
+        data.unlink()
+        return commit.Made(folder / name, None)
+    return commit.Made(folder / name, data)
+
+
+def write_model(
+    graph: gs.Graph, path: Path, *, metadata: dict[str, str] | None = None
+) -> list[Path]:
+    """Write a model and its data file, named by its content; returns the files written.
+
+    Whenever the run ends, the old model or the new one is there, whole. OutputError where no file
+    can go; OSError (disk full, no permission) passes through after the scratch folder is gone.
+    """
+    final = commit.file_place(path)
+    with scratch_beside(final) as work:
+        return commit.put_model(stage_model(graph, work, final.name, metadata=metadata), final)

@@ -95,8 +95,8 @@ def spilling(folder: Path, threshold: int = THRESHOLD) -> Generator[None, None, 
 
 
 @contextmanager
-def spilling_beside(output: Path | None) -> Generator[None, None, None]:
-    """`spilling` in a folder beside an output; where temporary files go, if there is none."""
+def spilling_beside(output: Path | None) -> Generator[Path, None, None]:
+    """`spilling` in a scratch folder beside an output; where temporary files go without one."""
     final = Path(tempfile.gettempdir()) / "qcompiler" if output is None else output.absolute()
     with scratch_beside(final) as folder, spilling(folder):
-        yield
+        yield folder

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler import __version__
+from qcompiler.commit import put_text
 from qcompiler.passmanager import Record
 from qcompiler.recipe import Recipe
 from qcompiler.report.layers import Layer, gather
@@ -144,23 +143,7 @@ def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | Non
 def write_json(report: Report, path: Path) -> None:
     """Write the report as JSON."""
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        scratch = Path(name)
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    put_text(path, text + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ import html
 import math
 from pathlib import Path
 
-from qcompiler.report.build import Report, write_text
+from qcompiler.commit import put_text
+from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
 from qcompiler.report.text import COLUMNS, summary, table, told_share, told_size
 
@@ -43,7 +44,7 @@ ul.weights span { display: inline-block; width: .7rem; height: .7rem; margin-rig
 
 def write_html(report: Report, path: Path) -> None:
     """Write the report as a self-contained page."""
-    write_text(path, render(report))
+    put_text(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -189,8 +189,9 @@ def test_stock_runtime_loads_the_output_of_every_pass(request, tmp_path, model, 
 
         def after(self, index, step, result, seconds):
             nonlocal before
-            path = tmp_path / str(index) / "model.onnx"
-            ir.write_model(result.graph, path, fsync=False)
+            folder = tmp_path / str(index)
+            folder.mkdir()
+            path = ir.stage_model(result.graph, folder, "model.onnx").model
             if standard:
                 onnx.checker.check_model(str(path))
             session = create_session(path, library=False)
@@ -243,7 +244,7 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
     source = smollm2_genai
     code = (
         "import sys\n"
-        "from qcompiler.cli import main\n"
+        "from qcompiler.entry import main\n"
         "sys.argv[0] = 'qc'\n"
         "try:\n"
         "    main()\n"

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-QC = (sys.executable, "-m", "qcompiler.cli")
+from qcompiler.models import open_package
+
+QC = (sys.executable, "-m", "qcompiler")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def made_constants(folder):
 
 def written(folder):
     """Whether a run has begun to write its model."""
-    return any(folder.glob(".out.onnx.*/.out.onnx.*/*.data"))
+    return any(folder.glob(".out.onnx.*/result/*.data"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
@@ -102,7 +105,7 @@ def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path, until):
     assert not out.exists()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
     onnx.checker.check_model(str(out))
 
 
@@ -114,7 +117,21 @@ def test_two_runs_for_one_output_leave_each_other_alone(model, tmp_path):
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
     running.communicate(timeout=60)
     assert running.returncode == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("attack", "rounds"), [("kills", 12), ("races", 6)])
+def test_short_torture(attack, rounds):
+    """The same for every command that writes, at random moments (tests/torture)."""
+    script = Path(__file__).parents[1] / "torture" / f"{attack}.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--rounds", str(rounds), "--seed", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def start(model, out):

@@ -189,14 +189,17 @@ def test_hub_cache(tmp_path: Path) -> None:
         (["--set", "quantize-weights.alpha=7"], "alpha must lie in 0 .. 1"),
         (["-o", "m.onnx/o.onnx"], "a file is where a folder is needed"),
         (["-o", "m.onnx"], "would overwrite its source"),
+        (["-o", "loop.onnx"], "a link that leads back to itself"),
+        (["-o", "x" * 300 + ".onnx"], "the name is too long"),
         (["--report", "m.onnx/r.html"], "a file is where a folder is needed"),
         (["--dump-ir", "m.onnx"], "a file is where a folder is needed"),
     ],
 )
 def test_options(model: Path, monkeypatch, arguments: list[str], cause: str) -> None:
     monkeypatch.chdir(model.parent)
+    Path("loop.onnx").symlink_to("loop.onnx")
     assert cause in refusal("compile", "m.onnx", *arguments)
-    assert [path.name for path in model.parent.iterdir()] == ["m.onnx"]
+    assert {path.name for path in model.parent.iterdir()} == {"m.onnx", "loop.onnx"}
 
 
 def test_what_is_wrong_is_said_before_the_long_passes(tmp_path: Path, monkeypatch) -> None:

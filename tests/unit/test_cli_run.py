@@ -39,7 +39,7 @@ def test_version_and_help():
 
 def test_help_needs_no_heavy_module():
     code = (
-        "import sys; from qcompiler.cli import main; sys.argv = ['qc', '--version']\n"
+        "import sys; from qcompiler.entry import main; sys.argv = ['qc', '--version']\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print(sorted({'onnx', 'onnxruntime', 'numpy', 'torch', 'tokenizers'} & set(sys.modules)))"
     )
@@ -146,7 +146,6 @@ def test_usage_errors(arguments):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "out of memory"),
         (OSError(errno.ENOSPC, "No space left", "out.onnx"), 1, "out.onnx: the disk is full"),
         (PermissionError(errno.EACCES, "Denied", "out.onnx"), 1, "out.onnx: no permission"),

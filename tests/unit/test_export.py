@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from qcompiler import export
-from qcompiler.errors import ExportError
+from qcompiler.errors import ExportError, OutputError
 from qcompiler.export import export_model, genai
 from qcompiler.export.sources import find_source, is_decoder
 
@@ -114,14 +114,18 @@ def test_existing_output_is_kept_unless_asked(tmp_path, hf_folder, monkeypatch):
     out.mkdir()
     (out / "precious").write_text("mine")
     monkeypatch.setattr(export, "_export", write_model)
-    with pytest.raises(ExportError, match=r"not empty.*--force"):
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"no model.*name a new folder"):
+            export_model(hf_folder, out, overwrite=overwrite)
+    (out / "old.onnx").write_text("")
+    with pytest.raises(OutputError, match=r"not empty.*--force"):
         export_model(hf_folder, out)
     assert (out / "precious").exists()
     export_model(hf_folder, out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["model.onnx"]
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ExportError, match="is a file"):
+    with pytest.raises(OutputError, match="is a file"):
         export_model(hf_folder, file)
 
 

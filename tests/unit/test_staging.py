@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler import staging
+from qcompiler import locks, staging
 from qcompiler.staging import scratch_beside
 
 HOLDER = """
@@ -86,7 +86,7 @@ def test_without_locks_nothing_is_judged(tmp_path: Path, monkeypatch: pytest.Mon
     final = tmp_path / "out.onnx"
     unclear = tmp_path / ".out.onnx.1-0123abcd"
     unclear.mkdir()
-    monkeypatch.setattr(staging, "_lock", unknown)
+    monkeypatch.setattr(locks, "_lock", unknown)
     with scratch_beside(final) as folder:
         assert folder.exists()
     assert list(tmp_path.iterdir()) == [unclear]
@@ -96,15 +96,15 @@ def test_a_folder_taken_for_abandoned_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run may find the folder between its making and its locking."""
-    take, seen = staging._take, []
+    take, seen = staging.take, []
 
-    def late(folder: Path) -> int | None:
-        seen.append(folder)
+    def late(lock: Path) -> int | None:
+        seen.append(lock.parent)
         if len(seen) == 1:
-            folder.rmdir()
-        return take(folder)
+            lock.parent.rmdir()
+        return take(lock)
 
-    monkeypatch.setattr(staging, "_take", late)
+    monkeypatch.setattr(staging, "take", late)
     with scratch_beside(tmp_path / "out.onnx") as folder:
         assert folder == seen[1] != seen[0]
         assert folder.exists()

@@ -1,0 +1,83 @@
+"""Let two runs of `qc` race for one output: the result of one of them is there, whole.
+
+python tests/torture/races.py --rounds 200 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+from commands import Case, cases, start
+
+SLOW = 0.01
+"""Seconds that the disk may take for a file: so much longer are the moments of the commit."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=200)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--minutes", type=float, default=float("inf"))
+    given = options.parse_args()
+    until = time.monotonic() + 60 * given.minutes
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        known = cases(folder / "sources", export=False)
+        for case in known:
+            case.learn(folder / case.name, folder / "log")
+        for index in range(given.rounds):
+            if time.monotonic() > until:
+                break
+            case, random = known[index % len(known)], Random(f"{given.seed} {index}")
+            try:
+                counts.update(pair(case, random, folder))
+            except AssertionError as error:
+                print(f"pair {index} of seed {given.seed}, {case.name}: {error}")
+                print("\n".join(map(str, sorted((folder / "place").rglob("*")))))
+                return 1
+            counts["pairs"] += 1
+    print(", ".join(f"{count} {what}" for what, count in counts.items()) + "; 0 torn, 0 lost")
+    return 0
+
+
+def pair(case: Case, random: Random, folder: Path) -> list[str]:
+    """Two runs at once; which of them is there in the end."""
+    place = folder / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    there = random.random() < 0.5
+    if there:
+        case.put(place, folder / case.name)
+    else:
+        place.mkdir()
+    order = random.sample((0, 1), 2)
+    logs = [folder / f"log{which}" for which in order]
+    children = []
+    for which, log in zip(order, logs, strict=True):
+        seed = random.randrange(1 << 30)
+        children.append(start(case.arguments(which, place), log, SLOW, seed))
+        time.sleep(random.uniform(0, 0.05))
+    model = place / case.output / "model.onnx" if case.is_folder else place / case.output
+    while None in [child.wait(nohang=True) for child in children]:
+        assert model.exists() or not there, "lost: for a moment there is no model"
+        time.sleep(0.0005)
+    for child, log in zip(children, logs, strict=True):
+        assert child.wait() == 0, f"exit code {child.wait()}: {log.read_text()}"
+        assert log.read_text() == "", log.read_text()
+    last = case.state(place)
+    assert last is not None, "lost: nothing is there"
+    assert not case.litter(place), f"left: {case.litter(place)}"
+    if there:
+        case.expect_notes(place)
+    return ["the later starter's" if last == order[1] else "the earlier starter's"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
