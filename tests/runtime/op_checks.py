@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from op_models import X_SCALE, assert_close, make_layer, matmul_model
 
@@ -32,6 +35,18 @@ VARIABLE = pytest.mark.parametrize(
 
 def run(session, x, names=None) -> np.ndarray:
     return np.concatenate([y.astype(np.float32) for y in session.run(names, {"X": x})], axis=-1)
+
+
+def run_into(session, feeds, buffers: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Copies of all outputs, written into memory that held `buffers` before."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_cpu_input(name, np.ascontiguousarray(value))
+    results = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(b)) for b in buffers]
+    for output, result in zip(session.get_outputs(), results, strict=True):
+        binding.bind_ortvalue_output(output.name, result)
+    session.run_with_iobinding(binding)
+    return [np.array(result.numpy()) for result in results]
 
 
 def check_form(open_session, form, dtype: str, rng: np.random.Generator) -> None:
