@@ -19,6 +19,10 @@
 extern "C" {
 void QC_SANITIZER_READS(std::uintptr_t address, std::uintptr_t size);
 void QC_SANITIZER_WRITES(std::uintptr_t address, std::uintptr_t size);
+#ifdef QC_SANITIZE_THREAD
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+#endif
 }
 #endif
 
@@ -30,25 +34,37 @@ inline constexpr bool kSanitized = true;
 inline constexpr bool kSanitized = false;
 #endif
 
-// An instruction reads or writes `count` of the `most` elements at p: all if there are more, none if
-// there are less than one.
+// An instruction reads or writes `count` of the `most` elements at p: all if there are more, none
+// if there are less than one.
 template <typename T>
-QC_INLINE void reads(const T* p, std::int64_t count, std::int64_t most) {
+QC_INLINE void reads([[maybe_unused]] const T* p, [[maybe_unused]] std::int64_t count,
+                     [[maybe_unused]] std::int64_t most) {
 #ifdef QC_SANITIZER_READS
   const std::int64_t used = count < most ? count : most;
   if (used > 0) QC_SANITIZER_READS(reinterpret_cast<std::uintptr_t>(p), sizeof(T) * used);
-#else
-  (void)p, (void)count, (void)most;
 #endif
 }
 
 template <typename T>
-QC_INLINE void writes(T* p, std::int64_t count, std::int64_t most) {
+QC_INLINE void writes([[maybe_unused]] T* p, [[maybe_unused]] std::int64_t count,
+                      [[maybe_unused]] std::int64_t most) {
 #ifdef QC_SANITIZER_WRITES
   const std::int64_t used = count < most ? count : most;
   if (used > 0) QC_SANITIZER_WRITES(reinterpret_cast<std::uintptr_t>(p), sizeof(T) * used);
-#else
-  (void)p, (void)count, (void)most;
+#endif
+}
+
+// What a host promises, to the sanitizer of races, which does not see the host's own atomics: all
+// before `releases(p)` comes before what follows an `acquires(p)` behind it.
+QC_INLINE void releases([[maybe_unused]] void* p) {
+#ifdef QC_SANITIZE_THREAD
+  __tsan_release(p);
+#endif
+}
+
+QC_INLINE void acquires([[maybe_unused]] void* p) {
+#ifdef QC_SANITIZE_THREAD
+  __tsan_acquire(p);
 #endif
 }
 
