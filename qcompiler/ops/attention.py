@@ -23,16 +23,20 @@ _BODY = """
 """
 
 
+# Sizes are stated where ONNX would infer -1: it means nothing where there are no tokens or no keys.
 _MULTI_HEAD_BODY = """
-    kept = Constant <value_ints = [0, 0]> ()
     heads = Constant <value_int : int = @num_heads> ()
     axis_0 = Constant <value_ints = [0]> ()
     heads_1d = Unsqueeze (heads, axis_0)
-    rest = Constant <value_ints = [-1]> ()
-    by_head = Concat <axis = 0> (kept, heads_1d, rest)
-    q_split = Reshape (Q, by_head)
-    k_split = Reshape (K, by_head)
-    v_split = Reshape (V, by_head)
+    width = Shape <start = 2> (Q)
+    channels = Div (width, heads_1d)
+    q_tokens = Shape <end = 2> (Q)
+    k_tokens = Shape <end = 2> (K)
+    q_by_head = Concat <axis = 0> (q_tokens, heads_1d, channels)
+    k_by_head = Concat <axis = 0> (k_tokens, heads_1d, channels)
+    q_split = Reshape <allowzero = 1> (Q, q_by_head)
+    k_split = Reshape <allowzero = 1> (K, k_by_head)
+    v_split = Reshape <allowzero = 1> (V, k_by_head)
     q = Transpose <perm = [0, 2, 1, 3]> (q_split)
     k = Transpose <perm = [0, 2, 3, 1]> (k_split)
     v = Transpose <perm = [0, 2, 1, 3]> (v_split)
@@ -49,8 +53,8 @@ _MULTI_HEAD_BODY = """
     kept_weights = Where (dropped, nothing, weights)
     y = MatMul (kept_weights, v)
     y_rows = Transpose <perm = [0, 2, 1, 3]> (y)
-    joined = Constant <value_ints = [0, 0, -1]> ()
-    Y = Reshape (y_rows, joined)
+    q_shape = Shape (Q)
+    Y = Reshape <allowzero = 1> (y_rows, q_shape)
 """
 
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -150,11 +151,12 @@ class AttentionKernel {
     job.rows = shape[1];
     job.heads = heads_;
     job.kv_heads = kv_heads_;
-    job.scale = scale_;
     job.d = shape[2] / parts;
     if (job.d < 1 || job.d % kernels::kHeadStep != 0) {
       refuse("heads have " + std::to_string(job.d) + " channels, expected a multiple of 16");
     }
+    // ONNX Runtime's operator, which defines this one, takes 0 for "not given".
+    job.scale = scale_ != 0.0f ? scale_ : 1.0f / std::sqrt(static_cast<float>(job.d));
     const OrtValue* past_key = input_of(api_, context, kPastKey);
     const OrtValue* past_value = input_of(api_, context, kPastValue);
     const Shape past = info_of(api_, past_key).shape;
@@ -178,7 +180,7 @@ class AttentionKernel {
     const Shape present{job.batch, kv_heads_, job.present_length, job.d};
     job.present_key = output(context, kPresentKey, present);
     job.present_value = output(context, kPresentValue, present);
-    if (job.batch * job.rows != 0) Runner(api_, kernels_, context, job).run();
+    if (job.batch != 0) Runner(api_, kernels_, context, job).run();  // no rows: the caches are kept
   }
 
  private:

@@ -126,7 +126,8 @@ std::array<OutputRange, kOutputs> MatMulNode::make_outputs(OrtKernelContext* con
     column += splits_[i];
     shape.back() = splits_[i];
     OrtValue* value = output_of(api_, context, i, shape);
-    if (value != nullptr) outputs[i].data = data_of(api_, value);
+    // An empty one is made, and nothing is written to it.
+    if (value != nullptr && splits_[i] != 0) outputs[i].data = data_of(api_, value);
   }
   return outputs;
 }

@@ -33,7 +33,7 @@ inline constexpr MatMulForm kMatMulForms[] = {
 // Where the result goes: up to three column ranges side by side, each a tensor of its own.
 struct OutputRange {
   std::int64_t column_begin, column_end;
-  void* data;  // [rows, column_end - column_begin]; null: nobody reads it
+  void* data;  // [rows, column_end - column_begin]; null: nothing to write
 };
 
 // The tensors of one run, checked.

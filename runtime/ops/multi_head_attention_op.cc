@@ -110,6 +110,7 @@ class MultiHeadAttentionKernel {
       std::fill_n(job.y, job.batch * job.rows * shape[2], 0.0f);
       return;
     }
+    if (job.rows == 0) return;
     const std::int64_t parts = kernels::ceil_div(job.rows, kRowsPerTask);
     auto task = [&](std::size_t index) {
       const auto i = static_cast<std::int64_t>(index);

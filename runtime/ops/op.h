@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "abi/ort_abi.h"
+#include "kernels/sanitize.h"
 
 namespace qc::kernels {
 struct KernelTable;
@@ -146,16 +147,21 @@ void parallel_for(const OrtApi* api, OrtKernelContext* context, std::size_t coun
   struct Call {
     Body& body;
     std::atomic<bool> failed{false};
+    char begin = 0, end = 0;  // what the tasks come behind, and before
   } call{body};
   const auto run = [](void* user, std::size_t index) {
     auto& mine = *static_cast<Call*>(user);
+    kernels::acquires(&mine.begin);
     try {
       mine.body(index);
     } catch (const std::bad_alloc&) {
       mine.failed.store(true, std::memory_order_relaxed);
     }
+    kernels::releases(&mine.end);
   };
+  kernels::releases(&call.begin);
   check(abi::KernelContext_ParallelFor(api, context, run, count, count, &call));
+  kernels::acquires(&call.end);
   if (call.failed.load()) throw std::bad_alloc();
 }
 

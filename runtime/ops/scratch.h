@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <memory>
+#include <new>
+
+#include "kernels/sanitize.h"
 
 namespace qc::ops {
 
@@ -11,21 +14,25 @@ inline constexpr std::size_t kCacheLine = 64;
 // Memory that a thread keeps between calls; what it holds does not survive the next `get`.
 class Scratch {
  public:
-  // `bytes` of storage, aligned to a cache line.
+  // `bytes` of storage, aligned to a cache line. With sanitizers just so many, and new ones each
+  // time, so that they see accesses beside them.
   char* get(std::size_t bytes) {
-    if (bytes + kCacheLine > size_) {
+    if (kernels::kSanitized || bytes > size_) {
       memory_.reset();
       size_ = 0;
-      memory_.reset(new char[bytes + kCacheLine]);
-      size_ = bytes + kCacheLine;
+      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
+      size_ = bytes;
     }
-    void* start = memory_.get();
-    std::size_t space = size_;
-    return static_cast<char*>(std::align(kCacheLine, bytes, start, space));
+    return memory_.get();
   }
 
  private:
-  std::unique_ptr<char[]> memory_;
+  static constexpr std::align_val_t kAlignment{kCacheLine};
+  struct Free {
+    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
+  };
+
+  std::unique_ptr<char, Free> memory_;
   std::size_t size_ = 0;
 };
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from op_checks import FORMS, VARIABLE, check_form, check_variable_inputs, run
+from op_checks import FORMS, VARIABLE, check_empty_outputs, check_form, check_variable_inputs, run
 from op_models import (
     ACTIVATIONS,
     BITS,
@@ -83,6 +83,10 @@ def test_gather_is_exact(request, where, bits, ids_type):
     for ids in (np.arange(-35, 35).reshape(2, 35), np.zeros((0, 3))):
         (y,) = session.run(None, {"ids": ids.astype(ids_type)})
         np.testing.assert_array_equal(y, reference.gather(ids.astype(ids_type), layer.w))
+
+
+def test_outputs_may_be_empty(emulated_session):
+    check_empty_outputs(emulated_session)
 
 
 @VARIABLE

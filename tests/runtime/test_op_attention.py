@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
-from op_checks import BOTH
+from op_checks import BOTH, run_into
 from op_models import with_function
 
 from qcompiler import ops
@@ -60,11 +60,12 @@ def feeds(heads, kv, d, *, batch=1, rows=4, room=0, past=None, half=None, seed=0
     }
 
 
-def expected(fed, heads, d, past=None):
+def expected(fed, heads, d, past=None, scale=None):
     """Of the first sequence, of whose cache `past` positions are in use."""
     caches = [fed[name][:1, :, :past] for name in ("past_key", "past_value")]
+    scale = float(d**-0.5) if scale is None else scale
     return reference.group_query_attention(
-        fed["X"][:1], *caches, fed["cos"], fed["sin"], num_heads=heads, scale=float(d**-0.5)
+        fed["X"][:1], *caches, fed["cos"], fed["sin"], num_heads=heads, scale=scale
     )
 
 
@@ -155,12 +156,31 @@ def test_bits_do_not_depend_on_threads(session):
             np.testing.assert_array_equal(a, b)
 
 
-def test_no_rows(session):
-    """ONNX Runtime's own operator refuses it."""
-    fed = feeds(2, 1, 16, rows=0, room=3)
-    y, key, _ = session(attention_model(2, 1, 16)).run(None, fed)
-    assert y.shape == (1, 0, 32)
-    assert key.shape == (1, 1, 3, 16)
+@pytest.mark.parametrize(
+    ("room", "past"), [(3, [3]), (40, [21]), (40, [0]), (9, [9, 4, 0])], ids=str
+)
+def test_without_new_rows_the_caches_stay(session, room, past):
+    """Positions in use are carried over, the rest is zeros. ONNX Runtime's operator refuses it."""
+    fed = feeds(2, 1, 16, batch=len(past), rows=0, room=room, past=past)
+    runner = session(attention_model(2, 1, 16))
+    shape = (len(past), 1, room, 16)
+    before = [np.full(s, np.nan, np.float32) for s in ((len(past), 0, 32), shape, shape)]
+    y, *caches = run_into(runner, fed, before)
+    assert y.shape == (len(past), 0, 32)
+    for found, name in zip(caches, ("past_key", "past_value"), strict=True):
+        for b, used in enumerate(past):
+            np.testing.assert_array_equal(found[b, :, :used], fed[name][b, :, :used])
+            assert not found[b, :, used:].any()
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [0.0, -0.0, 0.01])
+def test_a_scale_of_zero_is_the_default(session, library, scale):
+    """As ONNX Runtime's operator reads it."""
+    fed = feeds(4, 2, 32, rows=6, room=5)
+    found = session(attention_model(4, 2, 32, scale=scale), library=library).run(None, fed)
+    for value, wanted in zip(found, expected(fed, 4, 32, scale=scale or None), strict=True):
+        np.testing.assert_allclose(value, wanted, atol=5e-6)
 
 
 REFUSED = [

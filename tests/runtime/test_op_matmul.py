@@ -9,7 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from op_checks import BOTH, FORMS, VARIABLE, check_form, check_variable_inputs, run
+from op_checks import (
+    BOTH,
+    FORMS,
+    VARIABLE,
+    check_empty_outputs,
+    check_form,
+    check_variable_inputs,
+    run,
+)
 from op_models import (
     ACTIVATIONS,
     assert_close,
@@ -130,6 +138,11 @@ def test_an_output_may_be_left_out(session, library):
     expected = layer.expected(x, "row")
     expected = np.concatenate([expected[..., :16], expected[..., 32:]], axis=-1)
     assert_close(y, expected, 1e-4)
+
+
+@BOTH
+def test_outputs_may_be_empty(session, library):
+    check_empty_outputs(partial(session, library=library))
 
 
 @BOTH

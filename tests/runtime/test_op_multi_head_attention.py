@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from op_checks import BOTH
+from op_checks import BOTH, run_into
 from op_models import with_function
 
 from qcompiler import ops
@@ -93,11 +93,15 @@ def test_bits_do_not_depend_on_threads(session):
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 0, 4), (1, 3, 0)], ids=str)
-def test_nothing_to_do(session, shape):
-    y = session(encoder_model(2, 16, 1)).run(None, feeds(*shape, 2, 16))[0]
-    assert y.shape == (*shape[:2], 32)
-    assert not y.any()
+@BOTH
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 0, 4), (2, 3, 0), (0, 0, 0)], ids=str)
+def test_nothing_to_do(session, shape, library):
+    """Zeros where there are no keys: a sum of nothing."""
+    batch, rows, keys = shape
+    for mask in ((1,), (batch, 1, rows, keys), (1, 2, 1, keys)):
+        runner = session(encoder_model(2, 16, len(mask)), library=library)
+        before = np.full((batch, rows, 32), np.nan, np.float32)
+        assert not run_into(runner, feeds(*shape, 2, 16, mask=mask), [before])[0].any()
 
 
 REFUSED = [

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from op_checks import BOTH
+from op_checks import BOTH, run_into
 from op_models import with_function
 
 from qcompiler import ops
@@ -73,6 +73,24 @@ def test_rows_that_are_not_finite(session, centers):
     y = session(norm_model(centers)).run(["Y"], fed)[0]
     assert np.isnan(y[0, 1]).all()
     np.testing.assert_array_equal(y[0, [0, 2]], clean[0, [0, 2]])
+
+
+@CENTERS
+def test_bits_do_not_depend_on_where_tensors_lie(session, centers):
+    """Compilers make several loops of one, for memory that may overlap and that may not."""
+    runner = session(norm_model(centers, outputs=("Y", ""), leading=()), threads=1)
+    rng = np.random.default_rng(0)
+    for n in (*range(4, 16), 23, 31):
+        for _ in range(20):
+            fed = {name: rng.normal(size=n) for name in feeds(centers, (n,))}
+            fed = {name: value.astype(np.float32) for name, value in fed.items()}
+            results = set()
+            for gap in (0, 100):
+                memory = np.zeros(3 * n + 2 * gap, np.float32)
+                x, skip, y = (memory[at * (n + gap) :][:n] for at in range(3))
+                x[:], skip[:] = fed["X"], fed["skip"]
+                results.add(run_into(runner, fed | {"X": x, "skip": skip}, [y])[0].tobytes())
+            assert len(results) == 1, n
 
 
 @pytest.mark.parametrize(

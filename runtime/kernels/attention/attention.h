@@ -30,8 +30,8 @@ struct AttentionRows {
   std::int64_t q_stride;
   std::int64_t rows, keys;
   bool causal;
-  const float* k;         // [keys, d]
-  const float* packed_k;  // what `pack_keys` wrote; not read for kUnpackedRows or fewer
+  const float* k;         // [keys, d]; read for kUnpackedRows or fewer
+  const float* packed_k;  // what `pack_keys` wrote; read for more rows
   const float* v;         // [keys, d]
   std::int64_t d;
   float* scores;  // [attention_scores_size(keys)], scratch

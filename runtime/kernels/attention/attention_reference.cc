@@ -8,14 +8,18 @@ namespace qc::kernels {
 using std::int64_t;
 
 void attend_f32_reference(const AttentionRows& a) {
+  const bool packed = a.rows > kUnpackedRows;
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* q = a.q + r * a.q_stride;
     float* out = a.out + r * a.out_stride;
     const int64_t keys = a.seen(r);
     float peak = -INFINITY;
     for (int64_t j = 0; j < keys; ++j) {
+      const float* k = packed ? a.packed_k + j / kKeyPanel * kKeyPanel * a.d + j % kKeyPanel
+                              : a.k + j * a.d;
+      const int64_t step = packed ? kKeyPanel : 1;
       float dot = 0.0f;
-      for (int64_t i = 0; i < a.d; ++i) dot += q[i] * a.k[j * a.d + i];
+      for (int64_t i = 0; i < a.d; ++i) dot += q[i] * k[i * step];
       if (a.mask != nullptr) dot += a.mask[r * a.mask_stride + j];
       a.scores[j] = dot;
       peak = std::max(peak, dot);

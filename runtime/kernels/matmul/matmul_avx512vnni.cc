@@ -27,6 +27,7 @@ QC_INLINE void add_dot(__m512i& sum, __m512i unsigned_quads, const std::int8_t* 
   struct Quad {
     std::int8_t values[4];
   };
+  reads(signed_quad, kQuad, kQuad);
   __asm__("vpdpbusd %2%{1to16%}, %1, %0"
           : "+v"(sum)
           : "v"(unsigned_quads), "m"(*reinterpret_cast<const Quad*>(signed_quad)));

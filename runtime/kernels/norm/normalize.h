@@ -12,7 +12,9 @@ namespace {
 
 using std::int64_t;
 
-// The sum over i of value(lanes from i on), where `value` takes a full register or a single float.
+// The sum over i of a value: `wide` and `single` add that of a full register or a single float to a
+// sum. Multiply-adds of single floats are spelled out everywhere: left to the compiler, they would
+// round otherwise in the loops that it makes for memory that does not overlap.
 template <typename Simd, typename Wide, typename Single>
 float total(int64_t n, Wide&& wide, Single&& single) {
   constexpr int kSums = 4;  // so that additions don't wait for each other
@@ -24,7 +26,7 @@ float total(int64_t n, Wide&& wide, Single&& single) {
   }
   for (; i + Simd::kLanes <= n; i += Simd::kLanes) sums[0] = wide(i, sums[0]);
   float rest = 0.0f;
-  for (; i < n; ++i) rest += single(i);
+  for (; i < n; ++i) rest = single(i, rest);
   return Simd::sum(Simd::add(Simd::add(sums[0], sums[1]), Simd::add(sums[2], sums[3]))) + rest;
 }
 
@@ -41,10 +43,10 @@ void add_norm(const NormRow& row) {
         Simd::store(row.sum + i, value);
         return centers ? Simd::add(sum, value) : Simd::fma(value, value, sum);
       },
-      [&](int64_t i) {
+      [&](int64_t i, float sum) {
         const float value = row.x[i] + row.skip[i];
         row.sum[i] = value;
-        return centers ? value : value * value;
+        return centers ? sum + value : __builtin_fmaf(value, value, sum);
       });
   float mean = 0.0f;
   if (centers) {
@@ -56,7 +58,10 @@ void add_norm(const NormRow& row) {
           const Vector value = Simd::sub(Simd::load(row.sum + i), middle);
           return Simd::fma(value, value, sum);
         },
-        [&](int64_t i) { return (row.sum[i] - mean) * (row.sum[i] - mean); });
+        [&](int64_t i, float sum) {
+          const float value = row.sum[i] - mean;
+          return __builtin_fmaf(value, value, sum);
+        });
   } else {
     squares = first;
   }
@@ -69,8 +74,8 @@ void add_norm(const NormRow& row) {
     Simd::store(row.y + i, Simd::fma(scaled, Simd::load(row.weight + i), shift));
   }
   for (; i < row.n; ++i) {
-    const float scaled = (row.sum[i] - mean) * factor * row.weight[i];
-    row.y[i] = centers ? scaled + row.bias[i] : scaled;
+    const float scaled = (row.sum[i] - mean) * factor;
+    row.y[i] = __builtin_fmaf(scaled, row.weight[i], centers ? row.bias[i] : 0.0f);
   }
 }
 

@@ -25,9 +25,11 @@ struct Avx2 {
   static constexpr int kVectors = 2;
 
   static Vector load(const float* p, std::int64_t count) {
+    reads(p, count, kLanes);
     return _mm256_maskload_ps(p, first(count));
   }
   static void store(float* p, std::int64_t count, Vector x) {
+    writes(p, count, kLanes);
     _mm256_maskstore_ps(p, first(count), x);
   }
   static Vector round(Vector x) {

@@ -15,9 +15,11 @@ struct Avx512 {
   static constexpr int kVectors = 4;
 
   static Vector load(const float* p, std::int64_t count) {
+    reads(p, count, kLanes);
     return _mm512_maskz_loadu_ps(first(count), p);
   }
   static void store(float* p, std::int64_t count, Vector x) {
+    writes(p, count, kLanes);
     _mm512_mask_storeu_ps(p, first(count), x);
   }
   static Vector round(Vector x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
@@ -39,6 +41,7 @@ struct Avx512 {
     if (count == kLanes) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes[0]));
     } else {
+      writes(p, count, kLanes);
       _mm512_mask_cvtepi32_storeu_epi8(p, first(count), codes[0]);
     }
   }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/sanitize.h"
+
 #define QC_X86_OPERATIONS(mm, floats, ints)                                           \
   using Vector = floats;                                                              \
   using Ints = ints;                                                                  \
