@@ -6,16 +6,19 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 from __future__ import annotations
 
 import errno
+import os
 import signal
-import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from qcompiler import __version__, cli_compile, cli_inspect, console
+from qcompiler import __version__, cli_compile, cli_inspect, cli_options, console
+from qcompiler.cli_options import Command
 from qcompiler.errors import QcError
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 TERMINATED = 143
+BUG = 70
+TRACEBACK_VARIABLE = "QC_TRACEBACK"
+"""Environment variable that shows where an unexpected error comes from."""
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no name for it
 
 
 class _Terminated(KeyboardInterrupt):
@@ -36,10 +44,18 @@ def _terminate(_signal: int, _frame: object) -> None:
 class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _usage_errors():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        console.show_log()
         try:
-            return super().invoke(ctx)
+            with _usage_errors():
+                return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
         except QcError as error:
             console.print_error(str(error))
         except _Terminated:
@@ -48,13 +64,48 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             console.print_error("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except MemoryError:
-            console.print_error("out of memory; close other programs or use a smaller model")
+        except MemoryError as error:
+            what = f" ({error})" if str(error) else ""
+            console.print_error(f"out of memory{what}; close other programs or use a smaller model")
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: nothing to say
                 raise
             console.print_error(_explain(error))
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            _tell_bug(error, ctx)
+            raise typer.Exit(BUG) from None
         raise typer.Exit(1)
+
+
+_PANIC = "PanicException"  # of libraries written in Rust: no Exception
+
+
+@contextmanager
+def _usage_errors() -> Generator[None, None, None]:
+    """One line for a command line that can't be read."""
+    try:
+        yield
+    except _UsageError as error:
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # not an error: it shows the help
+            raise
+        command = "qc" if context is None else context.command_path
+        message = getattr(error, "format_message", error.__str__)().rstrip(".")
+        console.print_error(f"{message}; see {command} --help")
+        raise typer.Exit(2) from None
+
+
+def _tell_bug(error: BaseException, ctx: Any) -> None:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            console.note(line)
+    console.print_error(
+        f"this is a bug of qc {__version__}, in 'qc {ctx.invoked_subcommand}': "
+        f"{type(error).__name__}: {error}; please report it with what "
+        f"{TRACEBACK_VARIABLE}=1 shows"
+    )
 
 
 app = typer.Typer(
@@ -78,7 +129,10 @@ app.add_typer(runtime_app, name="runtime")
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads; by default ONNX Runtime chooses.")
+    int | None,
+    typer.Option(
+        parser=cli_options.whole(1), metavar="N", help="Threads; by default ONNX Runtime chooses."
+    ),
 ]
 
 
@@ -104,7 +158,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"qc {__version__}")
+        console.say(f"qc {__version__}")
         raise typer.Exit
 
 
@@ -118,7 +172,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     del version
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     src: Annotated[
         str,
@@ -165,15 +219,15 @@ def export(
     if json:
         console.print_json(result.to_dict())
         return
-    print(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
+    console.say(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
 
 
-app.command(name="compile")(cli_compile.compile_model)
-app.command()(cli_inspect.inspect)
-app.command()(cli_compile.sensitivity)
+app.command(name="compile", cls=Command)(cli_compile.compile_model)
+app.command(cls=Command)(cli_inspect.inspect)
+app.command(cls=Command)(cli_compile.sensitivity)
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=Command)
 def evaluate(
     models: Models,
     text: Annotated[
@@ -185,9 +239,17 @@ def evaluate(
         typer.Option(help="Float model to compare with: KL and top-1 agreement, or cosines."),
     ] = None,
     window: Annotated[
-        int, typer.Option(min=2, help="Tokens per window; each starts without context.")
+        int,
+        typer.Option(
+            parser=cli_options.whole(2),
+            metavar="N",
+            help="Tokens per window; each starts without context.",
+        ),
     ] = 512,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
+    max_tokens: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(2), metavar="N", help="Tokens of the text to use."),
+    ] = 12_000,
     threads: Threads = None,
     provider: Provider = "cpu",
     json: Json = False,
@@ -249,12 +311,23 @@ def _show_quality(results: Sequence[Evaluation]) -> None:
     console.print_table(columns, rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     models: Models,
-    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt tokens, for prefill.")] = 512,
-    context: Annotated[int, typer.Option(min=1, help="Tokens read before decoding.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    prompt_length: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Prompt tokens, for prefill."),
+    ] = 512,
+    context: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens read before decoding."),
+    ] = 128,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            parser=cli_options.whole(1), metavar="N", help="Rounds; medians are reported."
+        ),
+    ] = 5,
     threads: Threads = None,
     provider: Provider = "cpu",
     json: Json = False,
@@ -301,18 +374,33 @@ def _bench_row(row: Mapping[str, Any], shown: list[str]) -> list[str]:
     ]
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens to generate at most."),
+    ] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most likely token, above 0 samples.")
+        float,
+        typer.Option(
+            parser=cli_options.real(0.0),
+            metavar="X",
+            help="0 takes the most likely token, above 0 samples.",
+        ),
     ] = 0.0,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Sample from this many most likely tokens.")
+        int,
+        typer.Option(
+            parser=cli_options.whole(1),
+            metavar="N",
+            help="Sample from this many most likely tokens.",
+        ),
     ] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of the sampling.")
+    ] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Format the prompt with the chat template.")
     ] = False,
@@ -332,7 +420,7 @@ def generate(
     from qcompiler.models import open_package
 
     def show(piece: str) -> None:
-        print(piece, end="", flush=True)
+        console.say_text(piece)
 
     def keep(_piece: str) -> None:
         """The text comes with the JSON."""
@@ -352,15 +440,15 @@ def generate(
     if json:
         console.print_json(result.to_dict())
         return
-    print()
+    console.say()
     rate = (len(result.token_ids) - 1) / result.decode_seconds if len(result.token_ids) > 1 else 0
-    print(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+    console.note(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s")
 
 
-app.command()(cli_compile.opt)
+app.command(cls=Command)(cli_compile.opt)
 
 
-@runtime_app.command()
+@runtime_app.command(cls=Command)
 def path(json: Json = False) -> None:
     """Print the path of the op library, for `SessionOptions.register_custom_ops_library`."""
     from qcompiler.runtime import library_path
@@ -369,10 +457,10 @@ def path(json: Json = False) -> None:
     if json:
         console.print_json({"path": where})
     else:
-        print(where)
+        console.say(where)
 
 
-@runtime_app.command()
+@runtime_app.command(cls=Command)
 def info(json: Json = False) -> None:
     """Print facts about the op library, and which kernels it uses on this machine."""
     from qcompiler.runtime import info as facts
@@ -383,7 +471,7 @@ def info(json: Json = False) -> None:
         return
     for key, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        print(f"{key}: {shown}")
+        console.say(f"{key}: {shown}")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -402,6 +490,10 @@ def _explain(error: OSError) -> str:
         return f"{where}no permission; check the owner of the file and its folder"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{where}a file is where a folder is needed; choose another place"
+    if error.errno == errno.EFBIG:
+        return f"{where}the file grows too large for this place (see ulimit -f); write elsewhere"
+    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        return f"{where}{error.strerror}; choose another path"
     return f"{where}{error.strerror or error}"
 
 

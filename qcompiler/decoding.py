@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, runtime_errors
 from qcompiler.feeds import Array, Signature
 from qcompiler.session import CUDA
 
@@ -54,13 +54,14 @@ class Decoder:
             raise ModelError(f"the text outgrows the {self._capacity} positions set aside for it")
         text = np.concatenate([self._history, token_ids.astype(np.int64)], axis=1)
         mask = np.ones(text.shape, np.int64)
-        if self._binding is not None:
-            logits = self._step_bound(self._binding, token_ids, mask)
-        elif self._signature.caches:
-            logits = self._step_handover(token_ids, mask)
-        else:
-            feeds = self._signature.feeds(text, mask)
-            logits = self._session.run([self._signature.logits], feeds)[0]
+        with runtime_errors(ModelError, "the model does not run on a text"):
+            if self._binding is not None:
+                logits = self._step_bound(self._binding, token_ids, mask)
+            elif self._signature.caches:
+                logits = self._step_handover(token_ids, mask)
+            else:
+                feeds = self._signature.feeds(text, mask)
+                logits = self._session.run([self._signature.logits], feeds)[0]
         self._history = text
         last: Array = np.asarray(logits)[:, -1].astype(np.float32)
         return last

@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from qcompiler.calibration.sources import load_source
 from qcompiler.decoding import Decoder
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, runtime_errors
 from qcompiler.feeds import Array, Signature, vocabulary
 from qcompiler.models import ModelPackage, open_package
 from qcompiler.session import create_session, providers_of
@@ -158,9 +158,10 @@ def _actions(
         wanted = None if signature.kind == "other" else [signature.logits]
 
         def action() -> float:
-            begin = time.perf_counter()
-            session.run(wanted, feeds)
-            return time.perf_counter() - begin
+            with runtime_errors(ModelError, f"{package.onnx_path} does not run"):
+                begin = time.perf_counter()
+                session.run(wanted, feeds)
+                return time.perf_counter() - begin
 
         return action
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.models import read_json
+from qcompiler.files import read_json
 
 PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -57,8 +57,9 @@ def is_hf_folder(folder: Path) -> bool:
 
 def is_decoder(folder: Path) -> bool:
     """Whether a Hugging Face folder holds a causal language model; ExportError if unreadable."""
-    architectures = read_config(folder).get("architectures") or []
-    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    architectures = read_config(folder).get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 from collections import Counter
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler import __version__
+from qcompiler.files import json_text, plain
 from qcompiler.passmanager import Record
 from qcompiler.recipe import Recipe
 from qcompiler.report.layers import Layer, gather
@@ -77,7 +76,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that JSON can hold; numbers that are not finite become None."""
-        return _plain(
+        return plain(
             {
                 "schema_version": SCHEMA_VERSION,
                 "qcompiler_version": __version__,
@@ -143,8 +142,7 @@ def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | Non
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report as JSON."""
-    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, json_text(report.to_dict()) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,15 +159,3 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if hasattr(value, "item"):  # a numpy scalar
-        return _plain(value.item())
-    return value
