@@ -24,7 +24,8 @@ from qcompiler import ir
 from qcompiler.analysis.expressions import NARROW, Expression, find_expressions, is_widening
 from qcompiler.analysis.tables import looked_up
 from qcompiler.calibration.graph_session import graph_session
-from qcompiler.errors import CalibrationError, one_line
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import one_line
 from qcompiler.ir.tensors import CastValues, Stored, stored_values
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 

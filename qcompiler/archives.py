@@ -14,8 +14,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from qcompiler.errors import QcError, foreign_errors
+from qcompiler.errors import QcError
 from qcompiler.files import told_bytes
+from qcompiler.foreign import foreign_errors
 
 _MEMBERS = 4096
 """Arrays of an archive, at most: models have a few inputs."""

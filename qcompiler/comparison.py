@@ -17,8 +17,9 @@ from qcompiler.analysis.reach import Reach
 from qcompiler.calibration.draws import fix_seeds, with_names_of_import
 from qcompiler.calibration.pieces import evaluate
 from qcompiler.calibration.supply import Feed, short
-from qcompiler.errors import CalibrationError, ModelError, runtime_errors
+from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.feeds import as_taken
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, read_proto
 from qcompiler.numerics.rounding import decibel
 from qcompiler.session import create_session

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qcompiler.errors import ModelError, runtime_errors
+from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
+from qcompiler.foreign import runtime_errors
 from qcompiler.session import CUDA
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -50,8 +48,6 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 _SHOWN = 80  # characters of a value in a message
-_TOLD = 2000  # characters of another library's message that are looked at
-_EXHAUSTED = ("bad_alloc", "Failed to allocate memory", "out of memory")
 
 
 def shown(value: Any) -> str:
@@ -62,43 +58,3 @@ def shown(value: Any) -> str:
         return "a number of more than 80 digits"
     text = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an ONNX Runtime error without its status prefix and line breaks."""
-    text = " ".join(str(error)[:_TOLD].split())
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 3)[-1]
-    if "incompatible" in text and "arguments" in text:  # of the binding, with its signatures
-        text = "it does not take a value of this type"
-    # Some name the place in ONNX Runtime's sources, with the signature of the C++ function.
-    return re.sub(r"/\S{1,400}\.(?:cc|h):\d+ [^)]*\)(?: const)? ", "", text)
-
-
-@contextmanager
-def runtime_errors(
-    refusal: type[QcError], what: str, remedy: str = "export it again"
-) -> Generator[None, None, None]:
-    """ONNX Runtime's exceptions, which share no base class, as `refusal`: what, cause, remedy."""
-    try:
-        yield
-    except (QcError, MemoryError):
-        raise
-    except Exception as error:
-        if any(sign in str(error) for sign in _EXHAUSTED):
-            raise MemoryError(f"{what}: {one_line(error)}") from error
-        raise refusal(f"{what}: {one_line(error)}; {remedy}") from error
-
-
-@contextmanager
-def foreign_errors(refusal: type[QcError], what: str, remedy: str) -> Generator[None, None, None]:
-    """Whatever a library raises on bad data as `refusal`: what, cause, remedy.
-
-    A panic of a library written in Rust is no Exception.
-    """
-    try:
-        yield
-    except (QcError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        raise refusal(f"{what}: {one_line(error) or type(error).__name__}; {remedy}") from error

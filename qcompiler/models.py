@@ -16,10 +16,12 @@ from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
 from qcompiler import literals, settings
-from qcompiler.errors import ModelError, foreign_errors, one_line, shown
+from qcompiler.errors import ModelError, shown
 from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, read_text
+from qcompiler.foreign import foreign_errors, one_line, silenced
 from qcompiler.settings import Settings
 
+_LONGEST_NAME = 200  # of a file; systems take 255 bytes
 ONNX_DOMAIN = "ai.onnx"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -71,11 +73,8 @@ class ModelPackage:
                 "source model there"
             )
         content = read_bytes(self.tokenizer_file, TOKENIZER_BYTES, ModelError)
-        with foreign_errors(
-            ModelError,
-            f"{self.tokenizer_file} is not a usable tokenizer",
-            "copy that of the source model again",
-        ):
+        what = f"{self.tokenizer_file} is not a usable tokenizer"
+        with foreign_errors(ModelError, what, "copy that of the source model again"), silenced():
             tokenizer: Tokenizer = Tokenizer.from_buffer(content)
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -373,6 +372,7 @@ def _genai_config(folder: Path) -> Settings | None:
 
 def _onnx_name(folder: Path, config: Settings | None) -> str:
     found = settings.table(config or {}, "model", "decoder").get("filename", "model.onnx")
-    if not isinstance(found, str) or Path(found).name != found:
+    plain = isinstance(found, str) and Path(found).name == found and len(found) < _LONGEST_NAME
+    if not plain:
         raise ModelError(f"{folder / GENAI_CONFIG}: the decoder's filename must be a plain name")
     return found

@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.errors import RuntimeLibraryError, runtime_errors
+from qcompiler.errors import RuntimeLibraryError
+from qcompiler.foreign import runtime_errors
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -11,7 +11,8 @@ import onnx
 import onnxruntime as ort
 
 from qcompiler import runtime
-from qcompiler.errors import ModelError, RuntimeLibraryError, runtime_errors
+from qcompiler.errors import ModelError, RuntimeLibraryError
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import all_nodes, open_package, read_proto
 
 OP_DOMAIN = "ai.qcompiler"

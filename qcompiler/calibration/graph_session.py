@@ -17,7 +17,8 @@ from onnx import helper
 
 from qcompiler import ir
 from qcompiler.calibration.draws import fix_seeds
-from qcompiler.errors import CalibrationError, runtime_errors
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir import scratch
 from qcompiler.session import EXTERNAL_FOLDER
 

@@ -22,7 +22,8 @@ from qcompiler import memory
 from qcompiler.analysis.layers import reader_of
 from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
-from qcompiler.errors import CalibrationError, runtime_errors
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 
 _PREFIX = "qcompiler.observe"
 

@@ -15,7 +15,8 @@ import onnxruntime as ort
 from qcompiler import memory
 from qcompiler.calibration.draws import draws
 from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
-from qcompiler.errors import CalibrationError, runtime_errors
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 
 Array = np.ndarray[Any, Any]
 

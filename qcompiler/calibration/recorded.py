@@ -17,7 +17,8 @@ import onnxruntime as ort
 
 from qcompiler import ir
 from qcompiler.calibration.graph_session import REPAIR, graph_session
-from qcompiler.errors import CalibrationError, runtime_errors
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir.bodies import lift, reads_around
 from qcompiler.passmanager import Data
 

@@ -21,7 +21,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir, memory
 from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.held import Arrays, Held, Room
-from qcompiler.errors import CalibrationError, runtime_errors
+from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir import interface
 from qcompiler.ir.order import outer_reads, topological
 

@@ -12,13 +12,14 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from qcompiler.errors import ModelError, runtime_errors
+from qcompiler.errors import ModelError
 from qcompiler.evaluation import divergence, embeddings, perplexity
 from qcompiler.evaluation.divergence import DivergenceResult
 from qcompiler.evaluation.embeddings import EmbeddingResult
 from qcompiler.evaluation.perplexity import PerplexityResult
 from qcompiler.evaluation.texts import read_text, sentences
 from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, open_package
 from qcompiler.session import create_session, providers_of
 

@@ -19,8 +19,9 @@ import onnxruntime as ort
 
 from qcompiler.calibration.sources import load_source
 from qcompiler.decoding import Decoder
-from qcompiler.errors import ModelError, runtime_errors
+from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, open_package
 from qcompiler.session import create_session, providers_of
 

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-from qcompiler.errors import ModelError, runtime_errors
+from qcompiler.errors import ModelError
 from qcompiler.evaluation import intervals
 from qcompiler.feeds import Array, Signature
+from qcompiler.foreign import runtime_errors
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcompiler.errors import ExportError
-from qcompiler.export.sources import Source, find_source, is_decoder
+from qcompiler.export.sources import Source, check_weights, find_source, is_decoder
 from qcompiler.staging import scratch_beside
 
 __all__ = ["ExportResult", "export_model"]
@@ -66,6 +66,7 @@ def export_model(
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ExportError(f"{out} is not empty; name another folder, or pass --force to replace it")
     source = find_source(str(src))
+    check_weights(source)
     # Beside the result: the last step is then a rename, on one file system.
     with scratch_beside(out) as work:
         made = work / "out"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler import settings
-from qcompiler.errors import ExportError, one_line
+from qcompiler.errors import ExportError
 from qcompiler.export.sources import read_config
+from qcompiler.foreign import one_line
 from qcompiler.models import SIDE_FILES, TOKENIZER
 
 OPSET = 21  # the first with blocked int4 DequantizeLinear

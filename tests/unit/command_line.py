@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from qcompiler.cli import app
+from qcompiler.cli import BUG, app
 
 
 def qc(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code != BUG, result.stderr
+    return result
 
 
 def refusal(*arguments) -> str:
