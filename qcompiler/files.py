@@ -19,7 +19,8 @@ from typing import Any
 from qcompiler.errors import QcError, shown
 
 CONFIG_BYTES = 16 << 20
-"""Of a config, a template or a recipe: real ones have kilobytes."""
+"""Of a config or a template: real ones have kilobytes."""
+RECIPE_BYTES = 1 << 20
 TOKENIZER_BYTES = 256 << 20
 """Of a tokenizer.json: the largest vocabularies take some tens of MB."""
 DEEPEST = 64
@@ -30,6 +31,9 @@ _ESCAPE = re.compile(
     r"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+
+
+_LONG_KEY = re.compile(rf"(?:[^\s.=,]{{1,100}}+[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
 
 
 def read_bytes(path: Path, most: int, refusal: type[QcError], *, cut: bool = False) -> bytes:
@@ -114,7 +118,9 @@ def json_lines(text: str, where: str, refusal: type[QcError]) -> Iterator[tuple[
 
 def read_toml(path: Path, refusal: type[QcError]) -> dict[str, Any]:
     """The tables of a TOML file; `refusal` where it is none, or too deep."""
-    text = read_text(path, refusal).removeprefix("\ufeff")
+    text = read_text(path, refusal, RECIPE_BYTES).removeprefix("\ufeff")
+    if _LONG_KEY.search(text):  # the time these take grows with the square
+        raise refusal(f"{path} is not valid TOML: a key has more than {DEEPEST} parts")
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_WHOLE = re.compile(r"(?!-0+$)[+-]?[0-9]{1,18}")
 _REAL = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
 _CLOSING = {"[": "]", '"': '"', "'": "'"}
 
