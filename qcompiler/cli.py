@@ -6,11 +6,8 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 from __future__ import annotations
 
 import errno
-import os
 import signal
-import traceback
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from qcompiler import __version__, cli_compile, cli_inspect, cli_options, console
+from qcompiler.cli_errors import BUG, explained, is_ours, tell_bug, usage_errors
 from qcompiler.cli_options import Command
 from qcompiler.errors import QcError
 
@@ -26,11 +24,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 TERMINATED = 143
-BUG = 70
-TRACEBACK_VARIABLE = "QC_TRACEBACK"
-"""Environment variable that shows where an unexpected error comes from."""
-
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no name for it
 
 
 class _Terminated(KeyboardInterrupt):
@@ -45,14 +38,14 @@ class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
     def make_context(self, *args: Any, **more: Any) -> Any:
-        with _usage_errors():
+        with usage_errors():
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: Any) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
         console.show_log()
         try:
-            with _usage_errors():
+            with usage_errors():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
@@ -70,42 +63,13 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of a pipe has gone: nothing to say
                 raise
-            console.print_error(_explain(error))
+            console.print_error(explained(error))
         except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            if not is_ours(error):
                 raise
-            _tell_bug(error, ctx)
+            tell_bug(error, ctx)
             raise typer.Exit(BUG) from None
         raise typer.Exit(1)
-
-
-_PANIC = "PanicException"  # of libraries written in Rust: no Exception
-
-
-@contextmanager
-def _usage_errors() -> Generator[None, None, None]:
-    """One line for a command line that can't be read."""
-    try:
-        yield
-    except _UsageError as error:
-        context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":  # not an error: it shows the help
-            raise
-        command = "qc" if context is None else context.command_path
-        message = getattr(error, "format_message", error.__str__)().rstrip(".")
-        console.print_error(f"{message}; see {command} --help")
-        raise typer.Exit(2) from None
-
-
-def _tell_bug(error: BaseException, ctx: Any) -> None:
-    if os.environ.get(TRACEBACK_VARIABLE):
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            console.note(line)
-    console.print_error(
-        f"this is a bug of qc {__version__}, in 'qc {ctx.invoked_subcommand}': "
-        f"{type(error).__name__}: {error}; please report it with what "
-        f"{TRACEBACK_VARIABLE}=1 shows"
-    )
 
 
 app = typer.Typer(
@@ -480,21 +444,6 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
             f"'{value}' is not one of {', '.join(choices)}", param_hint=f"--{name}"
         )
     return value
-
-
-def _explain(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full; free some space or write elsewhere"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}no permission; check the owner of the file and its folder"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"{where}a file is where a folder is needed; choose another place"
-    if error.errno == errno.EFBIG:
-        return f"{where}the file grows too large for this place (see ulimit -f); write elsewhere"
-    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-        return f"{where}{error.strerror}; choose another path"
-    return f"{where}{error.strerror or error}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from qcompiler.feeds import Array, Signature
 from qcompiler.foreign import runtime_errors
 from qcompiler.session import CUDA
 
+MOST_POSITIONS = 1 << 20
+"""Of a text, read and generated: caches of more would not fit into memory."""
+
 
 class Decoder:
     """A decoder's state: what it has read so far.
@@ -26,6 +29,11 @@ class Decoder:
         self, session: ort.InferenceSession, signature: Signature, *, batch: int = 1, capacity: int
     ) -> None:
         """`capacity`: positions the buffer holds, prompt and new tokens together."""
+        if capacity > MOST_POSITIONS:
+            raise ModelError(
+                f"{capacity} positions are more than any model reads; ask for at most "
+                f"{MOST_POSITIONS} tokens, prompt and new ones together"
+            )
         if signature.kind != "decoder":
             raise ModelError("the model is no decoder: it has no `logits` to continue a text with")
         self._session = session

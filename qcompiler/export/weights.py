@@ -58,16 +58,19 @@ def _fits(about: Any, size: int) -> bool:
     """Whether a tensor's entry names a shape, and a place within `size` bytes."""
     if not isinstance(about, dict) or settings.text(about, "dtype") is None:
         return False
-    shape, place = about.get("shape"), about.get("data_offsets")
-    for numbers in (shape, place):
-        if not isinstance(numbers, list) or any(type(each) is not int for each in numbers):
-            return False
-    if len(place) != 2:
+    shape, place = _sizes(about.get("shape")), _sizes(about.get("data_offsets"))
+    if shape is None or place is None or len(place) != 2:
         return False
     start, end = place
     # The narrowest type has 4 bits.
-    small = all(each >= 0 for each in shape) and math.prod(shape) <= 2 * (end - start)
-    return small and 0 <= start <= end <= size
+    return start <= end <= size and math.prod(shape) <= 2 * (end - start)
+
+
+def _sizes(value: Any) -> list[int] | None:
+    """A list of sizes, None for anything else."""
+    if not isinstance(value, list) or any(type(each) is not int or each < 0 for each in value):
+        return None
+    return value
 
 
 def check_gguf(path: Path) -> None:
