@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
-from qcompiler.errors import ExportError
+from qcompiler.errors import ExportError, ModelError
 from qcompiler.evaluation import perplexity
 from qcompiler.evaluation.texts import read_text
 from qcompiler.export import export_model
@@ -99,7 +99,7 @@ def llama_rows(model: Path, work: Path, text: str, tokens: int) -> list[dict[str
     llama: Any = importlib.import_module("llama_cpp")
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # a line a tensor otherwise
     package = open_package(model)
-    ids = package.tokenizer().encode(read_text(text), add_special_tokens=False).ids
+    ids = package.tokenizer().encode(read_text(text, ModelError), add_special_tokens=False).ids
     lead = package.frame()[0]
     rows: list[dict[str, Any]] = []
     for label, kind in LLAMA_TYPES.items():

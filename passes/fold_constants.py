@@ -25,9 +25,9 @@ from qcompiler.analysis.expressions import NARROW, Expression, find_expressions,
 from qcompiler.analysis.tables import looked_up
 from qcompiler.calibration.graph_session import graph_session
 from qcompiler.errors import CalibrationError
+from qcompiler.foreign import one_line
 from qcompiler.ir.tensors import CastValues, Stored, stored_values
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
-from qcompiler.session import one_line
 
 _BATCH = 64 << 20
 """Bytes of values computed at a time."""
@@ -161,7 +161,8 @@ def _evaluate(graph: gs.Graph, batch: Sequence[Expression]) -> bool:
     """Put the values of expressions in their places; whether any could be computed."""
     try:
         found = _values(graph, batch)
-    except CalibrationError:  # ONNX Runtime has no kernel for some node: the others have
+    # ONNX Runtime has no kernel for some node, or no memory for its result: the others are fine.
+    except (CalibrationError, MemoryError):
         if len(batch) == 1:
             return False
         return sum(_evaluate(graph, [each]) for each in batch) > 0

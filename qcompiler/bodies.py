@@ -7,7 +7,6 @@ any (`Pass.without_data`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from qcompiler.passmanager import (
     PassManager,
     Record,
 )
+from qcompiler.patterns import matches
 from qcompiler.remarks import Rounded
 
 _UNSEEN = "rounded to nearest: it never runs on the calibration data"
@@ -83,7 +83,7 @@ def _data(
 def _matching(ctx: PassContext, body: gs.Graph) -> tuple[str, ...]:
     """The user's patterns that match a node of a body; others are meant for other graphs."""
     names = [node.name for each in ir.graphs(body) for node in each.nodes]
-    return tuple(p for p in ctx.exclude if any(re.search(p, name) for name in names))
+    return tuple(p for p in ctx.exclude if any(matches(p, name) for name in names))
 
 
 def _unseen(record: Record) -> Record:

@@ -5,8 +5,6 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 
 from __future__ import annotations
 
-import errno
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qcompiler import __version__, cli_compile, cli_inspect, console
+from qcompiler import __version__, cli_compile, cli_inspect, cli_options, console
+from qcompiler.cli_errors import BUG, explained, is_ours, tell_bug, usage_errors
+from qcompiler.cli_options import Command
 from qcompiler.entry import NO_READER
 from qcompiler.errors import QcError
 from qcompiler.signals import unwrapped
@@ -26,18 +26,31 @@ if TYPE_CHECKING:
 class _Group(TyperGroup):
     """Turns the errors a user can meet into one line and an exit code."""
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with usage_errors():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
+        console.show_log()
         try:
-            with unwrapped():
+            with usage_errors(), unwrapped():
                 return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
         except QcError as error:
             console.print_error(str(error))
-        except MemoryError:
-            console.print_error("out of memory; close other programs or use a smaller model")
+        except MemoryError as error:
+            what = f" ({error})" if str(error) else ""
+            console.print_error(f"out of memory{what}; close other programs or use a smaller model")
         except BrokenPipeError:  # the reader of a pipe has gone: nothing to say
             raise typer.Exit(NO_READER) from None
         except OSError as error:
-            console.print_error(_explain(error))
+            console.print_error(explained(error))
+        except BaseException as error:
+            if not is_ours(error):
+                raise
+            tell_bug(error, ctx)
+            raise typer.Exit(BUG) from None
         raise typer.Exit(1)
 
 
@@ -62,7 +75,10 @@ app.add_typer(runtime_app, name="runtime")
 Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads; by default ONNX Runtime chooses.")
+    int | None,
+    typer.Option(
+        parser=cli_options.whole(1), metavar="N", help="Threads; by default ONNX Runtime chooses."
+    ),
 ]
 
 
@@ -92,7 +108,7 @@ def run() -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"qc {__version__}")
+        console.say(f"qc {__version__}")
         raise typer.Exit
 
 
@@ -106,7 +122,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     del version
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     src: Annotated[
         str,
@@ -155,15 +171,15 @@ def export(
     if json:
         console.print_json(result.to_dict())
         return
-    print(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
+    console.say(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
 
 
-app.command(name="compile")(cli_compile.compile_model)
-app.command()(cli_inspect.inspect)
-app.command()(cli_compile.sensitivity)
+app.command(name="compile", cls=Command)(cli_compile.compile_model)
+app.command(cls=Command)(cli_inspect.inspect)
+app.command(cls=Command)(cli_compile.sensitivity)
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=Command)
 def evaluate(
     models: Models,
     text: Annotated[
@@ -175,9 +191,17 @@ def evaluate(
         typer.Option(help="Float model to compare with: KL and top-1 agreement, or cosines."),
     ] = None,
     window: Annotated[
-        int, typer.Option(min=2, help="Tokens per window; each starts without context.")
+        int,
+        typer.Option(
+            parser=cli_options.whole(2),
+            metavar="N",
+            help="Tokens per window; each starts without context.",
+        ),
     ] = 512,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 12_000,
+    max_tokens: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(2), metavar="N", help="Tokens of the text to use."),
+    ] = 12_000,
     threads: Threads = None,
     provider: Provider = "cpu",
     json: Json = False,
@@ -239,12 +263,23 @@ def _show_quality(results: Sequence[Evaluation]) -> None:
     console.print_table(columns, rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     models: Models,
-    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt tokens, for prefill.")] = 512,
-    context: Annotated[int, typer.Option(min=1, help="Tokens read before decoding.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    prompt_length: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Prompt tokens, for prefill."),
+    ] = 512,
+    context: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens read before decoding."),
+    ] = 128,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            parser=cli_options.whole(1), metavar="N", help="Rounds; medians are reported."
+        ),
+    ] = 5,
     threads: Threads = None,
     provider: Provider = "cpu",
     json: Json = False,
@@ -291,18 +326,33 @@ def _bench_row(row: Mapping[str, Any], shown: list[str]) -> list[str]:
     ]
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens to generate at most."),
+    ] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most likely token, above 0 samples.")
+        float,
+        typer.Option(
+            parser=cli_options.real(0.0),
+            metavar="X",
+            help="0 takes the most likely token, above 0 samples.",
+        ),
     ] = 0.0,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Sample from this many most likely tokens.")
+        int,
+        typer.Option(
+            parser=cli_options.whole(1),
+            metavar="N",
+            help="Sample from this many most likely tokens.",
+        ),
     ] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of the sampling.")
+    ] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Format the prompt with the chat template.")
     ] = False,
@@ -322,7 +372,7 @@ def generate(
     from qcompiler.models import open_package
 
     def show(piece: str) -> None:
-        print(piece, end="", flush=True)
+        console.say_text(piece)
 
     def keep(_piece: str) -> None:
         """The text comes with the JSON."""
@@ -342,15 +392,15 @@ def generate(
     if json:
         console.print_json(result.to_dict())
         return
-    print()
+    console.say()
     rate = (len(result.token_ids) - 1) / result.decode_seconds if len(result.token_ids) > 1 else 0
-    print(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+    console.note(f"{len(result.token_ids)} tokens, {rate:.0f} tokens/s")
 
 
-app.command()(cli_compile.opt)
+app.command(cls=Command)(cli_compile.opt)
 
 
-@runtime_app.command()
+@runtime_app.command(cls=Command)
 def path(json: Json = False) -> None:
     """Print the path of the op library, for `SessionOptions.register_custom_ops_library`."""
     from qcompiler.runtime import library_path
@@ -359,10 +409,10 @@ def path(json: Json = False) -> None:
     if json:
         console.print_json({"path": where})
     else:
-        print(where)
+        console.say(where)
 
 
-@runtime_app.command()
+@runtime_app.command(cls=Command)
 def info(json: Json = False) -> None:
     """Print facts about the op library, and which kernels it uses on this machine."""
     from qcompiler.runtime import info as facts
@@ -373,7 +423,7 @@ def info(json: Json = False) -> None:
         return
     for key, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        print(f"{key}: {shown}")
+        console.say(f"{key}: {shown}")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -382,16 +432,3 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
             f"'{value}' is not one of {', '.join(choices)}", param_hint=f"--{name}"
         )
     return value
-
-
-def _explain(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full; free some space or write elsewhere"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}no permission; check the owner of the file and its folder"
-    if error.errno == errno.ENAMETOOLONG:
-        return f"{where}the name is too long; choose a shorter one"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"{where}a file is where a folder is needed; choose another place"
-    return f"{where}{error.strerror or error}"

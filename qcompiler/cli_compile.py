@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompiler import console
+from qcompiler import cli_options, console
+from qcompiler.cli_options import Command
 from qcompiler.commit import file_place, put_model
 from qcompiler.staging import scratch_beside
 from qcompiler.targets import TARGETS
@@ -38,9 +40,17 @@ Calib = Annotated[
         "language models and random for others.",
     ),
 ]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration samples.")]
-Length = Annotated[int, typer.Option(min=2, help="Tokens per calibration sample.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of random calibration data.")]
+Samples = Annotated[
+    int, typer.Option(parser=cli_options.whole(1), metavar="N", help="Calibration samples.")
+]
+Length = Annotated[
+    int,
+    typer.Option(parser=cli_options.whole(2), metavar="N", help="Tokens per calibration sample."),
+]
+Seed = Annotated[
+    int,
+    typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of random calibration data."),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,7 +88,11 @@ Output = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name or a .toml file.")]
 RecipeSamples = Annotated[
     int | None,
-    typer.Option(min=1, help="Calibration samples; by default as the recipe says."),
+    typer.Option(
+        parser=cli_options.whole(1),
+        metavar="N",
+        help="Calibration samples; by default as the recipe says.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -95,6 +109,7 @@ Budget = Annotated[
 MaxKl = Annotated[
     float | None,
     typer.Option(
+        parser=cli_options.real(),
         metavar="X",
         help="Choose the smallest formats by layer, for about this divergence at the output.",
     ),
@@ -109,16 +124,6 @@ Force = Annotated[bool, typer.Option("--force", help="Keep a result that fails v
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Compare the result with its source.")
 ]
-
-
-def _bits(text: str) -> float:
-    """4.5 of "4.5bpw"."""
-    try:
-        return float(text.removesuffix("bpw"))
-    except ValueError:
-        raise typer.BadParameter(
-            f"'{text}' is no number of bits, such as 4.5bpw", param_hint="--budget"
-        ) from None
 
 
 def compile_model(
@@ -171,7 +176,7 @@ def compile_model(
             calib_samples=calib_samples,
             calib_length=calib_length,
             overrides=overrides or [],
-            budget=None if budget is None else _bits(budget),
+            budget=None if budget is None else cli_options.bits(budget),
             max_kl=max_kl,
             exclude=exclude or [],
             dump_ir=dump_ir,
@@ -204,7 +209,8 @@ def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
         files = [str(each) for each in result.files]
         console.print_json(report.to_dict() | {"files": files})
         return
-    print("\n".join(summary(report)))
+    for line in summary(report):
+        console.say(line)
     console.print_table(*table(report, grouped=True))
 
 
@@ -213,7 +219,12 @@ def sensitivity(
     probe: Annotated[
         str, typer.Option(metavar="FORMAT", help="Format that each layer is rounded to.")
     ] = "int4 g128 sym",
-    top: Annotated[int, typer.Option(min=1, help="Layers to suggest for exclusion.")] = 3,
+    top: Annotated[
+        int,
+        typer.Option(
+            parser=cli_options.whole(1), metavar="N", help="Layers to suggest for exclusion."
+        ),
+    ] = 3,
     calib: Calib = None,
     calib_samples: Samples = 4,
     calib_length: Length = 512,
@@ -258,7 +269,9 @@ def sensitivity(
         for share in (100 * unit.divergence / total,)
     ]
     console.print_table(["rank", "layers", "divergence", "% of all"], rows, title=f"as {probe}")
-    print(f"\nto keep the first {min(top, len(units))} in float:\n--nodes-to-exclude '{pattern}'")
+    console.say()
+    console.say(f"to keep the first {min(top, len(units))} in float:")
+    console.say(f"--nodes-to-exclude {shlex.quote(pattern)}")
 
 
 def opt(
@@ -318,7 +331,7 @@ def opt(
         passes = [record.to_dict() for record in result.history]
         console.print_json({"passes": passes, "files": files, "graph": text})
     elif text is not None:
-        print(text, end="")
+        console.say_text(text)
     else:
         _print_history(result.history)
 
@@ -327,12 +340,12 @@ def _print_history(history: Sequence[Record]) -> None:
     """What every pass did, and said of each layer."""
     for record in history:
         did = "changed the graph" if record.changed else "nothing to change"
-        print(f"{record.name}: {did}, {record.seconds:.2f} s")
+        console.say(f"{record.name}: {did}, {record.seconds:.2f} s")
         for remark in record.remarks:
-            print(f"  {'+' if remark.applied else '-'} {remark.layer}: {remark.message}")
+            console.say(f"  {'+' if remark.applied else '-'} {remark.layer}: {remark.message}")
 
 
-@recipe_app.command(name="list")
+@recipe_app.command(name="list", cls=Command)
 def list_recipes(json: Json = False) -> None:
     """List the recipes that come with qcompiler."""
     from qcompiler.recipe import available, load
@@ -342,10 +355,10 @@ def list_recipes(json: Json = False) -> None:
         console.print_json([recipe.to_dict() for recipe in recipes])
         return
     for recipe in recipes:
-        print(f"{recipe.name}: {' '.join(recipe.description.split())}")
+        console.say(f"{recipe.name}: {' '.join(recipe.description.split())}")
 
 
-@recipe_app.command(name="show")
+@recipe_app.command(name="show", cls=Command)
 def show_recipe(
     name: Annotated[str, typer.Argument(help="A recipe's name or a .toml file.")],
     json: Json = False,
@@ -354,13 +367,13 @@ def show_recipe(
 
     [dim]Example:[/]  qc recipe show w4a8 > mine.toml
     """
-    from qcompiler.recipe import available, load
+    from qcompiler.recipe import load, text_of
 
     found = load(name)
     if json:
         console.print_json(found.to_dict())
         return
-    print(available().get(name, Path(name)).read_text(encoding="utf-8"), end="")
+    console.say_text(text_of(name))
 
 
 def quiet() -> None:

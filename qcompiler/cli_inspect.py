@@ -39,12 +39,12 @@ def inspect(
         console.print_json(found.to_dict())
         return
     opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
-    print(f"{found.path}: IR version {found.ir_version}, opsets {opsets}")
+    console.say(f"{found.path}: IR version {found.ir_version}, opsets {opsets}")
     for key, value in found.metadata.items():
-        print(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
+        console.say(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
     for title, entries in (("input", found.inputs), ("output", found.outputs)):
         for row in _folded([[entry] for entry in entries], every):
-            print(f"{title} {row[0]}")
+            console.say(f"{title} {row[0]}")
     rows = [[kind, str(n), console.megabytes(size)] for kind, (n, size) in found.sizes.items()]
     console.print_table(["initializers", "count", "MB"], rows)
     rows = [[op, str(count)] for op, count in found.operators.items()]
@@ -53,7 +53,7 @@ def inspect(
         _print_weights(found.weights)
     _print_layers(found, every)
     if found.note is not None:
-        print(f"not analyzed further: {found.note}")
+        console.say(f"not analyzed further: {found.note}")
 
 
 def _print_weights(sizes: Mapping[str, int]) -> None:

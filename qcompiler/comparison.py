@@ -19,9 +19,10 @@ from qcompiler.calibration.pieces import evaluate
 from qcompiler.calibration.supply import Feed, short
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.feeds import as_taken
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, read_proto
 from qcompiler.numerics.rounding import decibel
-from qcompiler.session import create_session, one_line
+from qcompiler.session import create_session
 
 Array = np.ndarray[Any, Any]
 Role = Literal["judged", "beside", "state", "exact", "labels", "skipped"]
@@ -141,12 +142,8 @@ class _Results:
         if any(types[name] in _FLOATS and name in pair.reach.outputs for name in names):
             before = ()
         names += before
-        try:
+        with runtime_errors(ModelError, f"{path} does not run on the calibration data"):
             rows = [session.run(names, as_taken(session, feed)) for feed in feeds] if names else []
-        except Exception as error:  # ONNX Runtime's errors share no other base class
-            raise ModelError(
-                f"{path} does not run on the calibration data: {one_line(error)}"
-            ) from None
         values = {name: [np.asarray(row[at]) for row in rows] for at, name in enumerate(names)}
         return cls(values, skipped, before)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -23,6 +24,7 @@ from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Signature
+from qcompiler.files import read_json
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
 from qcompiler.recipe import Recipe, options_of
@@ -258,15 +260,23 @@ def _companions(package: ModelPackage, result: Path, name: str, target: Target) 
         copied.append(result / library.name)
     config = result / GENAI_CONFIG
     if config.is_file():
-        data = json.loads(config.read_text(encoding="utf-8"))
-        decoder = data.setdefault("model", {}).setdefault("decoder", {})
+        data = read_json(config, ModelError)
+        decoder = _object(_object(data, "model"), "decoder")
         decoder["filename"] = name
-        options = decoder.setdefault("session_options", {})
+        options = _object(decoder, "session_options")
         options["custom_ops_library"] = target.library.name if library is None else library.name
         if target.provider_options:
             options["provider_options"] = list(target.provider_options)
         config.write_text(json.dumps(data, indent=4), encoding="utf-8")
     return copied
+
+
+def _object(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object at a key, put there where there is none."""
+    if settings.get(key) is None:
+        settings[key] = {}
+    inner: dict[str, Any] = settings[key]
+    return inner
 
 
 __all__ = ["CompileResult", "Verification", "compile"]

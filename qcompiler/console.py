@@ -1,15 +1,21 @@
 """Output for people on a terminal, and for programs in a pipe.
 
-Results go to standard output, everything else to standard error, so a pipe sees results only.
+Results go to standard output, everything else to standard error, so a pipe sees results only: what
+libraries print meanwhile too (`results_only`). Whatever a text holds, a terminal obeys none of it,
+and what its encoding lacks is escaped.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -18,11 +24,97 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.escapes import in_json, printable
+from qcompiler.files import json_text
+
+_MESSAGE = 4000  # characters of an error
 _SHORT = 18  # characters of a cell that is not worth breaking
 _BETWEEN = 3  # characters between two columns of a drawn table
 
 Advance = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+_results: list[TextIO] = []
+"""Where results go while standard output is closed to others."""
+
+
+@contextmanager
+def results_only() -> Generator[None, None, None]:
+    """While it lasts, results alone reach standard output.
+
+    What others print, in Python or below it, goes to standard error. Warnings, which are meant for
+    programmers, go nowhere unless Python was told about them.
+    """
+    with contextlib.ExitStack() as stack:
+        _results.append(stack.enter_context(_own_output()))
+        stack.callback(_results.pop)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if not sys.warnoptions:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _own_output() -> Generator[TextIO, None, None]:
+    """Standard output; the descriptor of that number is standard error's meanwhile."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(sys.stdout.fileno()) if sys.stdout.fileno() == _STDOUT else -1
+    except (OSError, io.UnsupportedOperation):  # closed, or not a file: only Python prints there
+        kept = -1
+    if kept < 0:
+        yield sys.stdout
+        return
+    made = os.fdopen(os.dup(kept), "w", encoding=sys.stdout.encoding, errors="backslashreplace")
+    os.dup2(_STDERR, _STDOUT)
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written has been told
+            made.close()
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+
+
+_STDOUT, _STDERR = 1, 2
+
+
+def say(text: str = "") -> None:
+    """One line of a result."""
+    say_text(printable(text) + "\n")
+
+
+def say_text(text: str) -> None:
+    """A result of several lines, or of a part of one."""
+    out = _results[-1] if _results else sys.stdout
+    _write(out, printable(text, lines=True))
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    _write(sys.stderr, printable(text) + "\n")
+
+
+def _write(out: TextIO, text: str) -> None:
+    encoding = out.encoding or "utf-8"
+    out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    out.flush()
+
+
+class _Notes(logging.Handler):
+    """What is logged, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_log() -> None:
+    """Show warnings that are logged, once for all commands of a process."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Notes) for handler in root.handlers):
+        root.addHandler(_Notes(logging.WARNING))
 
 
 @contextmanager
@@ -32,7 +124,7 @@ def progress(description: str) -> Generator[Advance, None, None]:
     if not console.is_terminal:
         yield lambda _done, _total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -45,11 +137,11 @@ def phases() -> Generator[Callable[[str, int, int], None], None, None]:
     if not console.is_terminal:
         yield lambda _phase, _done, _total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("compiling", total=None)
         yield lambda phase, done, total: bar.update(
-            task, description=phase, completed=done, total=total
+            task, description=printable(phase), completed=done, total=total
         )
 
 
@@ -60,7 +152,8 @@ def status(description: str) -> Generator[None, None, None]:
     if not console.is_terminal:
         yield
         return
-    with console.status(description):
+    plain = not console.encoding.startswith("utf")
+    with console.status(Text(printable(description)), spinner="line" if plain else "dots"):
         yield
 
 
@@ -70,9 +163,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     The title is a line of its own before it.
     On a terminal too narrow for it, every row becomes a paragraph.
     """
-    console = Console()
+    console = Console(file=_results[-1] if _results else None)
     if title:
-        print(title)
+        say(title)
+    rows = [[printable(cell) for cell in row] for row in rows]
     cells = [[line[i] for line in (columns, *rows)] for i in range(len(columns))]
     widths = [max(map(len, column)) for column in cells]
     figures = [i > 0 and all(map(_is_figure, column[1:])) for i, column in enumerate(cells)]
@@ -88,7 +182,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
             cell.rjust(width) if figure else cell.ljust(width)
             for cell, width, figure in zip(line, widths, figures, strict=True)
         ]
-        print("  ".join(aligned).rstrip())
+        say("  ".join(aligned).rstrip())
 
 
 def _drawn(
@@ -129,12 +223,19 @@ def _is_figure(cell: str) -> bool:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    out = _results[-1] if _results else sys.stdout
+    text = in_json(json_text(value))
+    try:
+        text.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json_text(value, ascii_only=True)
+    say_text(text + "\n")
 
 
 def print_error(message: str) -> None:
     """One line `error: ...` on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    text = " ".join(message.split())
+    note(f"error: {text if len(text) <= _MESSAGE else text[:_MESSAGE] + ' ...'}")
 
 
 def megabytes(size: int) -> str:

@@ -10,7 +10,11 @@ import onnxruntime as ort
 
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
+from qcompiler.foreign import runtime_errors
 from qcompiler.session import CUDA
+
+MOST_POSITIONS = 1 << 20
+"""Of a text, read and generated: caches of more would not fit into memory."""
 
 
 class Decoder:
@@ -25,6 +29,11 @@ class Decoder:
         self, session: ort.InferenceSession, signature: Signature, *, batch: int = 1, capacity: int
     ) -> None:
         """`capacity`: positions the buffer holds, prompt and new tokens together."""
+        if capacity > MOST_POSITIONS:
+            raise ModelError(
+                f"{capacity} positions are more than any model reads; ask for at most "
+                f"{MOST_POSITIONS} tokens, prompt and new ones together"
+            )
         if signature.kind != "decoder":
             raise ModelError("the model is no decoder: it has no `logits` to continue a text with")
         self._session = session
@@ -54,13 +63,14 @@ class Decoder:
             raise ModelError(f"the text outgrows the {self._capacity} positions set aside for it")
         text = np.concatenate([self._history, token_ids.astype(np.int64)], axis=1)
         mask = np.ones(text.shape, np.int64)
-        if self._binding is not None:
-            logits = self._step_bound(self._binding, token_ids, mask)
-        elif self._signature.caches:
-            logits = self._step_handover(token_ids, mask)
-        else:
-            feeds = self._signature.feeds(text, mask)
-            logits = self._session.run([self._signature.logits], feeds)[0]
+        with runtime_errors(ModelError, "the model does not run on a text"):
+            if self._binding is not None:
+                logits = self._step_bound(self._binding, token_ids, mask)
+            elif self._signature.caches:
+                logits = self._step_handover(token_ids, mask)
+            else:
+                feeds = self._signature.feeds(text, mask)
+                logits = self._session.run([self._signature.logits], feeds)[0]
         self._history = text
         last: Array = np.asarray(logits)[:, -1].astype(np.float32)
         return last

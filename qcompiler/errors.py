@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 
 class QcError(Exception):
@@ -48,3 +49,16 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"known: {', '.join(sorted(known))}"
+
+
+_SHOWN = 80  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it: what is long is cut."""
+    if isinstance(value, dict | list):  # may be of any size and depth
+        return f"{'a table' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:  # Python may refuse to print it
+        return "a number of more than 80 digits"
+    text = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -14,15 +14,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from qcompiler import settings
 from qcompiler.errors import ModelError
 from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage, all_nodes
+from qcompiler.settings import Settings
 
 Kind = Literal["decoder", "encoder", "other"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
 SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
+_MOST_TOKENS = 1 << 24  # far more than any vocabulary has
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
 _FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -92,7 +95,7 @@ class Signature:
         return cls.of_proto(package.proto(), package.config)
 
     @classmethod
-    def of_proto(cls, model: onnx.ModelProto, config: Mapping[str, Any] | None = None) -> Signature:
+    def of_proto(cls, model: onnx.ModelProto, config: Settings | None = None) -> Signature:
         """Read the signature of a loaded model (external data not needed)."""
         stored = {tensor.name for tensor in model.graph.initializer}
         inputs = tuple(_of_value(v) for v in model.graph.input if v.name not in stored)
@@ -195,13 +198,12 @@ def as_taken(session: ort.InferenceSession, feed: Mapping[str, Any]) -> dict[str
 def vocabulary(package: ModelPackage, signature: Signature) -> int:
     """How many token ids the model knows: the least of what its files say.
 
-    Raises ModelError when they say nothing.
+    Raises ModelError when they say nothing, or more than any model knows.
     """
     sizes: list[int] = []
     if package.config is not None:
-        model = package.config.get("model")
-        size = model.get("vocab_size") if isinstance(model, Mapping) else None
-        sizes += [size] if isinstance(size, int) else []
+        size = settings.count(settings.table(package.config, "model"), "vocab_size")
+        sizes += [] if size is None else [size]
     if signature.kind == "decoder":
         width = next(o.last() for o in signature.outputs if o.name == signature.logits)
         sizes += [width] if width else []
@@ -213,6 +215,11 @@ def vocabulary(package: ModelPackage, signature: Signature) -> int:
         raise ModelError(
             f"{package.onnx_path}: its vocabulary size is unknown; put its tokenizer.json "
             f"beside it, or give an .npz with '{IDS}'"
+        )
+    if min(sizes) > _MOST_TOKENS:
+        raise ModelError(
+            f"{package.onnx_path}: its files claim a vocabulary of {min(sizes)} tokens; put its "
+            "tokenizer.json beside it"
         )
     return min(sizes)
 
@@ -227,22 +234,19 @@ class _CacheFacts:
     @classmethod
     def of(
         cls,
-        config: Mapping[str, Any] | None,
+        config: Settings | None,
         model: onnx.ModelProto,
         attention: list[onnx.NodeProto],
     ) -> _CacheFacts:
-        decoder: Any = (config or {}).get("model", {})
-        decoder = decoder.get("decoder", {}) if isinstance(decoder, Mapping) else {}
-        heads, width = decoder.get("num_key_value_heads"), decoder.get("head_size")
+        decoder = settings.table(config or {}, "model", "decoder")
+        heads = settings.count(decoder, "num_key_value_heads")
+        width = settings.count(decoder, "head_size")
         if attention:
             node = attention[0]
             count = {a.name: a.i for a in node.attribute}
             heads = heads or count.get("kv_num_heads")
             width = width or _head_dim(model, node, count.get("num_heads", 0))
-        return cls(
-            heads=heads if isinstance(heads, int) else None,
-            head_dim=width if isinstance(width, int) else None,
-        )
+        return cls(heads=heads, head_dim=width)
 
 
 def _head_dim(model: onnx.ModelProto, node: onnx.NodeProto, heads: int) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from qcompiler.chat import render
 from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature
@@ -111,6 +112,8 @@ def prompt_ids(
 
     An empty prompt becomes the begin-of-text token; ModelError where there is none.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ModelError("the prompt is not UTF-8 text; check the encoding of the terminal")
     text = _framed(package, prompt) if chat else prompt
     ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
     if not chat:
@@ -128,16 +131,4 @@ def _framed(package: ModelPackage, prompt: str) -> str:
         raise ModelError(
             f"{package.onnx_path}: no chat template beside the model; leave out --chat"
         )
-    try:
-        from jinja2 import TemplateError  # noqa: PLC0415  (not a dependency: only chat needs it)
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-    except ImportError as error:
-        raise ModelError("--chat needs jinja2: pip install jinja2") from error
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, bos_token="", eos_token=""
-        )
-    except TemplateError as error:
-        raise ModelError(f"the model's chat template does not work here: {error}") from error
+    return render(template, [{"role": "user", "content": prompt}])

@@ -6,21 +6,24 @@ tokenizer, which special tokens, how many bytes. Weights are never read here.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
+from qcompiler import literals, settings
 from qcompiler.commit import is_data_of
-from qcompiler.errors import ModelError, QcError
+from qcompiler.errors import ModelError, shown
+from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, read_text
+from qcompiler.foreign import foreign_errors, one_line, silenced
+from qcompiler.settings import Settings
 
+_LONGEST_NAME = 200  # of a file; systems take 255 bytes
 ONNX_DOMAIN = "ai.onnx"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
@@ -45,7 +48,7 @@ class ModelPackage:
 
     onnx_path: Path
     folder: Path | None
-    config: Mapping[str, Any] | None
+    config: Settings | None
     tokenizer_file: Path | None
 
     @property
@@ -71,12 +74,13 @@ class ModelPackage:
                 f"{self.onnx_path}: no tokenizer.json beside the model; put the tokenizer of the "
                 "source model there"
             )
-        try:
-            tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        except Exception as error:  # the binding raises bare Exception
-            raise ModelError(f"{self.tokenizer_file} is not a usable tokenizer: {error}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        content = read_bytes(self.tokenizer_file, TOKENIZER_BYTES, ModelError)
+        what = f"{self.tokenizer_file} is not a usable tokenizer"
+        with foreign_errors(ModelError, what, "copy that of the source model again"), silenced():
+            tokenizer: Tokenizer = Tokenizer.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.encode("a 1", add_special_tokens=True)  # some fail only when they are used
         return tokenizer
 
     def data_files(self) -> tuple[Path, ...]:
@@ -102,27 +106,24 @@ class ModelPackage:
 
     def bos_id(self) -> int | None:
         """The begin-of-text token, or None where the model's files name none."""
-        for settings in self._token_settings():
-            if isinstance(bos := settings.get("bos_token_id"), int):
+        for found in self._token_settings():
+            if (bos := settings.token(found, "bos_token_id")) is not None:
                 return bos
         return self._token_of("bos_token")
 
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens that end a text; empty where the model's files name none."""
-        for settings in self._token_settings():
-            eos = settings.get("eos_token_id")
-            if isinstance(eos, int):
-                return (eos,)
-            if isinstance(eos, list):
-                return tuple(token for token in eos if isinstance(token, int))
-        eos = self._token_of("eos_token")
-        return () if eos is None else (eos,)
+        for found in self._token_settings():
+            if (eos := settings.tokens(found, "eos_token_id")) is not None:
+                return eos
+        end = self._token_of("eos_token")
+        return () if end is None else (end,)
 
     def context_length(self) -> int | None:
         """Tokens the model reads at most, or None where its files don't say."""
-        for settings in self._token_settings():
+        for found in self._token_settings():
             for key in ("context_length", "max_position_embeddings"):
-                if isinstance(limit := settings.get(key), int):
+                if (limit := settings.count(found, key)) is not None:
                     return limit
         return None
 
@@ -155,29 +156,27 @@ class ModelPackage:
         """The Jinja chat template beside the model, or None."""
         file = self.onnx_path.parent / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
-        template = self._side("tokenizer_config.json").get("chat_template")
-        return template if isinstance(template, str) else None
+            return read_text(file, ModelError)
+        return settings.text(self._side("tokenizer_config.json"), "chat_template")
 
-    def _token_settings(self) -> Iterator[Mapping[str, Any]]:
+    def _token_settings(self) -> Iterator[Settings]:
         if self.config is not None:
-            model = self.config.get("model")
-            if isinstance(model, Mapping):
-                yield model
+            yield settings.table(self.config, "model")
         yield self._side("generation_config.json")
         yield self._side("config.json")
 
     def _token_of(self, role: str) -> int | None:
-        content = self._side("tokenizer_config.json").get(role)
-        if isinstance(content, dict):
-            content = content.get("content")
-        if not isinstance(content, str) or self.tokenizer_file is None:
+        found = self._side("tokenizer_config.json")
+        content = settings.text(found, role) or settings.text(
+            settings.table(found, role), "content"
+        )
+        if content is None or self.tokenizer_file is None:
             return None
         return self.tokenizer().token_to_id(content)
 
-    def _side(self, name: str) -> Mapping[str, Any]:
+    def _side(self, name: str) -> Settings:
         file = self.onnx_path.parent / name
-        return read_json(file) if file.is_file() else {}
+        return read_json(file, ModelError) if file.is_file() else {}
 
 
 def open_package(path: str | Path) -> ModelPackage:
@@ -217,7 +216,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
             f"{path} is not an ONNX model, or is cut off; export or copy it again"
         ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
     if model.ir_version == 0 or not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
     _write_plain_domains(model)
@@ -350,7 +349,8 @@ def _within(file: Path, homes: Iterable[Path]) -> bool:
 def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
     """Offset and length of external data, 0 where they are not given."""
     try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        # "" is what some writers give for none.
+        offset, length = (literals.whole(entries.get(key) or "0") for key in ("offset", "length"))
     except ValueError:
         offset = length = -1
     if offset < 0 or length < 0:
@@ -358,28 +358,25 @@ def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
     return offset, length
 
 
-def _genai_config(folder: Path) -> Mapping[str, Any] | None:
+def _genai_config(folder: Path) -> Settings | None:
+    """A folder's genai_config.json, None without one; ModelError where it can't be one."""
     file = folder / GENAI_CONFIG
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = found = read_json(file, ModelError)
+    for key in ("model", "decoder", "session_options"):
+        inner = found.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise ModelError(
+                f"{file}: '{key}' must be an object, not {shown(inner)}; repair or remove the file"
+            )
+        found = inner or {}
+    return config
 
 
-def _onnx_name(folder: Path, config: Mapping[str, Any] | None) -> str:
-    name: Any = "model.onnx"
-    if config is not None:
-        model = config.get("model")
-        decoder = model.get("decoder") if isinstance(model, dict) else None
-        name = decoder.get("filename", name) if isinstance(decoder, dict) else name
-    if not isinstance(name, str) or Path(name).name != name:
+def _onnx_name(folder: Path, config: Settings | None) -> str:
+    found = settings.table(config or {}, "model", "decoder").get("filename", "model.onnx")
+    plain = isinstance(found, str) and Path(found).name == found and len(found) < _LONGEST_NAME
+    if not plain:
         raise ModelError(f"{folder / GENAI_CONFIG}: the decoder's filename must be a plain name")
-    return name
-
-
-def read_json(file: Path, refusal: type[QcError] = ModelError) -> dict[str, Any]:
-    """The object a JSON file holds; an error of type `refusal` where it holds none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise refusal(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise refusal(f"{file}: expected a JSON object")
-    return value
+    return found

@@ -8,7 +8,6 @@ not halfway through.
 from __future__ import annotations
 
 import enum
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from qcompiler.formats import LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
 from qcompiler.ir.walk import graphs
 from qcompiler.numerics.parallel import one_blas_thread
+from qcompiler.patterns import matches, require_pattern
 from qcompiler.remarks import Remark
 
 if TYPE_CHECKING:
@@ -120,10 +120,7 @@ class PassContext:
     def __post_init__(self) -> None:
         """RecipeError for a pattern that is no regular expression."""
         for pattern in self.exclude:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise RecipeError(f"'{pattern}' is no regular expression: {error}") from None
+            require_pattern(pattern)
 
     def tick(self, what: str, done: int, total: int) -> None:
         """Report progress of long work inside a pass."""
@@ -133,13 +130,13 @@ class PassContext:
 
 def excluding_pattern(ctx: PassContext, layer: str) -> str | None:
     """The first of the user's patterns that keeps a layer in float, None if there is none."""
-    return next((pattern for pattern in ctx.exclude if re.search(pattern, layer)), None)
+    return next((pattern for pattern in ctx.exclude if matches(pattern, layer)), None)
 
 
 def require_matches(ctx: PassContext, names: Collection[str]) -> None:
     """RecipeError for a pattern of the user's that matches no name: a slip, surely."""
     for pattern in ctx.exclude:
-        if not any(re.search(pattern, name) for name in names):
+        if not any(matches(pattern, name) for name in names):
             raise RecipeError(
                 f"no layer has a name that matches '{pattern}'; `qc inspect -a` lists the names"
             )

@@ -12,12 +12,10 @@ the pass's field. A recipe with `base = "..."` is another recipe with some chang
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import enum
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,10 +24,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from qcompiler.errors import RecipeError, did_you_mean
+from qcompiler import literals
+from qcompiler.errors import RecipeError, did_you_mean, shown
+from qcompiler.files import read_text, read_toml
 from qcompiler.passes import registry
 from qcompiler.passmanager import Pass
 
+_LARGEST = 10**18  # what is larger is a slip, and no number of the machine
 _ROUNDS = ("quantize-embedding", "quantize-weights")
 
 
@@ -64,13 +65,15 @@ class Recipe:
 def with_budget(recipe: Recipe, budget: float | None, max_kl: float | None) -> Recipe:
     """The recipe with `allocate-bits` before the first pass that rounds weights.
 
-    RecipeError where it rounds none, or for limits that are not positive.
+    RecipeError where it rounds none, or for limits that are not positive and finite.
     """
     limits = {"budget": budget, "max_kl": max_kl}
     given = {name: value for name, value in limits.items() if value is not None}
     for name, value in given.items():
-        if not value > 0.0:
-            raise RecipeError(f"{name.replace('_', '-')} must be positive, not {value:g}")
+        if not 0.0 < value < math.inf:
+            raise RecipeError(
+                f"{name.replace('_', '-')} must be positive and finite, not {value:g}"
+            )
     passes = list(recipe.passes)
     names = [step.name for step in passes]
     if "quantize-weights" not in names:
@@ -103,28 +106,30 @@ def _convert(where: str, annotation: Any, value: Any) -> Any:
         return _convert(where, inner[0], value)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise RecipeError(f"{where} must be a list, not {value!r}")
+            raise RecipeError(f"{where} must be a list, not {shown(value)}")
         item = typing.get_args(annotation)[0]
         return tuple(_convert(where, item, entry) for entry in value)
     if origin is typing.Literal:
         allowed = typing.get_args(annotation)
         if not any(type(value) is type(option) and value == option for option in allowed):
             known = ", ".join(map(repr, allowed))
-            raise RecipeError(f"{where} must be one of {known}, not {value!r}")
+            raise RecipeError(f"{where} must be one of {known}, not {shown(value)}")
         return value
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         try:
             return annotation(value)
         except ValueError:
             known = ", ".join(repr(member.value) for member in annotation)
-            raise RecipeError(f"{where} must be one of {known}, not {value!r}") from None
+            raise RecipeError(f"{where} must be one of {known}, not {shown(value)}") from None
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise RecipeError(f"{where} must be at most 10^18, not {shown(value)}")
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
         # Every comparison with NaN is false: it would switch off what the option is for.
         raise RecipeError(f"{where} must be a finite number, not {value}")
     if not isinstance(value, annotation) or (annotation is not bool and isinstance(value, bool)):
-        raise RecipeError(f"{where} must be {annotation.__name__}, not {value!r}")
+        raise RecipeError(f"{where} must be {annotation.__name__}, not {shown(value)}")
     return value
 
 
@@ -149,18 +154,7 @@ def make_pass(name: str, options: Mapping[str, Any]) -> Pass:
         raise RecipeError(f"pass '{name}': {error}") from None
 
 
-def _scalar(text: str) -> Any:
-    lowered = text.strip().lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
-
-
-_SPEC = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
-_COMMA = re.compile(r",(?![^\[]*\])")  # between options, not inside a list
+_SPEC = re.compile(r"\s*+([A-Za-z0-9_-]++)\s*+(?:\{([^}]*+)\}\s*+)?(?:,|$)")
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
@@ -171,15 +165,15 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
         match = _SPEC.match(text, position)
         if match is None:
             raise RecipeError(
-                f"can't read the pipeline at '{text[position:]}'; "
+                f"can't read the pipeline at {shown(text[position:])}; "
                 "write name{option=value,...},name,..."
             )
         options: dict[str, Any] = {}
-        for part in filter(None, (piece.strip() for piece in _COMMA.split(match[2] or ""))):
+        for part in literals.split(match[2] or ""):
             key, equals, value = part.partition("=")
             if not equals:
                 raise RecipeError(f"option '{part}' of pass '{match[1]}' has no value")
-            options[key.strip()] = _scalar(value)
+            options[key.strip()] = literals.value(value)
         steps.append(make_pass(match[1], options))
         position = match.end()
     if not steps:
@@ -206,6 +200,11 @@ def load(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _build(_read(path), path, overrides)
 
 
+def text_of(name_or_file: str) -> str:
+    """The TOML of a recipe, which `load` takes."""
+    return read_text(_find(name_or_file, Path()), RecipeError)
+
+
 def _find(text: str, beside: Path) -> Path:
     """The file of a recipe by its name, or by a path from the folder `beside`."""
     known = available()
@@ -224,10 +223,7 @@ _DEEPEST = 16  # recipes built on one another
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """A recipe's keys and passes, those of its base included."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}") from None
+    data = read_toml(path, RecipeError)
     for key in data:
         if key not in _KEYS:
             raise RecipeError(f"{path}: unknown key '{key}'; {did_you_mean(key, _KEYS)}")
@@ -274,18 +270,20 @@ def _required(steps: Sequence[Mapping[str, Any]], name: Any, path: Path) -> int:
     """The position of a pass; RecipeError where there is none."""
     names = [str(step.get("name")) for step in steps]
     if name not in names:
-        hint = did_you_mean(str(name), names)
+        hint = did_you_mean(name if isinstance(name, str) else "", names)
         raise RecipeError(
-            f"{path}: the base has no pass '{name}'; {hint} (a new one says after or before which "
-            "it goes)"
+            f"{path}: the base has no pass {shown(name)}; {hint} (a new one says after or before "
+            "which it goes)"
         )
     return names.index(name)
 
 
 def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
-    name = str(data["name"])
+    name = _convert(f"{path}: 'name'", str, data["name"])
     if not re.fullmatch(r"[\w.+-]+", name):
-        raise RecipeError(f"{path}: the name '{name}' must consist of letters, digits, . + - and _")
+        raise RecipeError(
+            f"{path}: the name {shown(name)} must consist of letters, digits, . + - and _"
+        )
     steps: list[dict[str, Any]] = data["pass"]
     if not steps:
         raise RecipeError(f"{path} lists no [[pass]]")
@@ -300,7 +298,7 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
             hint = did_you_mean(wanted, names)
             raise RecipeError(f"--set {override}: the recipe has no pass '{wanted}'; {hint}")
         for step in hits:
-            step[option] = _scalar(value)
+            step[option] = literals.value(value)
     passes: list[Pass] = []
     for step in steps:
         kind = step.pop("name", None)
@@ -309,8 +307,8 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         passes.append(make_pass(kind, step))
     return Recipe(
         name=name,
-        description=str(data.get("description", "")).strip(),
-        source=str(data.get("source", "")).strip(),
+        description=_convert(f"{path}: 'description'", str, data.get("description", "")).strip(),
+        source=_convert(f"{path}: 'source'", str, data.get("source", "")).strip(),
         passes=tuple(passes),
         min_sqnr_db=_convert(f"{path}: 'min_sqnr_db'", float, data.get("min_sqnr_db", 3.0)),
         calibration=_convert(f"{path}: 'calibration'", str | None, data.get("calibration")),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.errors import RuntimeLibraryError
+from qcompiler.foreign import runtime_errors
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -95,10 +96,8 @@ def register(session_options: onnxruntime.SessionOptions, *, cuda: bool = False)
     Raises RuntimeLibraryError where the library is missing or does not load.
     """
     path = (cuda_library_path() if cuda else None) or library_path()
-    try:
+    with runtime_errors(RuntimeLibraryError, f"{path} does not load", "install qcompiler again"):
         session_options.register_custom_ops_library(str(path))
-    except Exception as error:  # onnxruntime's exceptions have no common public root
-        raise RuntimeLibraryError(f"{path} does not load: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,16 @@ def info() -> dict[str, str | int]:
 
 
 def _isa(path: Path) -> str:
-    library = ctypes.CDLL(str(path))
-    library.qcompiler_isa.restype = ctypes.c_char_p
-    name: bytes | None = library.qcompiler_isa()
+    try:
+        ask = ctypes.CDLL(str(path)).qcompiler_isa
+    except (OSError, AttributeError) as error:
+        raise RuntimeLibraryError(
+            f"{path} is not the op library: {error}; unset {LIBRARY_VARIABLE}"
+        ) from error
+    ask.restype = ctypes.c_char_p
+    name: bytes | None = ask()
     if name is None:
         raise RuntimeLibraryError(
             f"{ISA_VARIABLE}={os.environ.get(ISA_VARIABLE)} names no kernels that run on this CPU"
         )
-    return name.decode()
+    return name.decode("ascii", "replace")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,13 @@ import onnxruntime as ort
 
 from qcompiler import runtime
 from qcompiler.errors import ModelError, RuntimeLibraryError
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import all_nodes, open_package, read_proto
 
 OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+_MOST_THREADS = 1024
 PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 """Execution providers of a session, by the name that commands give them."""
 
@@ -60,6 +61,8 @@ def create_session(
     if threads is not None:
         if threads < 1:
             raise ModelError(f"threads must be at least 1, not {threads}")
+        if threads > _MOST_THREADS:  # each is started at once
+            raise ModelError(f"threads must be at most {_MOST_THREADS}, not {threads}")
         session_options.intra_op_num_threads = threads
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
@@ -68,27 +71,16 @@ def create_session(
     if missing:
         have = ", ".join(ort.get_available_providers())
         raise ModelError(f"this onnxruntime has no {missing[0]}; it has {have}")
-    source: str | bytes = os.fspath(onnx_path)
-    if model is not None:
-        source = model.SerializeToString()
-        folder = os.fspath(onnx_path.resolve().parent)
-        session_options.add_session_config_entry(EXTERNAL_FOLDER, folder)
-    try:
+    with runtime_errors(ModelError, f"{onnx_path}: ONNX Runtime refuses it"):
+        source: str | bytes = os.fspath(onnx_path)
+        if model is not None:
+            source = model.SerializeToString()
+            folder = os.fspath(onnx_path.resolve().parent)
+            session_options.add_session_config_entry(EXTERNAL_FOLDER, folder)
         session = ort.InferenceSession(source, session_options, list(providers))
-    except Exception as error:  # ORT's own exceptions share no base class
-        raise ModelError(f"{onnx_path}: ONNX Runtime refuses it: {one_line(error)}") from error
     if providers and session.get_providers()[0] != providers[0]:
         raise ModelError(f"{providers[0]} does not start on this machine (driver or libraries)")
     return session
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an ORT error without its status prefix and line breaks."""
-    text = " ".join(str(error).split())
-    if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 3)[-1]
-    # Some name the place in ONNX Runtime's sources, with the signature of the C++ function.
-    return re.sub(r"/\S+\.(?:cc|h):\d+ [^)]*\)(?: const)? ", "", text)
 
 
 def _uses_op_library(onnx_path: Path) -> bool:

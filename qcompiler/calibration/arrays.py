@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from qcompiler.archives import read_npz
+from qcompiler.calibration.budget import MOST_BYTES
 from qcompiler.errors import CalibrationError
 from qcompiler.feeds import IDS, MASK, POSITIONS, TYPES, Array, Signature, TensorSpec, untensored
+from qcompiler.files import told_bytes
 
 _BATCH = 8
 """Samples a feed, where the model's batch axis is open: bounds the activations in memory."""
@@ -32,10 +34,18 @@ def load_arrays(
     if not files:
         raise CalibrationError(f"{path}: the directory holds no .npz file")
     feeds: list[dict[str, Array]] = []
+    room = MOST_BYTES
     for file in files:
         if len(feeds) > samples:
             break
-        feeds.extend(_file_feeds(file, signature, rows))
+        found = _file_feeds(file, signature, rows, room)
+        room -= sum(value.nbytes for feed in found for value in feed.values())
+        if room < 0:
+            raise CalibrationError(
+                f"{path}: its first {len(feeds) + len(found)} samples take more than the "
+                f"{told_bytes(MOST_BYTES)} that may be held in memory; give fewer"
+            )
+        feeds.extend(found)
     if not feeds:
         raise CalibrationError(f"{path}: its arrays are empty")
     used = feeds[:samples]
@@ -44,9 +54,9 @@ def load_arrays(
 
 
 def _file_feeds(
-    file: Path, signature: Signature, rows: Mapping[str, int]
+    file: Path, signature: Signature, rows: Mapping[str, int], room: int
 ) -> list[dict[str, Array]]:
-    arrays = _read(file)
+    arrays = read_npz(file, room, CalibrationError)
     specs = {spec.name: spec for spec in signature.inputs}
     for name in arrays:
         if name not in specs:
@@ -86,16 +96,6 @@ def _unpadded(feed: dict[str, Array]) -> list[dict[str, Array]]:
         for row, places in kept
         if len(places)
     ]
-
-
-def _read(file: Path) -> dict[str, Array]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, Mapping):
-                raise CalibrationError(f"{file} is no .npz archive")
-            return {name: archive[name] for name in archive}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CalibrationError(f"{file} can't be read as .npz: {error}") from error
 
 
 def _check(file: Path, spec: TensorSpec, array: Array) -> Array:

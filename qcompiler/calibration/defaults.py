@@ -96,6 +96,11 @@ class Defaults:
         }
 
     @property
+    def shapes(self) -> list[Shape]:
+        """The shapes of what is drawn for one feed."""
+        return [self._shape(each) for each in self._inputs if each.role != "cache"]
+
+    @property
     def description(self) -> str:
         """What the inputs are taken for."""
         named: dict[str, list[str]] = {}

@@ -18,8 +18,14 @@ from onnx import helper
 from qcompiler import ir
 from qcompiler.calibration.draws import fix_seeds
 from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir import scratch
-from qcompiler.session import EXTERNAL_FOLDER, one_line
+from qcompiler.session import EXTERNAL_FOLDER
+
+REPAIR = "repair it, or export it in float32"
+"""The remedy for a model that does not run."""
+NOT_RUNNING = "the model does not run on the calibration data"
+"""What is said of it where it stops."""
 
 _LARGE = 64 << 10  # bytes from which an initializer goes through a file
 
@@ -123,11 +129,7 @@ def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSessio
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER, str(folder))
-    try:
+    with runtime_errors(CalibrationError, "ONNX Runtime refuses the model", REPAIR):
         return ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime's errors share no other base class
-        raise CalibrationError(
-            f"ONNX Runtime refuses the model: {one_line(error)}; repair it, or export it in float32"
-        ) from None

@@ -20,10 +20,10 @@ from onnx import helper
 
 from qcompiler import memory
 from qcompiler.analysis.layers import reader_of
-from qcompiler.calibration.graph_session import graph_session
+from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
 from qcompiler.errors import CalibrationError
-from qcompiler.session import one_line
+from qcompiler.foreign import runtime_errors
 
 _PREFIX = "qcompiler.observe"
 
@@ -124,13 +124,8 @@ def _reduce(
     energy: dict[str, Any] = {}
     tokens = dict.fromkeys(names, 0)
     for step, feed in enumerate(feeds):
-        try:
+        with runtime_errors(CalibrationError, NOT_RUNNING, REPAIR):
             results = session.run(wanted, {k: v for k, v in feed.items() if k in needed})
-        except Exception as error:  # ONNX Runtime's errors share no other base class
-            raise CalibrationError(
-                f"the model does not run on the calibration data: {one_line(error)}; "
-                "repair it, or export it in float32"
-            ) from None
         for index, name in enumerate(names):
             low, high, square, count = (np.asarray(r) for r in results[4 * index : 4 * index + 4])
             if not np.isfinite(square).all():

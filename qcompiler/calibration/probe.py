@@ -14,9 +14,9 @@ import onnxruntime as ort
 
 from qcompiler import memory
 from qcompiler.calibration.draws import draws
-from qcompiler.calibration.graph_session import graph_session
+from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.errors import CalibrationError
-from qcompiler.session import one_line
+from qcompiler.foreign import runtime_errors
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +60,7 @@ def _outputs(
 ) -> list[Array]:
     """The values of `output`, one array a feed."""
     needed = {item.name for item in session.get_inputs()}
-    try:
+    with runtime_errors(CalibrationError, NOT_RUNNING, REPAIR):
         return [
             np.asarray(
                 session.run(
@@ -69,8 +69,3 @@ def _outputs(
             )
             for feed in feeds
         ]
-    except Exception as error:  # ONNX Runtime's errors share no other base class
-        raise CalibrationError(
-            f"the model does not run on the calibration data: {one_line(error)}; "
-            "repair it, or export it in float32"
-        ) from None

@@ -16,11 +16,11 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from qcompiler import ir
-from qcompiler.calibration.graph_session import graph_session
+from qcompiler.calibration.graph_session import REPAIR, graph_session
 from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir.bodies import lift, reads_around
 from qcompiler.passmanager import Data
-from qcompiler.session import one_line
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -96,16 +96,11 @@ class _Runner:
                 model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, dims))
             return model
 
-        try:
+        what = "a loop does not run on the calibration data"
+        with runtime_errors(CalibrationError, what, REPAIR):
             if self._session is None:
                 self._session = self._stack.enter_context(graph_session(self._graph, typed))
             return [np.asarray(value) for value in self._session.run(None, dict(feed))]
-        except CalibrationError:
-            raise
-        except Exception as error:  # ONNX Runtime's errors share no other base class
-            raise CalibrationError(
-                f"a loop does not run on the calibration data: {one_line(error)}"
-            ) from None
 
 
 def _loop(

@@ -26,6 +26,7 @@ import numpy as np
 
 from qcompiler.calibration import texts
 from qcompiler.calibration.arrays import load_arrays
+from qcompiler.calibration.budget import require_room
 from qcompiler.calibration.defaults import Defaults
 from qcompiler.calibration.texts import Feed
 from qcompiler.errors import CalibrationError, ModelError
@@ -64,14 +65,15 @@ def load_source(
     samples: int = 32,
     length: int = 512,
     seed: int = 0,
+    held_back: int = 0,
     like: Sequence[Mapping[str, Array]] = (),
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
-    `length` is cut to what the model can read. Noise is `like` other feeds where there are some, in
-    sizes, mean and spread. The same arguments give the same data. Raises CalibrationError, naming
-    the input or the file, when the data is missing, malformed, too little, or does not fit the
-    model.
+    `held_back` of the samples come beside those that were asked for. `length` is cut to what the
+    model can read. Noise is `like` other feeds where there are some, in sizes, mean and spread. The
+    same arguments give the same data. Raises CalibrationError, naming the input or the file, when
+    the data is missing, malformed, too little or too large, or does not fit the model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
@@ -79,7 +81,7 @@ def load_source(
         raise CalibrationError(f"the seed must not be negative, as {seed} is")
     signature, lookups = Signature.of(package), Lookups.of(package.proto())
     source = str(spec)
-    request = texts.Request(package, signature, lookups, samples, length, seed, like)
+    request = texts.Request(package, signature, lookups, samples, length, seed, held_back, like)
     try:
         feeds, description = _load(source, request.fitted())
     except ModelError as error:
@@ -111,6 +113,14 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
             f"{want.package.onnx_path} reads no token ids, or not them alone, so '{spec}' "
             "can't feed it; give an .npz with arrays named after its inputs, or 'random'"
         )
+    if spec in ("random-tokens", "self"):
+        shape = (want.batch, want.length)
+        require_room(
+            [shape] * len(want.signature.inputs),
+            want.samples,
+            want.held_back,
+            "give a smaller --calib-length",
+        )
     if spec == "random-tokens":
         return texts.random_tokens(want)
     if spec == "self":
@@ -120,10 +130,7 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
         raise CalibrationError(
             f"no calibration source '{spec}': neither a file nor one of {', '.join(known)}"
         )
-    try:
-        text = read_text(spec)
-    except (ValueError, OSError) as error:
-        raise CalibrationError(f"calibration text: {error}") from error
+    text = read_text(spec, CalibrationError)
     part = ""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         part = f", from its first {MAX_BYTES >> 20} MiB"
@@ -140,6 +147,12 @@ def _random(want: texts.Request) -> tuple[list[Feed], str]:
         )
     rng = np.random.default_rng(want.seed)
     defaults = Defaults(want.signature, want.lookups, length=want.length)
+    require_room(
+        defaults.shapes,
+        want.samples,
+        want.held_back,
+        "export the model for smaller inputs, or with open sizes",
+    )
     given = want.like or (None,)
     feeds = [defaults.draw(rng, given[index % len(given)]) for index in range(want.samples)]
     return feeds, (

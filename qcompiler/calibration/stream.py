@@ -19,12 +19,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, memory
-from qcompiler.calibration.graph_session import graph_session
+from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.held import Arrays, Held, Room
 from qcompiler.errors import CalibrationError
+from qcompiler.foreign import runtime_errors
 from qcompiler.ir import interface
 from qcompiler.ir.order import outer_reads, topological
-from qcompiler.session import one_line
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -172,15 +172,10 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
 
     with graph_session(part, cut) as session:
         for values in live:
-            try:
+            with runtime_errors(CalibrationError, NOT_RUNNING, REPAIR):
                 results = session.run(
                     list(stage.leaves), {name: values[name].array() for name in stage.reads}
                 )
-            except Exception as error:  # ONNX Runtime's errors share no other base class
-                raise CalibrationError(
-                    f"the model does not run on the calibration data: {one_line(error)}; "
-                    "repair it, or export it in float32"
-                ) from None
             for name, value in zip(stage.leaves, results, strict=True):
                 values[name] = room.put(np.asarray(value))
             del results

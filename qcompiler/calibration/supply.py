@@ -91,6 +91,7 @@ class Supply:
                 samples=self._samples + self._held_back,
                 length=self._length,
                 seed=self._seed,
+                held_back=self._held_back,
             )
         return self._data
 

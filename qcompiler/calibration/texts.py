@@ -39,6 +39,8 @@ class Request:
     samples: int
     length: int
     seed: int
+    held_back: int = 0
+    """Samples beside those that were asked for."""
     like: Sequence[Mapping[str, Array]] = ()
     batch: int = 1
     """Texts of a feed, where each has its own."""

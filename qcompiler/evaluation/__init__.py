@@ -19,6 +19,7 @@ from qcompiler.evaluation.embeddings import EmbeddingResult
 from qcompiler.evaluation.perplexity import PerplexityResult
 from qcompiler.evaluation.texts import read_text, sentences
 from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, open_package
 from qcompiler.session import create_session, providers_of
 
@@ -82,10 +83,7 @@ def evaluate(
     kinds = {signature.kind for signature in signatures}
     if len(kinds) > 1:
         raise ModelError(f"models of different kinds can't be compared: {', '.join(sorted(kinds))}")
-    try:
-        content = read_text(text)
-    except ValueError as error:
-        raise ModelError(str(error)) from error
+    content = read_text(text, ModelError)
     kind = signatures[0].kind
     if kind == "other":
         raise ModelError(f"{packages[0].onnx_path} does not read token ids: nothing to evaluate")
@@ -200,5 +198,6 @@ class _Runner:
     def logits(self, token_ids: Array) -> Array:
         """Logits [T, V] of one window [1, T]."""
         feeds = self._signature.feeds(token_ids)
-        logits: Array = np.asarray(self._session.run([self._signature.logits], feeds)[0])[0]
+        with runtime_errors(ModelError, f"{self.path} does not run on the text"):
+            logits: Array = np.asarray(self._session.run([self._signature.logits], feeds)[0])[0]
         return logits

@@ -18,9 +18,10 @@ import numpy as np
 import onnxruntime as ort
 
 from qcompiler.calibration.sources import load_source
-from qcompiler.decoding import Decoder
+from qcompiler.decoding import MOST_POSITIONS, Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Array, Signature, vocabulary
+from qcompiler.foreign import runtime_errors
 from qcompiler.models import ModelPackage, open_package
 from qcompiler.session import create_session, providers_of
 
@@ -70,6 +71,8 @@ class Setting:
     def __post_init__(self) -> None:
         if min(self.prompt_length, self.context, self.steps, self.rounds) < 1:
             raise ModelError("lengths, steps and rounds must be at least 1")
+        if max(self.prompt_length, self.context + self.steps) > MOST_POSITIONS:
+            raise ModelError(f"a text has at most {MOST_POSITIONS} tokens; measure shorter ones")
 
 
 Actions = Mapping[str, Callable[[], float]]
@@ -158,9 +161,10 @@ def _actions(
         wanted = None if signature.kind == "other" else [signature.logits]
 
         def action() -> float:
-            begin = time.perf_counter()
-            session.run(wanted, feeds)
-            return time.perf_counter() - begin
+            with runtime_errors(ModelError, f"{package.onnx_path} does not run"):
+                begin = time.perf_counter()
+                session.run(wanted, feeds)
+                return time.perf_counter() - begin
 
         return action
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from qcompiler.errors import ModelError
 from qcompiler.evaluation import intervals
 from qcompiler.feeds import Array, Signature
+from qcompiler.foreign import runtime_errors
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def embed(
     parts: list[Array] = []
     for start in range(0, len(texts), batch):
         ids, mask = batch_ids(tokenizer, texts[start : start + batch], max_length)
-        output = session.run([signature.logits], signature.feeds(ids, mask))[0]
+        with runtime_errors(ModelError, "the model does not run on the text"):
+            output = session.run([signature.logits], signature.feeds(ids, mask))[0]
         hidden = np.asarray(output).astype(np.float32)
         parts.append(pool(hidden, mask))
         advance(len(ids))

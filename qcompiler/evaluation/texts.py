@@ -8,11 +8,13 @@ comes first, and the split lies between topics, so nothing is in both.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+
+from qcompiler.errors import QcError
+from qcompiler.files import decoded, json_lines, read_bytes
 
 PYDOC = ("pydoc:first", "pydoc:second")
 MAX_BYTES = 64 * 2**20
@@ -34,29 +36,36 @@ def pydoc_text(half: str) -> str:
     return "\n\n".join(filter(None, chosen))
 
 
-def read_text(spec: str) -> str:
+def read_text(spec: str, refusal: type[QcError]) -> str:
     """The text that `spec` names: a pydoc half, a text file, or a .jsonl file.
 
-    Raises ValueError, the cause in its message, for an unreadable or malformed file.
+    `refusal`, the cause in its message, for an unreadable or malformed file.
     """
     if spec in PYDOC:
         return pydoc_text(spec)
     if spec.startswith("pydoc:"):
-        raise ValueError(f"no text '{spec}': there are {' and '.join(PYDOC)}")
+        raise refusal(f"no text '{spec}': there are {' and '.join(PYDOC)}")
     path = Path(spec)
     if not path.is_file():
-        raise ValueError(f"no text file {spec}; give a file, or one of {', '.join(PYDOC)}")
-    with path.open("rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    try:
-        # A cut at the limit may fall inside a character: that one is dropped.
-        cut = len(raw) > MAX_BYTES
-        text = raw[:MAX_BYTES].decode("utf-8", errors="ignore" if cut else "strict")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{spec} is not UTF-8 text (byte {error.start})") from error
+        raise refusal(f"no text file {spec}; give a file, or one of {', '.join(PYDOC)}")
+    content = read_bytes(path, MAX_BYTES, refusal, cut=True)
+    if cut := len(content) > MAX_BYTES:
+        # The cut may fall inside a character: that one is dropped.
+        content = _whole_characters(content[:MAX_BYTES])
+    text = decoded(content, spec, refusal)
     if path.suffix == ".jsonl":
-        return "\n\n".join(_jsonl_texts(spec, text.rsplit("\n", 1)[0] if cut else text))
+        return "\n\n".join(_jsonl_texts(spec, text.rsplit("\n", 1)[0] if cut else text, refusal))
     return text
+
+
+def _whole_characters(content: bytes) -> bytes:
+    """UTF-8 without a character at its end that is cut off."""
+    for back in range(1, 4):
+        lead = content[-back]
+        if lead >= 0xC0:  # it begins a character of 2 to 4 bytes
+            length = 2 + (lead >= 0xE0) + (lead >= 0xF0)
+            return content[:-back] if length > back else content
+    return content
 
 
 def sentences(text: str, shortest: int = 24, longest: int = 400) -> list[str]:
@@ -70,20 +79,13 @@ def sentences(text: str, shortest: int = 24, longest: int = 400) -> list[str]:
     return list(found)
 
 
-def _jsonl_texts(spec: str, text: str) -> list[str]:
+def _jsonl_texts(spec: str, text: str, refusal: type[QcError]) -> list[str]:
     texts: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{spec} line {number} is not JSON: {error}") from error
+    for where, record in json_lines(text, spec, refusal):
         found = _record_text(record)
         if found is None:
-            raise ValueError(
-                f"{spec} line {number} has no text: expected a field text, prompt, content or "
-                "messages"
+            raise refusal(
+                f"{where} has no text: expected a field text, prompt, content or messages"
             )
         texts.append(found)
     return texts

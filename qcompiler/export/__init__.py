@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from qcompiler.commit import folder_place, put_folder
 from qcompiler.errors import ExportError
-from qcompiler.export.sources import Source, find_source, is_decoder
+from qcompiler.export.sources import Source, check_weights, find_source, is_decoder
 from qcompiler.staging import scratch_beside
 
 __all__ = ["ExportResult", "export_model"]
@@ -63,6 +63,7 @@ def export_model(
         )
     final = folder_place(out, replace=overwrite)
     source = find_source(str(src))
+    check_weights(source)
     # Beside the result: the last step is then a rename, on one file system.
     with scratch_beside(final) as work:
         made = work / "out"

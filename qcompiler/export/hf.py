@@ -12,8 +12,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from qcompiler import settings
 from qcompiler.errors import ExportError
 from qcompiler.export.sources import read_config
+from qcompiler.foreign import one_line
 from qcompiler.models import SIDE_FILES, TOKENIZER
 
 OPSET = 21  # the first with blocked int4 DequantizeLinear
@@ -65,7 +67,7 @@ def export_torch(folder: Path, out: Path, *, decoder: bool) -> None:
         wrapper = type("OneOutput", (torch.nn.Module,), {"forward": run})()
         wrapper.model = model
         ids = torch.arange(32).reshape(2, 16)
-        limit = int(read_config(folder).get("max_position_embeddings") or _MAX_SEQUENCE)
+        limit = settings.count(read_config(folder), "max_position_embeddings") or _MAX_SEQUENCE
         axes = {
             0: torch.export.Dim("batch", min=1, max=_MAX_BATCH),
             1: torch.export.Dim("sequence", min=1, max=min(limit, _MAX_SEQUENCE)),
@@ -142,6 +144,5 @@ def _refused(what: str) -> Generator[None, None, None]:
     except (ExportError, OSError, KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # the libraries raise anything on a model they don't know
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        raise ExportError(f"{what}: {reason}") from error
+        reason = one_line(error) or type(error).__name__
+        raise ExportError(f"{what}: {reason}; download it again, or convert it anew") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.models import read_json
+from qcompiler.export.weights import check_gguf, check_safetensors
+from qcompiler.files import read_json
 
 PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -43,10 +44,16 @@ def find_source(src: str) -> Source:
         raise ExportError(f"{path}: no such file or folder; download the model first")
     if path.suffix != ".gguf":
         raise ExportError(f"{path}: only a Hugging Face folder or a .gguf file can be exported")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ExportError(f"{path} is not a GGUF file; download it again")
     return Source(path, str(path))
+
+
+def check_weights(source: Source) -> None:
+    """ExportError where a file of weights does not hold what its header says."""
+    if source.is_gguf:
+        check_gguf(source.path)
+        return
+    for file in sorted(source.path.glob(_WEIGHTS[0])):
+        check_safetensors(file)
 
 
 def is_hf_folder(folder: Path) -> bool:
@@ -57,8 +64,9 @@ def is_hf_folder(folder: Path) -> bool:
 
 def is_decoder(folder: Path) -> bool:
     """Whether a Hugging Face folder holds a causal language model; ExportError if unreadable."""
-    architectures = read_config(folder).get("architectures") or []
-    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    architectures = read_config(folder).get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from qcompiler.escapes import printable
 from qcompiler.ir.graph import elem_type
 from qcompiler.ir.order import topological
 from qcompiler.ir.tensors import array, stored_type
@@ -81,7 +82,7 @@ class _Printer:
         if plain:
             fields = ", ".join(f"{key}={self._attribute(value)}" for key, value in plain.items())
             line += f" {{{fields}}}"
-        yield line + (f"  # {node.name}" if node.name else "")
+        yield line + (f"  # {printable(node.name)}" if node.name else "")
         for key, value in sorted(node.attrs.items()):
             if isinstance(value, gs.Graph):
                 yield f"{_INDENT}{key}:"
@@ -136,7 +137,7 @@ _FLOATS = frozenset(
 
 
 def _name(tensor: Any) -> str:
-    return "_" if tensor.is_empty() else f"%{tensor.name}"
+    return "_" if tensor.is_empty() else f"%{printable(tensor.name)}"
 
 
 def _type(tensor: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 
 from qcompiler import __version__
 from qcompiler.commit import put_text
+from qcompiler.files import json_text, plain
 from qcompiler.passmanager import Record
 from qcompiler.recipe import Recipe
 from qcompiler.report.layers import Layer, gather
@@ -76,7 +75,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that JSON can hold; numbers that are not finite become None."""
-        return _plain(
+        return plain(
             {
                 "schema_version": SCHEMA_VERSION,
                 "qcompiler_version": __version__,
@@ -142,17 +141,4 @@ def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | Non
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report as JSON."""
-    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    put_text(path, text + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if hasattr(value, "item"):  # a numpy scalar
-        return _plain(value.item())
-    return value
+    put_text(path, json_text(report.to_dict()) + "\n")

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from qcompiler.commit import put_text
+from qcompiler.escapes import printable
 from qcompiler.report.build import Report
 from qcompiler.report.layers import Layer
 from qcompiler.report.text import COLUMNS, summary, table, told_share, told_size
@@ -42,6 +43,10 @@ ul.weights span { display: inline-block; width: .7rem; height: .7rem; margin-rig
 """
 
 
+def _safe(text: str) -> str:
+    return html.escape(printable(text))
+
+
 def write_html(report: Report, path: Path) -> None:
     """Write the report as a self-contained page."""
     put_text(path, render(report))
@@ -49,8 +54,8 @@ def write_html(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """The page's text."""
-    title = html.escape(f"qc: {report.output.name}")
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(report))
+    title = _safe(f"qc: {report.output.name}")
+    lines = "".join(f"<p>{_safe(line)}</p>" for line in summary(report))
     lines = f'<div class="summary">{lines}</div>'
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -70,7 +75,7 @@ def _weights(report: Report) -> str:
     bars, legend, start = "", "", 0.0
     for index, (what, size) in enumerate(parts):
         hue = _DONE if what == "quantized" else _LEFT[min(index, len(_LEFT)) - 1]
-        label = html.escape(f"{what}: {told_size(size)}")
+        label = _safe(f"{what}: {told_size(size)}")
         width = 100 * size / found.bytes
         bars += (
             f'<rect x="{start:.3f}" width="{width:.3f}" height="1" fill="{hue}">'
@@ -78,7 +83,7 @@ def _weights(report: Report) -> str:
         )
         legend += f'<li><span style="background:{hue}"></span>{label}, {width:.1f}%</li>\n'
         start += width
-    told = html.escape(told_share(found))
+    told = _safe(told_share(found))
     return (
         f'<h2>Weights</h2>\n<svg class="weights" viewBox="0 0 100 1" preserveAspectRatio="none" '
         f'role="img" aria-label="{told} quantized">{bars}</svg>\n'
@@ -88,7 +93,7 @@ def _weights(report: Report) -> str:
 
 def _layers(report: Report) -> str:
     _, rows = table(report)
-    head = "".join(f"<th{_align(name)}>{html.escape(name)}</th>" for name in COLUMNS)
+    head = "".join(f"<th{_align(name)}>{_safe(name)}</th>" for name in COLUMNS)
     body = "\n".join(_row(layer, cells) for layer, cells in zip(report.layers, rows, strict=True))
     return f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
 
@@ -101,7 +106,7 @@ def _row(layer: Layer, cells: list[str]) -> str:
     kind = (
         "" if layer.quantized else ' class="other"' if layer.kind == "other" else ' class="float"'
     )
-    shown = [html.escape(cell) for cell in cells]
+    shown = [_safe(cell) for cell in cells]
     noise = COLUMNS.index("SNR dB")
     shown[noise] = _bar(layer.sqnr_db) + shown[noise]
     cells = [f"<td{_align(name)}>{cell}</td>" for name, cell in zip(COLUMNS, shown, strict=True)]
@@ -123,7 +128,7 @@ def _bar(decibel: float | None) -> str:
 
 def _passes(report: Report) -> str:
     rows = "\n".join(
-        f'<tr><td>{html.escape(step.name)}</td><td class="figure">{step.seconds:.3f}</td>'
+        f'<tr><td>{_safe(step.name)}</td><td class="figure">{step.seconds:.3f}</td>'
         f"<td>{'yes' if step.changed else 'no'}</td></tr>"
         for step in report.passes
     )

@@ -176,7 +176,8 @@ def pattern(name: str) -> str:
 
 def unnumbered(text: str) -> str:
     """A text with the numbers in the names it quotes as stars."""
-    return re.sub(r"'[^']*\d[^']*'", lambda found: pattern(found[0]), text)
+    # Possessive: a long name without a closing quote is looked through once.
+    return re.sub(r"'[^'\d]*+\d[^']*'", lambda found: pattern(found[0]), text)
 
 
 def _treatment(layer: Layer) -> list[str]:

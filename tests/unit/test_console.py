@@ -17,7 +17,7 @@ def terminal(monkeypatch):
 
     def of_width(width: int) -> Console:
         made = Console(width=width, force_terminal=True, record=True, color_system=None)
-        monkeypatch.setattr(console, "Console", lambda: made)
+        monkeypatch.setattr(console, "Console", lambda **_: made)
         return made
 
     return of_width

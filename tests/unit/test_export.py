@@ -10,7 +10,7 @@ import pytest
 from qcompiler import export
 from qcompiler.errors import ExportError, OutputError
 from qcompiler.export import export_model, genai
-from qcompiler.export.sources import find_source, is_decoder
+from qcompiler.export.sources import check_weights, find_source, is_decoder
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def hf_folder(tmp_path):
     folder = tmp_path / "hf"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 
@@ -50,7 +50,7 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "fake.gguf").write_bytes(b"not GGUF")
     (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(ExportError, match="not a GGUF file"):
-        find_source(str(tmp_path / "fake.gguf"))
+        check_weights(find_source(str(tmp_path / "fake.gguf")))
     with pytest.raises(ExportError, match="only a Hugging Face folder"):
         find_source(str(tmp_path / "model.bin"))
     with pytest.raises(ExportError, match=r"config\.json"):

@@ -170,7 +170,7 @@ def test_pydoc_halves_are_large_and_apart():
     assert min(len(first), len(second)) > 80_000
     shared = set(sentences(first)) & set(sentences(second))
     assert len(shared) < 0.01 * len(sentences(second))
-    assert read_text("pydoc:first") == first
+    assert read_text("pydoc:first", CalibrationError) == first
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ X, FLAG = np.zeros((2, 3), "f4"), np.zeros(2, int)
         ({"x": X[None], "flag": FLAG}, "'flag' is not stacked"),
         ({"x": np.stack([X] * 3), "flag": np.stack([FLAG] * 2)}, "different numbers"),
         ({"x": X[:0], "flag": FLAG[:0]}, "arrays are empty"),
-        ({"x": np.array([object()]), "flag": FLAG}, r"can't be read as \.npz"),
+        ({"x": np.array([object()]), "flag": FLAG}, "holds objects, not numbers"),
     ],
 )
 def test_npz_that_does_not_fit(other, tmp_path, arrays, cause):
