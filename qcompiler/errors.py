@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 
 class QcError(Exception):
-    """Root of every error raised on purpose; the CLI prints it on one line, exit code 1."""
+    """Root of every error raised on purpose; the CLI prints it, exit code 1.
+
+    The message is one printable line, whatever names from models stand in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.split())
+        super().__init__(line if line.isprintable() else "".join(map(_printable, line)))
 
 
 class ModelError(QcError):
@@ -26,6 +33,10 @@ class PassError(QcError):
     """A pass failed or broke the graph; names the pass and the node."""
 
 
+class FaultError(PassError):
+    """A part of the compiler met something in a model that it did not expect."""
+
+
 class VerificationError(QcError):
     """The compiled model disagrees with its source beyond what its recipe allows."""
 
@@ -36,6 +47,12 @@ class RuntimeLibraryError(QcError):
 
 class ExportError(QcError):
     """A source model can't be turned into ONNX."""
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

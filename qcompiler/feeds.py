@@ -16,7 +16,8 @@ import onnxruntime as ort
 
 from qcompiler.errors import ModelError
 from qcompiler.lookups import Lookups
-from qcompiler.models import ModelPackage, all_nodes
+from qcompiler.models import ModelPackage
+from qcompiler.protos import all_nodes
 
 Kind = Literal["decoder", "encoder", "other"]
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
+from qcompiler.errors import CalibrationError, FaultError, QcError, RecipeError
 from qcompiler.formats import LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
 from qcompiler.ir.walk import graphs
@@ -292,7 +292,7 @@ class PassManager:
                 raise
             except Exception as error:  # graphsurgeon, onnx and numpy share no base class
                 ran = ", ".join(record.name for record in self.history) or "none"
-                raise PassError(
+                raise FaultError(
                     f"pass '{step.name}' failed on this model ({type(error).__name__}: {error}); "
                     f"passes already run: {ran}. Leave it out of the recipe or report the model"
                 ) from error

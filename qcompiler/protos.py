@@ -1,0 +1,138 @@
+"""Models as messages: read from a file, and walked with all that lies below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from qcompiler.errors import ModelError
+
+ONNX_DOMAIN = "ai.onnx"
+ELEMENT_TYPES = frozenset(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
+"""The types of elements that ONNX knows."""
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file without loading external data; ModelError if it is not one."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is cut off; export or copy it again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}") from error
+    if model.ir_version == 0 or not model.HasField("graph"):
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    _write_plain_domains(model)
+    _forget_unknown_types(model)
+    return model
+
+
+def _write_plain_domains(model: onnx.ModelProto) -> None:
+    """ONNX's own domain has two names, '' and 'ai.onnx': from here on, the first."""
+    for node in all_nodes(model):
+        if node.domain == ONNX_DOMAIN:
+            node.ClearField("domain")
+    for owner in (model, *model.functions):
+        domains = {entry.domain for entry in owner.opset_import}
+        for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
+            if "" in domains:
+                owner.opset_import.remove(entry)
+            else:
+                entry.domain = ""
+
+
+def has_unknown_type(kind: onnx.TypeProto) -> bool:
+    """Whether elements of a type are of none that ONNX knows."""
+    match kind.WhichOneof("value"):
+        case "tensor_type":
+            return kind.tensor_type.elem_type not in ELEMENT_TYPES
+        case "sparse_tensor_type":
+            return kind.sparse_tensor_type.elem_type not in ELEMENT_TYPES
+        case "sequence_type":
+            return has_unknown_type(kind.sequence_type.elem_type)
+        case "optional_type":
+            return has_unknown_type(kind.optional_type.elem_type)
+        case "map_type":
+            return has_unknown_type(kind.map_type.value_type)
+        case _:
+            return False
+
+
+def _forget_unknown_types(model: onnx.ModelProto) -> None:
+    """Between inputs and outputs types are found again; ONNX Runtime ignores unknown ones there."""
+    for depth, graph in enumerate(all_graphs(model)):
+        ends = (*graph.input, *graph.output) if depth else ()
+        for value in (*ends, *graph.value_info):
+            if has_unknown_type(value.type):
+                value.ClearField("type")
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of its subgraphs, and of the model's local functions."""
+    yield from nodes_below(model.graph.node)
+    for function in model.functions:
+        yield from nodes_below(function.node)
+
+
+def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, each before those in its subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_below(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from nodes_below(graph.node)
+
+
+def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and every subgraph of it and of functions."""
+    yield model.graph
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor: initializers and attributes, at any depth."""
+    for graph in all_graphs(model):
+        yield from graph.sparse_initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor
+            yield from attribute.sparse_tensors
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor at any depth: initializers, constants, the parts of sparse ones."""
+
+    def of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+        for sparse in tensors:
+            yield sparse.values
+            yield sparse.indices
+
+    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+        yield from graph.initializer
+        yield from of_sparse(graph.sparse_initializer)
+
+    yield from of_graph(model.graph)
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from of_sparse([attribute.sparse_tensor])
+            yield from of_sparse(attribute.sparse_tensors)
+            if attribute.HasField("g"):
+                yield from of_graph(attribute.g)
+            for graph in attribute.graphs:
+                yield from of_graph(graph)
