@@ -10,9 +10,15 @@ from google.protobuf.message import DecodeError
 
 from qcompiler.errors import ModelError
 
-ONNX_DOMAIN = "ai.onnx"
+ONNX_DOMAIN, CONTRIB_DOMAIN = "ai.onnx", "com.microsoft"
 ELEMENT_TYPES = frozenset(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
 """The types of elements that ONNX knows."""
+VALUE_FIELDS = (
+    *("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"),
+)
+"""Where tensors have values that are spelled out."""
+_PLAIN_FIELDS = 4
+"""Fields of a tensor with raw data: name, type, dims, data."""
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -25,10 +31,13 @@ def read_proto(path: Path) -> onnx.ModelProto:
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read: {error}") from error
-    if model.ir_version == 0 or not model.HasField("graph"):
+    if not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    if model.ir_version < 1:
+        raise ModelError(f"{path} does not say its IR version; export it again")
     _write_plain_domains(model)
     _forget_unknown_types(model)
+    _forget_unread_values(model)
     return model
 
 
@@ -70,6 +79,14 @@ def _forget_unknown_types(model: onnx.ModelProto) -> None:
         for value in (*ends, *graph.value_info):
             if has_unknown_type(value.type):
                 value.ClearField("type")
+
+
+def _forget_unread_values(model: onnx.ModelProto) -> None:
+    """Of tensors with two sets of values, ONNX Runtime reads the raw one."""
+    for tensor in all_tensors(model):
+        if tensor.HasField("raw_data") and len(tensor.ListFields()) > _PLAIN_FIELDS:
+            for field in VALUE_FIELDS:
+                tensor.ClearField(field)
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -2,7 +2,8 @@
 
 Names are text. Inputs and outputs have types. Nodes have the inputs, outputs and attributes that
 ONNX's operators ask for. Functions do not call themselves. What is stored is there (`stored`).
-Nothing is refused here that ONNX Runtime runs; how nodes fit together is seen later.
+How nodes fit together is seen later. What no exporter means is refused even where ONNX Runtime
+overlooks it; other models that it runs are not.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import onnx
 from onnx import AttributeProto
 
 from qcompiler.errors import ModelError
-from qcompiler.protos import all_graphs, all_nodes, has_unknown_type, nodes_below
+from qcompiler.protos import CONTRIB_DOMAIN, all_graphs, all_nodes, has_unknown_type, nodes_below
 from qcompiler.stored import check_tensors, external_files
 
 _NEWEST = 1 << 31
 """No opset has this number: ONNX counts in 32 bits."""
+_COUNTS = frozenset({"num_heads", "kv_num_heads", "bits", "block_size", "K", "N"})
+"""Attributes of ONNX Runtime's operators that divide something."""
 _TYPED_FROM = 2
 """The IR version from which attributes say their type."""
 
@@ -131,9 +134,12 @@ def check_nodes(model: onnx.ModelProto) -> None:
     for node in nodes_below(model.graph.node):
         for attribute in node.attribute:
             _check_attribute(attribute, node, typed=model.ir_version >= _TYPED_FROM)
+        if node.domain == CONTRIB_DOMAIN:
+            _check_contrib(node)
         form = None if node.domain or not version else _form(node.op_type, version)
         if form is not None:
             _check_form(node, form)
+            _check_bodies(node)
 
 
 def _label(node: onnx.NodeProto) -> str:
@@ -149,6 +155,37 @@ def _check_attribute(attribute: AttributeProto, node: onnx.NodeProto, *, typed: 
     field = _VALUES.get(attribute.type)  # pyright: ignore[reportCallIssue, reportArgumentType]
     if field is not None and not attribute.HasField(field):
         raise ModelError(f"attribute '{name}' of {_label(node)} has no value")
+
+
+def _check_bodies(node: onnx.NodeProto) -> None:
+    """The bodies of an If, Loop or Scan take and give what the node does."""
+    have = len(node.input), len(node.output)
+    bodies = [each.g for each in node.attribute if each.type == AttributeProto.GRAPH]
+    if node.op_type == "If":
+        fits = all(not g.input and len(g.output) == have[1] for g in bodies)
+    elif node.op_type == "Loop":
+        fits = all(
+            (len(g.input), len(g.output)) == (have[0], have[1] + 1) and have[1] >= have[0] - 2
+            for g in bodies
+        )
+    elif node.op_type == "Scan":
+        cut = next((each.i for each in node.attribute if each.name == "num_scan_inputs"), 0)
+        # Before opset 9 the first input says how long the others are.
+        fits = 0 < cut <= have[0] and all(
+            have[0] - len(g.input) in (0, 1) and len(g.output) == have[1] for g in bodies
+        )
+    else:
+        return
+    if not fits:
+        raise ModelError(f"{_label(node)} and what it holds differ in their inputs and outputs")
+
+
+def _check_contrib(node: onnx.NodeProto) -> None:
+    """ONNX Runtime crashes by dividing by some of these, which it holds in 32 bits."""
+    for each in node.attribute:
+        least = 1 if each.name in _COUNTS else -_NEWEST
+        if each.type == AttributeProto.INT and not least <= each.i < _NEWEST:
+            raise ModelError(f"attribute '{each.name}' of {_label(node)} can't be {each.i}")
 
 
 @dataclass(frozen=True)
