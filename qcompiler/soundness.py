@@ -85,11 +85,16 @@ def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[Any]]]:
 
 
 def _check_opsets(model: onnx.ModelProto) -> None:
-    owners: list[Any] = [model, *model.functions]
-    for owner in owners:
-        for entry in owner.opset_import:
-            if not entry.domain and not 0 < entry.version < _NEWEST:
-                raise ModelError(f"there is no opset {entry.version}")
+    owners: list[tuple[Any, Any]] = [(model, model.graph), *((f, f) for f in model.functions)]
+    for owner, graph in owners:
+        versions = [entry.version for entry in owner.opset_import if not entry.domain]
+        for version in versions:
+            if not 0 < version < _NEWEST:
+                raise ModelError(f"there is no opset {version}")
+            if version != versions[0]:
+                raise ModelError(f"it has two opsets, {versions[0]} and {version}")
+        if not versions and any(not node.domain for node in nodes_below(graph.node)):
+            raise ModelError("it does not say which opset its operators are of")
 
 
 def _check_interface(graph: onnx.GraphProto) -> None:

@@ -147,8 +147,6 @@ def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
         where = f"{onnx_path}: tensor '{tensor.name}'"
         file = _data_file(onnx_path.parent, entries.get("location", ""), homes, where)
         if file not in sizes:
-            if not file.is_file():
-                raise ModelError(f"{where}: its data file {file} is missing, or no plain file")
             sizes[file] = file.stat().st_size
         end = _byte_range(entries, where)[0] + stored_bytes(tensor.data_type, tensor.dims)
         if end > sizes[file]:
@@ -163,13 +161,16 @@ def _data_file(folder: Path, location: str, homes: Iterable[Path], where: str) -
     inside = not Path(location).is_absolute() and ".." not in Path(location).parts
     if not location or not inside:
         raise ModelError(f"{where}: its data '{location}' lies outside the model's folder")
+    file = folder / location
     try:
-        real = (folder / location).resolve()
+        real, plain = file.resolve(), file.is_file()
     except (ValueError, RuntimeError, OSError):  # NUL in a name, links in a circle, a name too long
         raise ModelError(f"{where}: its data '{location}' is no file; export it again") from None
     if not any(real.is_relative_to(home) for home in homes):
         raise ModelError(f"{where}: its data '{location}' lies outside the model's folder")
-    return folder / location
+    if not plain:
+        raise ModelError(f"{where}: its data file {file} is missing, or no plain file")
+    return file
 
 
 def _entries(tensor: TensorProto) -> dict[str, str]:
