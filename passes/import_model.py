@@ -28,6 +28,7 @@ from qcompiler.ir.io import import_proto
 from qcompiler.ir.shapes import complete_shapes, declared_names
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
+from qcompiler.soundness import check_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class ImportModel(Pass):
         declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
+            check_nodes(model)
         names = set(_stored_names(model.graph))
         unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)

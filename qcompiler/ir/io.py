@@ -37,9 +37,8 @@ from qcompiler.ir.tensors import (
 )
 from qcompiler.ir.walk import graphs, proto_nodes
 from qcompiler.protos import all_tensors, read_proto
-from qcompiler.soundness import check_model
 from qcompiler.staging import scratch_beside
-from qcompiler.stored import external_files, packed_bits
+from qcompiler.stored import check_tensors, external_files, packed_bits
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""
@@ -95,7 +94,7 @@ def read_model(path: Path) -> gs.Graph:
     missing, short, or outside the model's folder.
     """
     model = read_proto(path)
-    check_model(model, path)
+    check_tensors(model, path)
     interface.without_habitual_inputs(model)
     files = external_files(model, path)
     try:
