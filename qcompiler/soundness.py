@@ -68,14 +68,14 @@ def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[Any]]]:
     for owner in owners:
         yield "the domain of an opset", (each.domain for each in owner.opset_import)
     for each in model.functions:
-        names = (each.name, each.domain, each.overload, *each.input, *each.output, *each.attribute)
-        yield "a name in a function", names
+        signature = (*each.input, *each.output, *each.attribute)
+        yield "a name in a function", (each.name, each.domain, each.overload, *signature)
     for node in all_nodes(model):
-        about = (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output)
-        yield "the name of a node, or of what it reads or writes", about
+        yield "the name of a node", (node.name, node.op_type, node.domain, node.doc_string)
+        yield "the name of what a node reads or writes", (*node.input, *node.output)
         for attribute in node.attribute:
-            about = (attribute.name, attribute.ref_attr_name, attribute.doc_string)
-            yield "the name of an attribute", about
+            named = (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+            yield "the name of an attribute", named
     for graph in all_graphs(model):
         yield "the name of a graph", (graph.name, graph.doc_string)
         yield "the name of a tensor", (each.name for each in graph.initializer)

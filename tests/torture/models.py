@@ -31,10 +31,13 @@ from apart import Ended, call
 from mutations import case
 
 import qcompiler
+from qcompiler.calibration.sources import default_spec, load_source
 from qcompiler.cli_compile import quiet
 from qcompiler.compiler import compile as compile_model
 from qcompiler.errors import QcError
+from qcompiler.models import open_package
 from qcompiler.passes import registry
+from qcompiler.session import create_session
 
 CPU_SECONDS = 20
 BYTES = 2 << 30
@@ -88,7 +91,7 @@ def attempt(number: int, model: Path) -> dict[str, Any]:
     if told["outcome"] == "refused":
         return told | ({"finding": "left behind", "where": str(left)} if left else {})
     refusal = _refusal(folder / "o.onnx", target)
-    if refusal and _loads(model, target):
+    if refusal and _runs(model):
         return told | {"finding": "a result that does not load", "where": refusal}
     return told
 
@@ -114,8 +117,15 @@ def _refusal(path: Path, target: str) -> str:
     return ""
 
 
-def _loads(path: Path, target: str) -> bool:
-    return not _refusal(path, target)
+def _runs(path: Path) -> bool:
+    """Whether ONNX Runtime runs a model on data drawn for it."""
+    try:
+        package = open_package(path)
+        feeds = load_source(default_spec(package), package, samples=1, length=16).feeds
+        create_session(path).run(None, dict(feeds[0]))
+    except Exception:  # ONNX Runtime's errors share no other base class
+        return False
+    return True
 
 
 def judge(number: int, scratch: Path) -> tuple[Finding | None, Ended]:

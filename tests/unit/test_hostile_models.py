@@ -18,6 +18,7 @@ from seed_models import SEEDS
 from qcompiler.errors import FaultError, ModelError, QcError
 from qcompiler.models import open_package
 from qcompiler.passes import registry
+from qcompiler.session import create_session
 from qcompiler.stored import check_tensors
 
 Change = Callable[[ModelProto], object]
@@ -389,6 +390,14 @@ COMPILED: dict[str, ModelProto | bytes] = {
     "unknown types between": changed(typed_again),
     "an output without type": changed(no_type),
     "two sets of values": changed(two_sets),
+    "wrong sizes of an output that a node reads": model_of(
+        """g (float[n, 64] x) => (float[n, 96] y, float[n, 70] h) {
+          h = MatMul(x, v)
+          y = MatMul(h, w)
+        }""",
+        v=normal(K, K),
+        w=W,
+    ),
     "an opset twice": changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 21))),
     "unknown fields": PLAIN + b"\xf8\x3f\x05\xfa\x3f\x03abc",
     "groups": PLAIN + b"\xfb\x07" * 20 + b"\xfc\x07" * 20,
@@ -409,8 +418,9 @@ COMPILED: dict[str, ModelProto | bytes] = {
 @pytest.mark.parametrize("name", COMPILED)
 def test_what_is_compiled(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, COMPILED[name])
-    result = qc("compile", path, "-r", "rtn", "-o", tmp_path / "o.onnx")
+    result = qc("compile", path, "-r", "rtn", "-t", "qdq", "-o", tmp_path / "o.onnx")
     assert result.exit_code == 0, result.stderr
+    create_session(tmp_path / "o.onnx")
 
 
 # Data files.
