@@ -349,7 +349,7 @@ def _of_value(value: onnx.ValueInfoProto) -> TensorSpec:
         return TensorSpec(value.name, dtype, None)
     shape: list[int | str | None] = []
     for dim in tensor.shape.dim:
-        if dim.HasField("dim_value") and dim.dim_value >= 0:
+        if dim.HasField("dim_value"):
             shape.append(int(dim.dim_value))
         else:
             shape.append(dim.dim_param or None)

@@ -35,24 +35,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
     if model.ir_version < 1:
         raise ModelError(f"{path} does not say its IR version; export it again")
-    _write_plain_domains(model)
-    _forget_unknown_types(model)
-    _forget_unread_values(model)
+    _settle(model)
     return model
-
-
-def _write_plain_domains(model: onnx.ModelProto) -> None:
-    """ONNX's own domain has two names, '' and 'ai.onnx': from here on, the first."""
-    for node in all_nodes(model):
-        if node.domain == ONNX_DOMAIN:
-            node.ClearField("domain")
-    for owner in (model, *model.functions):
-        domains = {entry.domain for entry in owner.opset_import}
-        for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
-            if "" in domains:
-                owner.opset_import.remove(entry)
-            else:
-                entry.domain = ""
 
 
 def has_unknown_type(kind: onnx.TypeProto) -> bool:
@@ -72,21 +56,46 @@ def has_unknown_type(kind: onnx.TypeProto) -> bool:
             return False
 
 
-def _forget_unknown_types(model: onnx.ModelProto) -> None:
-    """Between inputs and outputs types are found again; ONNX Runtime ignores unknown ones there."""
-    for depth, graph in enumerate(all_graphs(model)):
-        ends = (*graph.input, *graph.output) if depth else ()
-        for value in (*ends, *graph.value_info):
-            if has_unknown_type(value.type):
-                value.ClearField("type")
-
-
-def _forget_unread_values(model: onnx.ModelProto) -> None:
-    """Of tensors with two sets of values, ONNX Runtime reads the raw one."""
-    for tensor in all_tensors(model):
+def _settle(model: onnx.ModelProto) -> None:
+    """Write what has several spellings, or one that says nothing, as ONNX Runtime reads it."""
+    graphs, tensors = [model.graph], list(model.graph.initializer)
+    for node in all_nodes(model):
+        if node.domain == ONNX_DOMAIN:  # it has two names: from here on, the empty one
+            node.ClearField("domain")
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+            inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+            graphs += inner
+            tensors += (tensor for graph in inner for tensor in graph.initializer)
+    for owner in (model, *model.functions):
+        _settle_opsets(owner)
+    for depth, graph in enumerate(graphs):
+        _settle_values((*graph.input, *graph.output), typed=not depth)
+        _settle_values(graph.value_info, typed=False)
+    for tensor in tensors:
         if tensor.HasField("raw_data") and len(tensor.ListFields()) > _PLAIN_FIELDS:
-            for field in VALUE_FIELDS:
+            for field in VALUE_FIELDS:  # not read where there is raw data
                 tensor.ClearField(field)
+
+
+def _settle_values(values: Iterable[onnx.ValueInfoProto], *, typed: bool) -> None:
+    """`typed`: whether what is said of types counts, as it does of a model's inputs and outputs."""
+    for value in values:
+        if not typed and has_unknown_type(value.type):
+            value.ClearField("type")
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters write -1 for what is not known
+                dim.ClearField("dim_value")
+
+
+def _settle_opsets(owner: onnx.ModelProto | onnx.FunctionProto) -> None:
+    domains = {entry.domain for entry in owner.opset_import}
+    for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
+        if "" in domains:
+            owner.opset_import.remove(entry)
+        else:
+            entry.domain = ""
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -54,9 +54,10 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
 def _check_text(model: onnx.ModelProto) -> None:
     """Protobuf gives bytes for what is not UTF-8, and takes no such value back."""
     for what, texts in _texts(model):
-        for text in texts:
-            if not isinstance(text, str):
-                raise ModelError(f"{what} is not UTF-8: {bytes(text)!r}")
+        try:
+            "".join(texts)
+        except TypeError:
+            raise ModelError(f"{what} is not UTF-8") from None
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -164,6 +165,8 @@ def _check_attribute(attribute: AttributeProto, node: onnx.NodeProto, *, typed: 
 
 def _check_bodies(node: onnx.NodeProto) -> None:
     """The bodies of an If, Loop or Scan take and give what the node does."""
+    if node.op_type not in ("If", "Loop", "Scan"):
+        return
     have = len(node.input), len(node.output)
     bodies = [each.g for each in node.attribute if each.type == AttributeProto.GRAPH]
     if node.op_type == "If":
@@ -173,14 +176,12 @@ def _check_bodies(node: onnx.NodeProto) -> None:
             (len(g.input), len(g.output)) == (have[0], have[1] + 1) and have[1] >= have[0] - 2
             for g in bodies
         )
-    elif node.op_type == "Scan":
+    else:
         cut = next((each.i for each in node.attribute if each.name == "num_scan_inputs"), 0)
         # Before opset 9 the first input says how long the others are.
         fits = 0 < cut <= have[0] and all(
             have[0] - len(g.input) in (0, 1) and len(g.output) == have[1] for g in bodies
         )
-    else:
-        return
     if not fits:
         raise ModelError(f"{_label(node)} and what it holds differ in their inputs and outputs")
 
@@ -223,6 +224,8 @@ def _form(op: str, version: int) -> _Form | None:
 def _check_form(node: onnx.NodeProto, form: _Form) -> None:
     _check_count(node, "inputs", node.input, form.inputs)
     _check_count(node, "outputs", node.output, form.outputs)
+    if not node.attribute and not form.required:
+        return
     given = {each.name: each for each in node.attribute}
     if missing := sorted(form.required - given.keys()):
         raise ModelError(f"{_label(node)} has no attribute '{missing[0]}'")
@@ -236,6 +239,8 @@ def _check_count(
     node: onnx.NodeProto, what: str, names: Sequence[str], bounds: tuple[int, int]
 ) -> None:
     least, most = bounds
+    if least <= len(names) <= most:
+        return
     used = max((at for at, name in enumerate(names, 1) if name), default=0)
     if len(names) < least or used > most:
         raise ModelError(f"{_label(node)} has {len(names)} {what}, not {least} to {most}")

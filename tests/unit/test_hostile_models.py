@@ -384,6 +384,11 @@ def deep(levels: int) -> Change:
     return change
 
 
+def negative(made: ModelProto) -> None:
+    for value in (made.graph.input[0], made.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+
+
 PLAIN = linear(w=W).SerializeToString()
 COMPILED: dict[str, ModelProto | bytes] = {
     "annotations and training": changed(annotated),
@@ -398,6 +403,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
         v=normal(K, K),
         w=W,
     ),
+    "negative sizes": changed(negative),
     "an opset twice": changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 21))),
     "unknown fields": PLAIN + b"\xf8\x3f\x05\xfa\x3f\x03abc",
     "groups": PLAIN + b"\xfb\x07" * 20 + b"\xfc\x07" * 20,
