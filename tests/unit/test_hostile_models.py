@@ -298,6 +298,10 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
         changed(attribute("GroupQueryAttention", "num_heads", 1 << 40), seed("genai")),
         "attribute 'num_heads' of a node (GroupQueryAttention) can't be 1099511627776",
     ),
+    "blocks of nothing": (
+        changed(attribute("MatMulNBits", "block_size", 0), seed("quantized")),
+        "attribute 'block_size' of node 'four' (MatMulNBits) can't be 0",
+    ),
     "a loop that gives its body less": (
         changed(body_inputs, seed("bodies")),
         "(Loop) and what it holds differ",
