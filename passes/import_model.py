@@ -28,6 +28,7 @@ from qcompiler.ir.io import import_proto
 from qcompiler.ir.shapes import complete_shapes, declared_names
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
+from qcompiler.soundness import check_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class ImportModel(Pass):
         declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
             model = inliner.inline_local_functions(model)
+            check_nodes(model)
+        _forget_wrong_sizes(model)
         names = set(_stored_names(model.graph))
         unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)
@@ -64,6 +67,36 @@ class ImportModel(Pass):
             remarks=tuple(LeftAlone(layer=n, message=why) for n, why in kept(stored).items()),
             inventory=inventory(stored),
         )
+
+
+def _forget_wrong_sizes(model: onnx.ModelProto) -> None:
+    """Let outputs that nodes read too have the sizes that are computed, whatever is declared.
+
+    ONNX Runtime warns, and takes what it infers; behind our ops it can't infer, and would refuse.
+    """
+    read = {name for node in model.graph.node for name in node.input}
+    told = {each.name: each.type.tensor_type for each in model.graph.output if each.name in read}
+    told = {name: kind for name, kind in told.items() if kind.HasField("shape")}
+    if not told:
+        return
+    declared: dict[str, onnx.TensorShapeProto] = {}
+    for name, kind in told.items():
+        declared[name] = onnx.TensorShapeProto()
+        declared[name].CopyFrom(kind.shape)
+        kind.ClearField("shape")
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph.output
+    found = {each.name: each.type.tensor_type for each in inferred}
+    for name, shape in declared.items():
+        sizes, others = shape.dim, found[name].shape.dim
+        fits = len(sizes) == len(others) and all(map(_may_be, sizes, others))
+        if fits or not found[name].HasField("shape"):
+            told[name].shape.CopyFrom(shape)
+
+
+def _may_be(one: onnx.TensorShapeProto.Dimension, other: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether two sizes can be one."""
+    numbers = [size.dim_value for size in (one, other) if size.HasField("dim_value")]
+    return len(set(numbers)) < 2
 
 
 def _stored_names(graph: onnx.GraphProto) -> Iterator[str]:

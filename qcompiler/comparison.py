@@ -20,8 +20,9 @@ from qcompiler.calibration.supply import Feed, short
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.feeds import as_taken
 from qcompiler.foreign import runtime_errors
-from qcompiler.models import ModelPackage, read_proto
+from qcompiler.models import ModelPackage
 from qcompiler.numerics.rounding import decibel
+from qcompiler.protos import read_proto
 from qcompiler.session import create_session
 
 Array = np.ndarray[Any, Any]

@@ -158,8 +158,7 @@ class _Compilation:
     def _quantized(self) -> gs.Graph:
         """The graph behind the last pass."""
         job, history = self.job, self.job.manager.history
-        graph = ir.read_model(job.package.onnx_path)
-        graph, _ = job.manager.run(graph, job.context)
+        graph, _ = job.run()
         _require_quantized(history, job.package)
         # plan-weights has looked for the patterns among all nodes, before the long passes.
         require_matches(job.context, {r.layer for step in history for r in step.remarks})

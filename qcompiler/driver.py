@@ -11,9 +11,11 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
+from qcompiler.errors import FaultError, ModelError
 from qcompiler.instruments import DumpInstrument, TargetInstrument, VerifyInstrument
 from qcompiler.models import ModelPackage
 from qcompiler.passmanager import Fact, Instrument, Pass, PassContext, PassManager
+from qcompiler.session import create_session
 from qcompiler.targets import Target
 
 
@@ -43,8 +45,19 @@ class Job:
     context: PassContext
 
     def run(self) -> tuple[gs.Graph, PassContext]:
-        """Read the model and run the passes; the graph, and what the passes learned."""
-        return self.manager.run(ir.read_model(self.package.onnx_path), self.context)
+        """Read the model and run the passes; the graph, and what the passes learned.
+
+        Where something fails that should not, a model that ONNX Runtime refuses is the reason.
+        """
+        path = self.package.onnx_path
+        try:
+            return self.manager.run(ir.read_model(path), self.context)
+        except FaultError as fault:
+            try:
+                create_session(path, threads=1)
+            except ModelError as refused:
+                raise refused from fault
+            raise
 
 
 def open_job(

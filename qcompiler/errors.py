@@ -6,9 +6,17 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+from qcompiler.escapes import printable
+
 
 class QcError(Exception):
-    """Root of every error raised on purpose; the CLI prints it on one line, exit code 1."""
+    """Root of every error raised on purpose; the CLI prints it, exit code 1.
+
+    The message is one printable line, whatever names from models stand in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(" ".join(message.split())))
 
 
 class ModelError(QcError):
@@ -25,6 +33,10 @@ class CalibrationError(QcError):
 
 class PassError(QcError):
     """A pass failed or broke the graph; names the pass and the node."""
+
+
+class FaultError(PassError):
+    """A part of the compiler met something in a model that it did not expect."""
 
 
 class VerificationError(QcError):

@@ -17,7 +17,8 @@ import onnxruntime as ort
 from qcompiler import settings
 from qcompiler.errors import ModelError
 from qcompiler.lookups import Lookups
-from qcompiler.models import ModelPackage, all_nodes
+from qcompiler.models import ModelPackage
+from qcompiler.protos import all_nodes
 from qcompiler.settings import Settings
 
 Kind = Literal["decoder", "encoder", "other"]

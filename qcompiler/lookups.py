@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
 from qcompiler import ops
-from qcompiler.models import all_nodes, all_tensors
+from qcompiler.protos import all_nodes, all_tensors
 
 _WHOLE_NUMBERS = frozenset(
     {

@@ -6,25 +6,25 @@ tokenizer, which special tokens, how many bytes. Weights are never read here.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
-from qcompiler import literals, settings
+from qcompiler import settings
 from qcompiler.commit import is_data_of
 from qcompiler.errors import ModelError, shown
 from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, read_text
-from qcompiler.foreign import foreign_errors, one_line, silenced
+from qcompiler.foreign import foreign_errors, silenced
+from qcompiler.protos import read_proto
 from qcompiler.settings import Settings
+from qcompiler.soundness import check_model
+from qcompiler.stored import external_files
 
 _LONGEST_NAME = 200  # of a file; systems take 255 bytes
-ONNX_DOMAIN = "ai.onnx"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 SIDE_FILES = (
@@ -182,8 +182,15 @@ class ModelPackage:
 def open_package(path: str | Path) -> ModelPackage:
     """Find the ONNX file, config and tokenizer that `path` (a file or a folder) stands for.
 
-    Raises ModelError if nothing is there or it is no ONNX model.
+    Raises ModelError if nothing is there, or it is no sound ONNX model (`soundness`).
     """
+    package = find_package(path)
+    check_model(package.proto(), package.onnx_path)
+    return package
+
+
+def find_package(path: str | Path) -> ModelPackage:
+    """The same for a model that has been opened already: nothing is read."""
     path = Path(path)
     if path.is_dir():
         folder: Path | None = path
@@ -197,7 +204,6 @@ def open_package(path: str | Path) -> ModelPackage:
         raise ModelError(f"{path}: no such file or folder")
     if not onnx_path.is_file():
         raise ModelError(f"{path}: the folder holds no {onnx_path.name}; name the ONNX file itself")
-    read_proto(onnx_path)
     tokenizer = onnx_path.parent / TOKENIZER
     return ModelPackage(
         onnx_path=onnx_path,
@@ -205,157 +211,6 @@ def open_package(path: str | Path) -> ModelPackage:
         config=config,
         tokenizer_file=tokenizer if tokenizer.is_file() else None,
     )
-
-
-def read_proto(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file without loading external data; ModelError if it is not one."""
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise ModelError(
-            f"{path} is not an ONNX model, or is cut off; export or copy it again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
-    if model.ir_version == 0 or not model.HasField("graph"):
-        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
-    _write_plain_domains(model)
-    return model
-
-
-def _write_plain_domains(model: onnx.ModelProto) -> None:
-    """ONNX's own domain has two names, '' and 'ai.onnx': from here on, the first."""
-    for node in all_nodes(model):
-        if node.domain == ONNX_DOMAIN:
-            node.ClearField("domain")
-    for owner in (model, *model.functions):
-        domains = {entry.domain for entry in owner.opset_import}
-        for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
-            if "" in domains:
-                owner.opset_import.remove(entry)
-            else:
-                entry.domain = ""
-
-
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node: of the graph, of its subgraphs, and of the model's local functions."""
-
-    def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-        for node in nodes:
-            yield node
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    yield from walk(attribute.g.node)
-                for graph in attribute.graphs:
-                    yield from walk(graph.node)
-
-    yield from walk(model.graph.node)
-    for function in model.functions:
-        yield from walk(function.node)
-
-
-def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor: initializers and constants, at any depth."""
-
-    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
-
-    yield from of_graph(model.graph)
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from of_graph(attribute.g)
-            for graph in attribute.graphs:
-                yield from of_graph(graph)
-
-
-def check_tensors(model: onnx.ModelProto, onnx_path: Path) -> None:
-    """ModelError where a stored tensor has no known type, a bad shape, or too few bytes."""
-    known = onnx.helper.get_all_tensor_dtypes() - {onnx.TensorProto.UNDEFINED}
-    for tensor in all_tensors(model):
-        where = f"{onnx_path}: tensor '{tensor.name}'"
-        if tensor.data_type not in known:
-            raise ModelError(f"{where} has the unknown element type {tensor.data_type}")
-        if any(dim < 0 for dim in tensor.dims):
-            raise ModelError(f"{where} has a negative dimension; export the model again")
-        have, need = _claimed_bytes(tensor, where), _stored_bytes(tensor)
-        if None not in (have, need) and have != need:
-            raise ModelError(
-                f"{where} holds {have} bytes, its shape and type need {need}; export the model "
-                "again"
-            )
-
-
-def _claimed_bytes(tensor: onnx.TensorProto, where: str) -> int | None:
-    """Bytes that a tensor says it has, None where its values are spelled out one by one."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        return _byte_range(entries, where)[1] if "length" in entries else None
-    return len(tensor.raw_data) if tensor.HasField("raw_data") else None
-
-
-def _stored_bytes(tensor: onnx.TensorProto) -> int | None:
-    """Bytes of a tensor in the file, None for the narrow types that came after int4."""
-    count = math.prod(tensor.dims)
-    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-        return (count + 1) // 2
-    if tensor.data_type > onnx.TensorProto.INT4:
-        return None
-    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-
-
-def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
-    """The distinct external-data files of `model`, in order of first use.
-
-    Raises ModelError when a reference leaves the model's folder, names no file, or reaches beyond
-    the file's end.
-    """
-    # A hub cache links model and data into one store: the linked file's own folder counts as home.
-    homes = {onnx_path.parent.resolve(), onnx_path.resolve().parent}
-    sizes: dict[Path, int] = {}
-    for tensor in all_tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        where = f"{onnx_path}: tensor '{tensor.name}'"
-        file = onnx_path.parent / location
-        inside = not Path(location).is_absolute() and ".." not in Path(location).parts
-        if not location or not inside or not _within(file.resolve(), homes):
-            raise ModelError(f"{where}: its data '{location}' lies outside the model's folder")
-        if file not in sizes:
-            if not file.is_file():
-                raise ModelError(f"{where}: its data file {file} is missing")
-            sizes[file] = file.stat().st_size
-        end = sum(_byte_range(entries, where))
-        if end > sizes[file]:
-            raise ModelError(
-                f"{where}: {file} is cut off: {end} bytes needed, {sizes[file]} there; "
-                "copy or export the model again"
-            )
-    return tuple(sizes)
-
-
-def _within(file: Path, homes: Iterable[Path]) -> bool:
-    return any(file.is_relative_to(home) for home in homes)
-
-
-def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
-    """Offset and length of external data, 0 where they are not given."""
-    try:
-        # "" is what some writers give for none.
-        offset, length = (literals.whole(entries.get(key) or "0") for key in ("offset", "length"))
-    except ValueError:
-        offset = length = -1
-    if offset < 0 or length < 0:
-        raise ModelError(f"{where}: its external-data offset or length is not a byte count")
-    return offset, length
 
 
 def _genai_config(folder: Path) -> Settings | None:

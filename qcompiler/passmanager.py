@@ -10,7 +10,16 @@ from __future__ import annotations
 import enum
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,7 +27,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.errors import CalibrationError, PassError, QcError, RecipeError
+from qcompiler.errors import CalibrationError, FaultError, QcError, RecipeError
 from qcompiler.formats import LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
 from qcompiler.ir.walk import graphs
@@ -257,9 +266,10 @@ class PassManager:
         passes = self._passes[self._imported :]
         start = time.perf_counter()
         inner = [each for each in self._instruments if each.watches_bodies]
-        found = run_over_bodies(
-            graph, source, passes, ctx, instruments=inner, given=self._given | {Fact.IMPORTED}
-        )
+        with self._faults_named("compiling what If, Loop and Scan hold"):
+            found = run_over_bodies(
+                graph, source, passes, ctx, instruments=inner, given=self._given | {Fact.IMPORTED}
+            )
         for records in found:
             _add(self.history, records)
         if found:
@@ -270,6 +280,20 @@ class PassManager:
                 if not instrument.watches_bodies:
                     instrument.after(len(self._passes), passes[-1], result, seconds)
 
+    @contextmanager
+    def _faults_named(self, what: str) -> Generator[None, None, None]:
+        """FaultError, naming the culprit, for what nobody raised on purpose."""
+        try:
+            yield
+        except (QcError, MemoryError, OSError):  # the caller explains these
+            raise
+        except Exception as error:  # graphsurgeon, onnx and numpy share no base class
+            ran = ", ".join(record.name for record in self.history) or "none"
+            raise FaultError(
+                f"{what} failed on this model ({type(error).__name__}: {error}); passes already "
+                f"run: {ran}. Leave it out of the recipe or report the model"
+            ) from error
+
     def _run(
         self, graph: gs.Graph, ctx: PassContext, indices: range
     ) -> tuple[gs.Graph, PassContext]:
@@ -279,20 +303,15 @@ class PassManager:
             if index == self._referred.start:
                 ctx = replace(ctx, reference=graph.copy())
             try:
-                result = step.run(graph, ctx)
-                seconds = time.perf_counter() - start
-                for instrument in self._instruments:
-                    instrument.after(index, step, result, seconds)
+                with self._faults_named(f"pass '{step.name}'"):
+                    result = step.run(graph, ctx)
+                    seconds = time.perf_counter() - start
+                    for instrument in self._instruments:
+                        instrument.after(index, step, result, seconds)
+            except FaultError:
+                raise
             except QcError as error:
                 raise type(error)(f"pass '{step.name}': {error}") from error
-            except (MemoryError, OSError):  # not the pass's fault: the caller explains these
-                raise
-            except Exception as error:  # graphsurgeon, onnx and numpy share no base class
-                ran = ", ".join(record.name for record in self.history) or "none"
-                raise PassError(
-                    f"pass '{step.name}' failed on this model ({type(error).__name__}: {error}); "
-                    f"passes already run: {ran}. Leave it out of the recipe or report the model"
-                ) from error
             graph = result.graph
             if result.statistics is not None:
                 ctx = replace(ctx, statistics=result.statistics)

@@ -13,7 +13,8 @@ import onnxruntime as ort
 from qcompiler import runtime
 from qcompiler.errors import ModelError, RuntimeLibraryError
 from qcompiler.foreign import runtime_errors
-from qcompiler.models import all_nodes, open_package, read_proto
+from qcompiler.models import find_package
+from qcompiler.protos import all_nodes, read_proto
 
 OP_DOMAIN = "ai.qcompiler"
 CPU = "CPUExecutionProvider"
@@ -55,7 +56,7 @@ def create_session(
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
     """
-    onnx_path = open_package(path).onnx_path
+    onnx_path = find_package(path).onnx_path
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # what goes wrong is raised
     if threads is not None:

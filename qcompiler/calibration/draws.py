@@ -17,7 +17,7 @@ from onnx import inliner
 
 from qcompiler import ir
 from qcompiler.ir.io import import_proto
-from qcompiler.models import all_nodes
+from qcompiler.protos import all_nodes
 
 _OPS = frozenset(
     {

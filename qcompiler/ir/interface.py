@@ -200,6 +200,8 @@ def export_graph(graph: gs.Graph) -> onnx.ModelProto:
 
 def _written(declared: ValueInfoProto, exported: ValueInfoProto) -> ValueInfoProto:
     """As it was declared, with the name and element type that the graph has now."""
+    if not declared.HasField("type"):
+        return exported
     value = _copied(declared)
     value.name = exported.name
     if _is_tensor(declared) and exported.type.tensor_type.elem_type:

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler import commit, ops
-from qcompiler.errors import ModelError, QcError
+from qcompiler.errors import FaultError, QcError
 from qcompiler.ir import interface, scratch
 from qcompiler.ir.attributes import export_graph, import_graph
 from qcompiler.ir.casts import without_casts, write_casts
@@ -32,11 +32,13 @@ from qcompiler.ir.tensors import (
     put_stored,
     spilled,
     spilled_proto,
+    stored_type,
     stored_values,
 )
 from qcompiler.ir.walk import graphs, proto_nodes
-from qcompiler.models import all_tensors, check_tensors, external_files, read_proto
+from qcompiler.protos import all_tensors, read_proto
 from qcompiler.staging import scratch_beside
+from qcompiler.stored import check_tensors, external_files, packed_bits
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""
@@ -71,30 +73,11 @@ def _detach(graph: gs.Graph, folder: Path | None) -> None:
             proto.CopyFrom(values.tensor)
             kept = scratch.find(folder / external_entry(proto)["location"])
             tensor._values = MappedValues(proto, folder, kept)
-            _check_extent(tensor)
         elif store is not None and len(values.tensor.raw_data) >= store.threshold:
             tensor._values = spilled_proto(values.tensor, store)
         else:
             proto.CopyFrom(values.tensor)
             tensor._values = LazyValues(proto)
-
-
-def _check_extent(tensor: gs.Constant) -> None:
-    """ModelError where a tensor's shape and type need more bytes than its file holds."""
-    values: MappedValues = tensor._values  # pyright: ignore[reportAssignmentType]
-    entry = external_entry(values.tensor)
-    path = values.folder / entry["location"]
-    if any(dim < 0 for dim in values.tensor.dims):
-        raise ModelError(
-            f"{path}: initializer '{tensor.name}' has a negative dimension; export it again"
-        )
-    end = int(entry.get("offset", 0)) + nbytes(tensor)
-    size = path.stat().st_size
-    if end > size:
-        raise ModelError(
-            f"{path} is truncated: '{tensor.name}' needs bytes up to {end}, the file has {size}; "
-            "copy or export it again"
-        )
 
 
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
@@ -119,7 +102,7 @@ def read_model(path: Path) -> gs.Graph:
     except QcError:
         raise
     except Exception as error:  # whatever graphsurgeon or onnx trips over in a malformed file
-        raise ModelError(
+        raise FaultError(
             f"{path} is not valid ONNX ({type(error).__name__}: {error}); export it again"
         ) from error
 
@@ -222,8 +205,8 @@ def _attach_functions(model: onnx.ModelProto) -> None:
 
 def _raw_bytes(values: Any) -> bytes | memoryview:
     if isinstance(values, MappedValues):
-        if values.tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-            return numpy_helper.from_array(values.load()).raw_data
+        if packed_bits(values.tensor.data_type):
+            return values.packed()
         return np.ascontiguousarray(values.load()).reshape(-1).view(np.uint8).data
     if isinstance(values, LazyValues):
         proto = values.tensor
@@ -299,6 +282,8 @@ def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, 
                     if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                         continue
                     seen.add(id(tensor))
+                    if stored_type(tensor) == onnx.TensorProto.STRING:
+                        continue
                     mapped = isinstance(stored_values(tensor), MappedValues)
                     if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
                         saved.append((tensor, tensor._values))

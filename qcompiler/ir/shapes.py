@@ -16,7 +16,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_numpy_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
-from qcompiler.models import all_nodes
+from qcompiler.protos import all_nodes
 
 
 def declared_names(model: onnx.ModelProto) -> frozenset[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from qcompiler.errors import ModelError
 from qcompiler.ir.walk import proto_graphs
 
 
@@ -30,7 +31,13 @@ def _dense(sparse: onnx.SparseTensorProto, folder: str) -> onnx.TensorProto:
     values = numpy_helper.to_array(sparse.values, folder)
     indices = numpy_helper.to_array(sparse.indices, folder)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:  # positions in the flattened tensor
+    flat = indices.ndim == 1  # positions in the flattened tensor
+    if ((indices < 0) | (indices >= (dense.size if flat else dense.shape))).any():
+        raise ModelError(
+            f"sparse tensor '{sparse.values.name}' has values outside its shape "
+            f"{list(dense.shape)}; export the model again"
+        )
+    if flat:
         dense.reshape(-1)[indices] = values
     else:
         dense[tuple(indices.T)] = values

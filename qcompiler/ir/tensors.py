@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir import scratch
+from qcompiler.stored import packed_bits, stored_bytes
 
 _FOUR_BIT = frozenset({np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)})
-_FOUR_BIT_PROTO = frozenset({onnx.TensorProto.INT4, onnx.TensorProto.UINT4})
 
 _BLOCK = 4 << 20  # elements packed or brought in order at a time; even, so that no byte is shared
 
@@ -56,19 +56,21 @@ class MappedValues(LazyValues):
         offset = int(entry.get("offset", 0))
         dims = tuple(self.tensor.dims)
         count = int(np.prod(dims, dtype=np.int64))
-        if self.tensor.data_type in _FOUR_BIT_PROTO:
-            length = (count + 1) // 2
-            copy = onnx.TensorProto()
-            copy.data_type = self.tensor.data_type
+        if packed_bits(self.tensor.data_type):
+            copy = onnx.TensorProto(data_type=self.tensor.data_type, raw_data=self.packed())
             copy.dims.extend(dims)
-            with path.open("rb") as file:
-                file.seek(offset)
-                copy.raw_data = file.read(length)
             return numpy_helper.to_array(copy)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(self.tensor.data_type)
         if count == 0:
             return np.empty(dims, dtype)
         return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=dims)
+
+    def packed(self) -> bytes:
+        """The bytes in the file, of types whose values share them."""
+        entry = external_entry(self.tensor)
+        with (self.folder / entry["location"]).open("rb") as file:
+            file.seek(int(entry.get("offset", 0)))
+            return file.read(stored_bytes(self.tensor.data_type, self.tensor.dims))
 
 
 class CastValues(LazyValues):
@@ -204,8 +206,5 @@ def nbytes(tensor: gs.Constant) -> int:
     """Bytes the values take in a file."""
     values = stored_values(tensor)
     if isinstance(values, LazyValues):
-        count = int(np.prod(tuple(values.tensor.dims), dtype=np.int64))
-        if values.tensor.data_type in _FOUR_BIT_PROTO:
-            return (count + 1) // 2
-        return count * onnx.helper.tensor_dtype_to_np_dtype(values.tensor.data_type).itemsize
+        return stored_bytes(values.tensor.data_type, values.tensor.dims)
     return int(np.asarray(values).nbytes)

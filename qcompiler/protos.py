@@ -1,0 +1,165 @@
+"""Models as messages: read from a file, and walked with all that lies below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from qcompiler.errors import ModelError
+from qcompiler.foreign import one_line
+
+ONNX_DOMAIN, CONTRIB_DOMAIN = "ai.onnx", "com.microsoft"
+ELEMENT_TYPES = frozenset(onnx.helper.get_all_tensor_dtypes()) - {onnx.TensorProto.UNDEFINED}
+"""The types of elements that ONNX knows."""
+VALUE_FIELDS = (
+    *("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"),
+)
+"""Where tensors have values that are spelled out."""
+_PLAIN_FIELDS = 4
+"""Fields of a tensor with raw data: name, type, dims, data."""
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file without loading external data; ModelError if it is not one."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is cut off; export or copy it again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {one_line(error)}") from error
+    if not model.HasField("graph"):
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    if model.ir_version < 1:
+        raise ModelError(f"{path} does not say its IR version; export it again")
+    _settle(model)
+    return model
+
+
+def has_unknown_type(kind: onnx.TypeProto) -> bool:
+    """Whether elements of a type are of none that ONNX knows."""
+    match kind.WhichOneof("value"):
+        case "tensor_type":
+            return kind.tensor_type.elem_type not in ELEMENT_TYPES
+        case "sparse_tensor_type":
+            return kind.sparse_tensor_type.elem_type not in ELEMENT_TYPES
+        case "sequence_type":
+            return has_unknown_type(kind.sequence_type.elem_type)
+        case "optional_type":
+            return has_unknown_type(kind.optional_type.elem_type)
+        case "map_type":
+            return has_unknown_type(kind.map_type.value_type)
+        case _:
+            return False
+
+
+def _settle(model: onnx.ModelProto) -> None:
+    """Write what has several spellings, or one that says nothing, as ONNX Runtime reads it."""
+    graphs, tensors = [model.graph], list(model.graph.initializer)
+    for node in all_nodes(model):
+        if node.domain == ONNX_DOMAIN:  # it has two names: from here on, the empty one
+            node.ClearField("domain")
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+            inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+            graphs += inner
+            tensors += (tensor for graph in inner for tensor in graph.initializer)
+    for owner in (model, *model.functions):
+        _settle_opsets(owner)
+    for depth, graph in enumerate(graphs):
+        _settle_values((*graph.input, *graph.output), typed=not depth)
+        _settle_values(graph.value_info, typed=False)
+    for tensor in tensors:
+        if tensor.HasField("raw_data") and len(tensor.ListFields()) > _PLAIN_FIELDS:
+            for field in VALUE_FIELDS:  # not read where there is raw data
+                tensor.ClearField(field)
+
+
+def _settle_values(values: Iterable[onnx.ValueInfoProto], *, typed: bool) -> None:
+    """`typed`: whether what is said of types counts, as it does of a model's inputs and outputs."""
+    for value in values:
+        if not typed and has_unknown_type(value.type):
+            value.ClearField("type")
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters write -1 for what is not known
+                dim.ClearField("dim_value")
+
+
+def _settle_opsets(owner: onnx.ModelProto | onnx.FunctionProto) -> None:
+    domains = {entry.domain for entry in owner.opset_import}
+    for entry in [each for each in owner.opset_import if each.domain == ONNX_DOMAIN]:
+        if "" in domains:
+            owner.opset_import.remove(entry)
+        else:
+            entry.domain = ""
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of its subgraphs, and of the model's local functions."""
+    yield from nodes_below(model.graph.node)
+    for function in model.functions:
+        yield from nodes_below(function.node)
+
+
+def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, each before those in its subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_below(attribute.g.node)
+            for graph in attribute.graphs:
+                yield from nodes_below(graph.node)
+
+
+def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and every subgraph of it and of functions."""
+    yield model.graph
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor: initializers and attributes, at any depth."""
+    for graph in all_graphs(model):
+        yield from graph.sparse_initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor
+            yield from attribute.sparse_tensors
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor at any depth: initializers, constants, the parts of sparse ones."""
+
+    def of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+        for sparse in tensors:
+            yield sparse.values
+            yield sparse.indices
+
+    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+        yield from graph.initializer
+        yield from of_sparse(graph.sparse_initializer)
+
+    yield from of_graph(model.graph)
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from of_sparse([attribute.sparse_tensor])
+            yield from of_sparse(attribute.sparse_tensors)
+            if attribute.HasField("g"):
+                yield from of_graph(attribute.g)
+            for graph in attribute.graphs:
+                yield from of_graph(graph)

@@ -1,0 +1,246 @@
+"""Whether a model is sound, asked once, before anything reads it: the rest relies on it.
+
+Names are text. Inputs and outputs have types. Nodes have the inputs, outputs and attributes that
+ONNX's operators ask for. Functions do not call themselves. What is stored is there (`stored`).
+How nodes fit together is seen later. What no exporter means is refused even where ONNX Runtime
+overlooks it; other models that it runs are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import AttributeProto
+
+from qcompiler.errors import ModelError
+from qcompiler.protos import CONTRIB_DOMAIN, all_graphs, all_nodes, has_unknown_type, nodes_below
+from qcompiler.stored import check_tensors, external_files
+
+_NEWEST = 1 << 31
+"""No opset has this number: ONNX counts in 32 bits."""
+_COUNTS = frozenset({"num_heads", "kv_num_heads", "bits", "block_size", "K", "N"})
+"""Attributes of ONNX Runtime's operators that divide something."""
+_TYPED_FROM = 2
+"""The IR version from which attributes say their type."""
+
+_VALUES = {
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    AttributeProto.TYPE_PROTO: "tp",
+}
+"""Where attributes that are messages have them."""
+
+
+def check_model(model: onnx.ModelProto, path: Path) -> None:
+    """ModelError, naming the place, where a model can't be relied on, or its data files."""
+    try:
+        _check_text(model)
+        _check_opsets(model)
+        _check_interface(model.graph)
+        _check_functions(model.functions)
+        check_nodes(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; export the model again") from None
+    check_tensors(model, path)
+    external_files(model, path)
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Protobuf gives bytes for what is not UTF-8, and takes no such value back."""
+    for what, texts in _texts(model):
+        try:
+            "".join(texts)
+        except TypeError:
+            raise ModelError(f"{what} is not UTF-8") from None
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Every string, with what it is."""
+    about = (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    yield "what the model says of itself", about
+    yield "metadata", (text for each in model.metadata_props for text in (each.key, each.value))
+    owners: list[Any] = [model, *model.functions]
+    for owner in owners:
+        yield "the domain of an opset", (each.domain for each in owner.opset_import)
+    for each in model.functions:
+        signature = (*each.input, *each.output, *each.attribute)
+        yield "a name in a function", (each.name, each.domain, each.overload, *signature)
+    for node in all_nodes(model):
+        yield "the name of a node", (node.name, node.op_type, node.domain, node.doc_string)
+        yield "the name of what a node reads or writes", (*node.input, *node.output)
+        for attribute in node.attribute:
+            named = (attribute.name, attribute.ref_attr_name, attribute.doc_string)
+            yield "the name of an attribute", named
+    for graph in all_graphs(model):
+        yield "the name of a graph", (graph.name, graph.doc_string)
+        yield "the name of a tensor", (each.name for each in graph.initializer)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            sizes = (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            yield "the name of an input, output or size", (value.name, value.doc_string, *sizes)
+
+
+def _check_opsets(model: onnx.ModelProto) -> None:
+    owners: list[tuple[Any, Any]] = [(model, model.graph), *((f, f) for f in model.functions)]
+    for owner, graph in owners:
+        versions = [entry.version for entry in owner.opset_import if not entry.domain]
+        for version in versions:
+            if not 0 < version < _NEWEST:
+                raise ModelError(f"there is no opset {version}")
+            if version != versions[0]:
+                raise ModelError(f"it has two opsets, {versions[0]} and {version}")
+        if not versions and any(not node.domain for node in nodes_below(graph.node)):
+            raise ModelError("it does not say which opset its operators are of")
+
+
+def _check_interface(graph: onnx.GraphProto) -> None:
+    seen: set[str] = set()
+    for value in graph.input:
+        if value.name in seen:
+            raise ModelError(f"two inputs are named '{value.name}'")
+        seen.add(value.name)
+        if value.type.WhichOneof("value") is None:
+            raise ModelError(f"input '{value.name}' has no type")
+    for value in (*graph.input, *graph.output):
+        if has_unknown_type(value.type):
+            raise ModelError(f"input or output '{value.name}' has an unknown element type")
+
+
+Key = tuple[str, str, str]
+
+
+def _check_functions(functions: Iterable[onnx.FunctionProto]) -> None:
+    """No two have one name, and none calls itself, by way of others or not."""
+    calls: dict[Key, set[Key]] = {}
+    for each in functions:
+        key = (each.domain, each.name, each.overload)
+        if key in calls:
+            raise ModelError(f"two functions are named '{each.name}'")
+        nodes = nodes_below(each.node)
+        calls[key] = {(node.domain, node.op_type, node.overload) for node in nodes}
+    left = {key: called & calls.keys() for key, called in calls.items()}
+    while ready := [key for key, called in left.items() if not called & left.keys()]:
+        for key in ready:
+            del left[key]
+    if left:
+        raise ModelError(f"function '{next(iter(left))[1]}' calls itself")
+
+
+def check_nodes(model: onnx.ModelProto) -> None:
+    """ModelError for a node that lacks what its operator needs.
+
+    Functions are judged when they are inlined: only then are attributes what they refer to.
+    """
+    version = next((each.version for each in model.opset_import if not each.domain), None)
+    for node in nodes_below(model.graph.node):
+        for attribute in node.attribute:
+            _check_attribute(attribute, node, typed=model.ir_version >= _TYPED_FROM)
+        if node.domain == CONTRIB_DOMAIN:
+            _check_contrib(node)
+        form = None if node.domain or not version else _form(node.op_type, version)
+        if form is not None:
+            _check_form(node, form)
+            _check_bodies(node)
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"node '{node.name}' ({node.op_type})" if node.name else f"a node ({node.op_type})"
+
+
+def _check_attribute(attribute: AttributeProto, node: onnx.NodeProto, *, typed: bool) -> None:
+    name = attribute.name
+    if attribute.ref_attr_name:
+        raise ModelError(f"attribute '{name}' of {_label(node)} refers to one of a function")
+    if typed and attribute.type == AttributeProto.UNDEFINED:
+        raise ModelError(f"attribute '{name}' of {_label(node)} has no type")
+    field = _VALUES.get(attribute.type)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if field is not None and not attribute.HasField(field):
+        raise ModelError(f"attribute '{name}' of {_label(node)} has no value")
+
+
+def _check_bodies(node: onnx.NodeProto) -> None:
+    """The bodies of an If, Loop or Scan take and give what the node does."""
+    if node.op_type not in ("If", "Loop", "Scan"):
+        return
+    have = len(node.input), len(node.output)
+    bodies = [each.g for each in node.attribute if each.type == AttributeProto.GRAPH]
+    if node.op_type == "If":
+        fits = all(not g.input and len(g.output) == have[1] for g in bodies)
+    elif node.op_type == "Loop":
+        fits = all(
+            (len(g.input), len(g.output)) == (have[0], have[1] + 1) and have[1] >= have[0] - 2
+            for g in bodies
+        )
+    else:
+        cut = next((each.i for each in node.attribute if each.name == "num_scan_inputs"), 0)
+        # Before opset 9 the first input says how long the others are.
+        fits = 0 < cut <= have[0] and all(
+            have[0] - len(g.input) in (0, 1) and len(g.output) == have[1] for g in bodies
+        )
+    if not fits:
+        raise ModelError(f"{_label(node)} and what it holds differ in their inputs and outputs")
+
+
+def _check_contrib(node: onnx.NodeProto) -> None:
+    """ONNX Runtime crashes by dividing by some of these, which it holds in 32 bits."""
+    for each in node.attribute:
+        least = 1 if each.name in _COUNTS else -_NEWEST
+        if each.type == AttributeProto.INT and not least <= each.i < _NEWEST:
+            raise ModelError(f"attribute '{each.name}' of {_label(node)} can't be {each.i}")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What an operator asks for."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    required: frozenset[str]
+    kinds: Mapping[str, str]
+    """The types of its attributes, by name."""
+
+
+@cache
+def _form(op: str, version: int) -> _Form | None:
+    """The form of an operator of ONNX; None where ONNX Runtime alone has it."""
+    try:
+        schema = onnx.defs.get_schema(op, version, "")
+    except onnx.defs.SchemaError:
+        return None
+    attributes = schema.attributes
+    return _Form(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        frozenset(name for name, each in attributes.items() if each.required),
+        {name: str(each.type).rpartition(".")[-1] for name, each in attributes.items()},
+    )
+
+
+def _check_form(node: onnx.NodeProto, form: _Form) -> None:
+    _check_count(node, "inputs", node.input, form.inputs)
+    _check_count(node, "outputs", node.output, form.outputs)
+    if not node.attribute and not form.required:
+        return
+    given = {each.name: each for each in node.attribute}
+    if missing := sorted(form.required - given.keys()):
+        raise ModelError(f"{_label(node)} has no attribute '{missing[0]}'")
+    for name in given.keys() & form.kinds.keys():
+        kind = AttributeProto.AttributeType.Name(given[name].type)
+        if kind not in ("UNDEFINED", form.kinds[name]):
+            raise ModelError(f"attribute '{name}' of {_label(node)} has the wrong type, {kind}")
+
+
+def _check_count(
+    node: onnx.NodeProto, what: str, names: Sequence[str], bounds: tuple[int, int]
+) -> None:
+    least, most = bounds
+    if least <= len(names) <= most:
+        return
+    used = max((at for at, name in enumerate(names, 1) if name), default=0)
+    if len(names) < least or used > most:
+        raise ModelError(f"{_label(node)} has {len(names)} {what}, not {least} to {most}")
