@@ -88,11 +88,12 @@ void MatMulNode::read_splits(const Node& node) {
     node.refuse("splits has " + std::to_string(splits_.size()) + " values, expected 3");
   }
   std::int64_t left = matrix_.n;
+  bool fit = splits_[0] >= 1;
   for (const std::int64_t split : splits_) {
-    if (split < 0 || split > left) break;
-    left -= split;
+    fit = fit && split >= 0 && split <= left;
+    if (fit) left -= split;
   }
-  if (left != 0 || splits_[0] < 1) {
+  if (!fit || left != 0) {
     node.refuse("splits=" + to_string(splits_) + " must be three sizes that sum to N=" +
                 std::to_string(matrix_.n) + ", the first above 0");
   }

@@ -119,21 +119,33 @@ const Form& form_of(const Form (&forms)[kForms], const Op& op) {
   throw OpError(std::string("no kernel for ") + op.name);
 }
 
+// What stands for a kernel's creation and for the end of its runs, to the sanitizer of races.
+inline void* created(void* kernel) { return kernel; }
+inline void* done(void* kernel) { return static_cast<char*>(kernel) + 1; }
+
 // Sets the callbacks that create, run and destroy `Kernel`, a class with
 //   Kernel(const OrtApi*, const OrtKernelInfo*, const Op&)   and   void compute(OrtKernelContext*).
+// The host creates it before it runs, perhaps in many threads, and destroys it behind all runs.
 template <typename Kernel>
 void set_kernel(Op& op) {
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatus* {
     return guarded(api, [&] {
       *kernel = std::make_unique<Kernel>(api, info, *static_cast<const Op*>(self)).release();
+      kernels::releases(created(*kernel));
     });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
     auto* self = static_cast<Kernel*>(kernel);
-    return guarded(self->api(), [&] { self->compute(context); });
+    kernels::acquires(created(kernel));
+    OrtStatus* status = guarded(self->api(), [&] { self->compute(context); });
+    kernels::releases(done(kernel));
+    return status;
   };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.KernelDestroy = [](void* kernel) {
+    kernels::acquires(done(kernel));
+    delete static_cast<Kernel*>(kernel);
+  };
 }
 
 // Runs body(index) for 0 <= index < count on the session's threads. It may throw bad_alloc, nothing

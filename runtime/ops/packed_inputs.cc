@@ -6,10 +6,7 @@ namespace {
 constexpr std::int64_t kMaxSide = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxWeights = std::int64_t{1} << 40;
 
-const Shape& one_value() {
-  static const Shape shape{1, 1, 1};
-  return shape;
-}
+bool is_one_value(const Shape& shape) { return shape == Shape{1, 1, 1}; }
 
 }  // namespace
 
@@ -41,7 +38,7 @@ PackedInputs::PackedInputs(const OrtApi* api, const Node& node, const MatrixAttr
     const Shape shape = info_of(api, value).shape;
     check_shape(which, shape);
     constant_[which] = true;
-    if (which == kZeroPoints) one_zero_point_ = shape == one_value();
+    if (which == kZeroPoints) one_zero_point_ = is_one_value(shape);
   }
 }
 
@@ -55,7 +52,7 @@ PackedInputs::Pointers PackedInputs::read(const OrtKernelContext* context) const
     if (!constant_[which]) {
       const Shape shape = info_of(api_, value).shape;
       check_shape(which, shape);
-      if (which == kZeroPoints) one = shape == one_value();
+      if (which == kZeroPoints) one = is_one_value(shape);
     }
     data[which] = data_of(api_, value);
   }
@@ -66,7 +63,7 @@ PackedInputs::Pointers PackedInputs::read(const OrtKernelContext* context) const
 
 void PackedInputs::check_shape(int which, const Shape& shape) const {
   static const char* const kNames[kCount] = {"W", "scales", "zero_points"};
-  if (which == kZeroPoints && shape == one_value()) return;
+  if (which == kZeroPoints && is_one_value(shape)) return;
   const std::int64_t blocks =
       kernels::with_width(bits_, [&](auto codes) { return codes.blocks(matrix_.k); });
   const Shape expected = which == kCodes

@@ -140,7 +140,7 @@ def matmul_model(
     outputs = outputs or [f"Y{i}" if s else "" for i, s in enumerate(splits)]
     node = helper.make_node(op_type, ["X", *values], outputs, name=name, domain=ops.DOMAIN, **attrs)
     # numpy has no bfloat16: the model converts
-    nodes = _narrow(node) if dtype == "bfloat16" else [node]
+    nodes = narrowed(node) if dtype == "bfloat16" else [node]
     elem = FLOAT_TYPES["float32" if dtype == "bfloat16" else dtype]
     return _model(
         op_type,
@@ -159,7 +159,7 @@ def matmul_model(
     )
 
 
-def _narrow(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def narrowed(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """The node with X and its results in bfloat16, between Casts from and to float32."""
     x, results = node.input[0], [name for name in node.output if name]
     node.input[0] = f"{x}_narrow"

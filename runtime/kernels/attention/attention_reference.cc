@@ -15,8 +15,8 @@ void attend_f32_reference(const AttentionRows& a) {
     const int64_t keys = a.seen(r);
     float peak = -INFINITY;
     for (int64_t j = 0; j < keys; ++j) {
-      const float* k = packed ? a.packed_k + j / kKeyPanel * kKeyPanel * a.d + j % kKeyPanel
-                              : a.k + j * a.d;
+      const float* k =
+          packed ? a.packed_k + j / kKeyPanel * kKeyPanel * a.d + j % kKeyPanel : a.k + j * a.d;
       const int64_t step = packed ? kKeyPanel : 1;
       float dot = 0.0f;
       for (int64_t i = 0; i < a.d; ++i) dot += q[i] * k[i * step];
