@@ -22,6 +22,7 @@ from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
+from qcompiler.escapes import printable
 from qcompiler.feeds import Signature
 from qcompiler.files import read_json
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
@@ -229,7 +230,7 @@ def _metadata(
         "qcompiler.recipe": json.dumps(chosen.to_dict(), sort_keys=True),
         "qcompiler.target": target.name,
         "qcompiler.source_sha256": digest.hexdigest(),
-        "qcompiler.calibration": source.description,
+        "qcompiler.calibration": printable(source.description),  # file names may be no UTF-8
         "qcompiler.calibration_sha256": source.sha256,
         "qcompiler.minimum_onnxruntime": target.minimum_onnxruntime,
     }

@@ -40,7 +40,7 @@ class DumpInstrument:
             lines.append(f"// {sign} {remark.layer}: {remark.message}")
         file = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{index:03d}_{step.name}.qir")
         text = "\n".join(lines) + "\n" + print_graph(result.graph)
-        (self.folder / file).write_text(text, encoding="utf-8")
+        (self.folder / file).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True)
