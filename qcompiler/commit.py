@@ -132,7 +132,7 @@ def put_text(path: Path, text: str) -> None:
     final = file_place(path)
     with scratch_beside(final) as work:
         made = work / "text"
-        made.write_text(text, encoding="utf-8")
+        made.write_text(text, encoding="utf-8", errors="backslashreplace")
         _sync(made)
         made.replace(final)
         _sync(final.parent)

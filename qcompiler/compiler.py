@@ -23,6 +23,7 @@ from qcompiler.commit import file_place, folder_place, put_folder, put_model
 from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
+from qcompiler.escapes import printable
 from qcompiler.feeds import Signature
 from qcompiler.files import read_json
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
@@ -231,7 +232,7 @@ def _metadata(
         "qcompiler.recipe": json.dumps(chosen.to_dict(), sort_keys=True),
         "qcompiler.target": target.name,
         "qcompiler.source_sha256": digest.hexdigest(),
-        "qcompiler.calibration": source.description,
+        "qcompiler.calibration": printable(source.description),  # file names may be no UTF-8
         "qcompiler.calibration_sha256": source.sha256,
         "qcompiler.minimum_onnxruntime": target.minimum_onnxruntime,
     }

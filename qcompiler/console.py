@@ -104,17 +104,25 @@ def _write(out: TextIO, text: str) -> None:
 
 
 class _Notes(logging.Handler):
-    """What is logged, one line each."""
+    """What is logged, one line each, and the same line once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        text = record.getMessage()
+        if text not in self._told:
+            self._told.add(text)
+            note(text)
 
 
 def show_log() -> None:
-    """Show warnings that are logged, once for all commands of a process."""
+    """Show warnings that are logged, from here on for one command."""
     root = logging.getLogger()
-    if not any(isinstance(handler, _Notes) for handler in root.handlers):
-        root.addHandler(_Notes(logging.WARNING))
+    for handler in [each for each in root.handlers if isinstance(each, _Notes)]:
+        root.removeHandler(handler)
+    root.addHandler(_Notes())
 
 
 @contextmanager

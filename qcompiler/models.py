@@ -88,7 +88,12 @@ class ModelPackage:
         return external_files(self.proto(), self.onnx_path)
 
     def refuse_overwriting(self, output: Path) -> None:
-        """ModelError where writing `output` would replace the model, its folder, or its data."""
+        """ModelError where writing `output` would replace the model, its folder, or its data.
+
+        So for a name that a model can't hold: it names the file of its data.
+        """
+        if output.suffix == ".onnx" and not _is_text(output.name):
+            raise ModelError(f"output '{output}' has a name that is not UTF-8; choose one with -o")
         place = Path(os.path.realpath(output))  # of a link to itself, too
         files = [file.resolve() for file in (self.onnx_path, *self.data_files())]
         taken = place in files
@@ -177,6 +182,11 @@ class ModelPackage:
     def _side(self, name: str) -> Settings:
         file = self.onnx_path.parent / name
         return read_json(file, ModelError) if file.is_file() else {}
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name has an encoding: bytes of file names that are not UTF-8 have none."""
+    return name.encode("utf-8", "replace").decode() == name
 
 
 def open_package(path: str | Path) -> ModelPackage:

@@ -15,20 +15,23 @@ _SECONDS = 1.0
 """For one name: a pattern that means something takes microseconds."""
 _LONGEST = 4096
 """Characters of a pattern, and of a name: some searches take the product, whatever the timeout."""
+_PLAIN = re.compile(r"(?:\\.|[^\\|()\[\]*+?^$.]){512}", re.DOTALL)
+"""Plain letters: the time that their first search takes grows with the cube of their number."""
+_GROUPS = re.compile(r"\(\?[a-zA-Z-]*:|(?<!\\)[()\[\]]")  # they do not part letters
 _REPEATS = 10_000
 """Product of all counts such as {3} or {1,9}: the compiler of patterns writes repetitions out."""
-_COUNT = re.compile(r"\\.|\{([0-9]*),?([0-9]*)[^}]*\}", re.DOTALL)
+_COUNT = re.compile(r"\\.|\{([0-9]*+),?+([0-9]*+)[^}]*+\}", re.DOTALL)
 
 
 def require_pattern(pattern: str) -> None:
     """RecipeError for what is no regular expression."""
-    if len(pattern) > _LONGEST:
+    if len(pattern) > _LONGEST or _PLAIN.search(_GROUPS.sub("", pattern)):
         raise RecipeError(f"{shown(pattern)} is too long for a pattern; use several")
     counts = [max(map(len, found)) for found in _COUNT.findall(pattern)]
     if any(count > len(str(_REPEATS)) for count in counts) or _repeats(pattern) > _REPEATS:
         raise RecipeError(f"{shown(pattern)} repeats more than {_REPEATS} times; use * or +")
     what = f"{shown(pattern)} is no regular expression"
-    with foreign_errors(RecipeError, what, "a layer's name with . * [ ( after \\ is one"):
+    with foreign_errors(RecipeError, what, "put \\ before signs such as ( in a name"):
         _compiled(pattern)
 
 

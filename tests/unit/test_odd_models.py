@@ -139,7 +139,8 @@ def test_compiles_to_what_the_source_computes(name: str, target: str, tmp_path: 
     source.write_bytes(GOOD[name].SerializeToString())
     done = qc("compile", source, "-o", result, "-t", target)
     assert done.exit_code == 0, done.stderr
-    assert done.stderr == ""
+    told = "1 initializers of the model are inputs too; they are weights, and no inputs any more\n"
+    assert done.stderr in ("", told if "weight is input" in name else "")
     if is_valid(source):
         assert is_valid(result)
     shape = [d.dim_value or 3 for d in GOOD[name].graph.input[0].type.tensor_type.shape.dim]

@@ -131,6 +131,8 @@ def test_offsets_that_are_no_numbers(tmp_path, offset):
         ("a{" + "9" * 5000 + "}", "too long"),
         ("(((a{1000}){1000}){1000}){1000}", "repeats more than"),
         ("a" * 5000, "too long"),
+        ("a" * 600, "too long"),
+        ("a{" + "9" * 500, "no layer has a name"),
     ],
     ids=short,
 )

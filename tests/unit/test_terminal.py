@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from command_line import qc, refusal, short
@@ -97,6 +98,31 @@ def test_a_terminal_of_few_letters(tmp_path):
         assert found["path"] == str(path)
     bare = run("inspect", path, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert bare.returncode == 0 and b"\\x1b.onnx" in bare.stdout
+
+
+def test_outputs_that_models_can_not_name(model, tmp_path):
+    output = str(tmp_path / "a\udcff.onnx")
+    assert r"a\xff.onnx' has a name that is not UTF-8" in refusal("compile", model, "-o", output)
+    assert "is not UTF-8" in refusal("opt", model, "-p", "import", "-o", output)
+
+
+@POSIX
+def test_names_that_are_not_utf8(model, tmp_path):
+    try:
+        data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xff.npz"))
+        np.savez(data, x=np.random.default_rng(0).normal(size=(8, 64)).astype("f4"))
+        source = model.rename(data.with_suffix(".onnx"))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    assert "has a name that is not UTF-8" in refusal("compile", source)
+    for report in (data.with_suffix(".html"), data.with_suffix(".json")):
+        options = ("--calib", data, "--report", report, "--dump-ir", tmp_path / "ir", "--json")
+        done = qc("compile", source, "-o", tmp_path / "o.onnx", *options)
+        assert done.exit_code == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["source"] == str(source)
+        assert "f\\xff.npz" in found["calibration"] or "f\udcff.npz" in found["calibration"]
+        assert report.stat().st_size
 
 
 def test_results_are_alone_on_standard_output(model, monkeypatch):
