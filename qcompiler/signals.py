@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 _SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
@@ -64,7 +65,7 @@ class Listener:
         for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
 
-    def _stop(self, number: int, _frame: object) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._closed or _unwinding():
             return
         if self._number is None:
@@ -72,9 +73,12 @@ class Listener:
             if hasattr(signal, "SIGALRM"):
                 signal.signal(signal.SIGALRM, self._remind)
         _alarm(_AGAIN)
-        raise Interrupt(self._number)
+        while frame is not None and frame.f_code is not Listener._lost.__code__:
+            frame = frame.f_back
+        if frame is None:  # else it would be lost there, and not in silence
+            raise Interrupt(self._number)
 
-    def _remind(self, _number: int, frame: object) -> None:
+    def _remind(self, _number: int, frame: FrameType | None) -> None:
         if self._number is not None:
             self._stop(self._number, frame)
 

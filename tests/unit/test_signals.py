@@ -119,6 +119,12 @@ sys.meta_path.insert(0, Finder)
     assert run(tmp_path, "pass", before) == INTERRUPTED
 
 
+def test_while_another_one_is_lost(tmp_path: Path) -> None:
+    before = "sys.unraisablehook = lambda _: raise_signal(SIGINT)"
+    body = "Thing.__del__ = lambda self: 1 / 0\nThing()\nbusy()"
+    assert run(tmp_path, body, before) == INTERRUPTED
+
+
 def test_a_second_one_waits_for_the_clean_up(tmp_path: Path) -> None:
     body = """
     with contextlib.suppress(ValueError):
