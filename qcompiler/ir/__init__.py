@@ -13,15 +13,17 @@ from qcompiler.ir.graph import (
     producer,
     reads_values,
     remove_dead,
+    remove_nodes,
     replace_uses,
     rewire_input,
     tensor_rank,
     value_readers,
 )
 from qcompiler.ir.io import model_folder, on_disk, read_model, to_model, write_model
+from qcompiler.ir.order import sort_nodes
 from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
-from qcompiler.ir.walk import graphs
+from qcompiler.ir.walk import graphs, tensors_of
 
 __all__ = [
     "Namer",
@@ -43,12 +45,15 @@ __all__ = [
     "reads_values",
     "rearranged",
     "remove_dead",
+    "remove_nodes",
     "replace_uses",
     "rewire_input",
+    "sort_nodes",
     "spilling",
     "spilling_beside",
     "stored_type",
     "tensor_rank",
+    "tensors_of",
     "to_model",
     "value_readers",
     "write_model",
