@@ -19,13 +19,13 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner, shape_inference
+from onnx import inliner
 
 from qcompiler import ir, ops
 from qcompiler.analysis.inventory import find_stored, held_alone, inventory, kept
 from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
-from qcompiler.ir.shapes import complete_shapes, declared_names
+from qcompiler.ir.shapes import complete_shapes, declared_names, inferred
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
 
@@ -47,7 +47,7 @@ class ImportModel(Pass):
         names = set(_stored_names(model.graph))
         unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)
-        model = shape_inference.infer_shapes(model, data_prop=True)
+        model = inferred(model)
         model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
         interface.declare_outputs(graph, outputs)

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from tokenizers import Tokenizer
 
 from qcompiler.errors import ModelError, QcError
+from qcompiler.functions import nodes_below, require_bounded
 
 ONNX_DOMAIN = "ai.onnx"
 GENAI_CONFIG = "genai_config.json"
@@ -205,7 +206,8 @@ def open_package(path: str | Path) -> ModelPackage:
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file without loading external data; ModelError if it is not one."""
+    """Parse an ONNX file without loading external data; ModelError if it is not one, or
+    its functions have no end."""
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
@@ -217,6 +219,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     if model.ir_version == 0 or not model.HasField("graph"):
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
     _write_plain_domains(model)
+    require_bounded(model, str(path))
     return model
 
 
@@ -237,18 +240,9 @@ def _write_plain_domains(model: onnx.ModelProto) -> None:
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node: of the graph, of its subgraphs, and of the model's local functions."""
 
-    def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-        for node in nodes:
-            yield node
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    yield from walk(attribute.g.node)
-                for graph in attribute.graphs:
-                    yield from walk(graph.node)
-
-    yield from walk(model.graph.node)
+    yield from nodes_below(model.graph.node)
     for function in model.functions:
-        yield from walk(function.node)
+        yield from nodes_below(function.node)
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

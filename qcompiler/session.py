@@ -28,6 +28,9 @@ EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _MANY_NODES = 1000
 """From here on, ONNX Runtime's plan of its memory may take longer than all else."""
 
+_VERY_MANY_NODES = 10_000
+"""From here on, its rewriting of a graph may."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +49,7 @@ def create_session(
     options: Mapping[str, str] | None = None,
     providers: Sequence[str] = (CPU,),
     model: onnx.ModelProto | None = None,
+    brief: bool = False,
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
 
@@ -53,7 +57,8 @@ def create_session(
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
     kernels for it, where that was built. `options` are session config entries. `model` is loaded
-    in place of what the ONNX file holds, with the external data beside the file.
+    in place of what the ONNX file holds, with the external data beside the file. `brief`: the
+    session runs a few times, and had better load soon (`load_soon`).
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -68,7 +73,8 @@ def create_session(
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
     loaded = read_proto(onnx_path) if model is None else model
-    keep_buffers_apart(session_options, loaded)
+    if brief:
+        load_soon(session_options, loaded)
     _register(session_options, onnx_path, loaded, library, cuda=CUDA in providers)
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
@@ -97,15 +103,18 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"/\S+\.(?:cc|h):\d+ [^)]*\)(?: const)? ", "", text)
 
 
-def keep_buffers_apart(options: ort.SessionOptions, model: onnx.ModelProto) -> None:
-    """Let ONNX Runtime not plan which tensors share memory, where a model has many nodes.
+def load_soon(options: ort.SessionOptions, model: onnx.ModelProto) -> None:
+    """Have ONNX Runtime leave out what takes the square of the number of nodes, if these are many.
 
-    Where sizes are not known, it compares each tensor with all that are free: 4 s for 4000 nodes,
-    and four times as long for twice as many. Its allocator finds free memory at once; no result
-    depends on it.
+    It plans which tensors share memory, and compares each with all that are free where sizes are
+    not known: 5 s for 4000 nodes. Its allocator finds free memory at once; no result depends on it.
+    Then it rewrites the graph to run faster than the few times that a session of ours runs it.
     """
-    if sum(1 for _ in itertools.islice(all_nodes(model), _MANY_NODES)) == _MANY_NODES:
+    count = sum(1 for _ in itertools.islice(all_nodes(model), _VERY_MANY_NODES))
+    if count >= _MANY_NODES:
         options.enable_mem_reuse = False
+    if count >= _VERY_MANY_NODES:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 def _register(

@@ -19,7 +19,7 @@ from qcompiler import ir
 from qcompiler.calibration.draws import fix_seeds
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import scratch
-from qcompiler.session import EXTERNAL_FOLDER, keep_buffers_apart, one_line
+from qcompiler.session import EXTERNAL_FOLDER, load_soon, one_line
 
 _LARGE = 64 << 10  # bytes from which an initializer goes through a file
 
@@ -117,7 +117,7 @@ def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSessio
     # without a plan of one run's memory, of which the next run, of another length, takes a second.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_pattern = False
-    keep_buffers_apart(options, model)
+    load_soon(options, model)
     # Packed copies of the weights would nearly double the memory of a session this short-lived.
     options.add_session_config_entry("session.disable_prepacking", "1")
     # By default ONNX Runtime rounds the activations of 4-bit layers once more.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -12,13 +12,20 @@ from qcompiler.errors import PassError
 from qcompiler.ir.walk import bodies, graphs
 
 
-def outer_reads(node: gs.Node) -> Iterator[Any]:
-    """The tensors a node reads: its inputs, and whatever its subgraphs read from outside."""
-    yield from node.inputs
-    for subgraph in bodies(node):
-        for inner in subgraph.nodes:
-            yield from inner.inputs
-        yield from subgraph.outputs
+def outer_reads(node: gs.Node) -> list[Any]:
+    """The tensors a node reads: its inputs, and whatever its subgraphs read from outside.
+
+    Not to be changed: it may be the node's own list.
+    """
+    inner = bodies(node)
+    if not inner:
+        return node.inputs
+    read: list[Any] = list(node.inputs)
+    for subgraph in inner:
+        for each in subgraph.nodes:
+            read += each.inputs
+        read += subgraph.outputs
+    return read
 
 
 def topological(graph: gs.Graph) -> list[gs.Node]:
@@ -57,9 +64,11 @@ def _is_sorted(graph: gs.Graph) -> bool:
     """Whether no node reads what it or a later one computes."""
     ahead = {id(out) for node in graph.nodes for out in node.outputs}
     for node in graph.nodes:
-        if any(id(tensor) in ahead for tensor in outer_reads(node)):
-            return False
-        ahead.difference_update(map(id, node.outputs))
+        for tensor in outer_reads(node):
+            if id(tensor) in ahead:
+                return False
+        for tensor in node.outputs:
+            ahead.discard(id(tensor))
     return True
 
 

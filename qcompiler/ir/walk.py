@@ -11,14 +11,18 @@ import onnx_graphsurgeon as gs
 
 def graphs(graph: gs.Graph) -> list[gs.Graph]:
     """A graph and all its subgraphs, itself first."""
-    return [graph, *(each for node in graph.nodes for each in bodies(node))]
+    found = [graph]
+    for node in graph.nodes:
+        found += bodies(node)
+    return found
 
 
 def bodies(node: gs.Node) -> list[gs.Graph]:
     """All graphs that lie below a node: few nodes have any."""
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            return list(node.subgraphs(recursive=True))
+    if node.attrs:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                return list(node.subgraphs(recursive=True))
     return []
 
 
