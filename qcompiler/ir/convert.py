@@ -25,8 +25,8 @@ _Tensors = MutableMapping[str, Any]
 
 def from_message(model: onnx.ModelProto) -> gs.Graph:
     """The graph of a model, with its local functions; constants refer to the message."""
-    opset = OnnxImporter.get_opset(model)
-    domains = OnnxImporter.get_import_domains(model)
+    opset: Any = OnnxImporter.get_opset(model)
+    domains: Any = OnnxImporter.get_import_domains(model)
     functions = [
         OnnxImporter.import_function(each, model_opset=opset, model_import_domains=domains)
         for each in model.functions
@@ -100,7 +100,7 @@ def _read_node(
             attrs.update(_plain(each, versions))
     inputs = [_tensor(name, known, own) for name in proto.input]
     outputs = [_tensor(name, own, own) for name in proto.output]
-    domain = proto.domain if proto.HasField("domain") else None
+    domain: Any = proto.domain if proto.HasField("domain") else None
     made: Any = gs.Node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
     return made
 
@@ -133,8 +133,9 @@ def to_message(graph: gs.Graph) -> onnx.ModelProto:
     model.functions.extend(OnnxExporter.export_function(each) for each in graph.functions)
     model.opset_import.extend(used_domains(graph))
     model.producer_name, model.producer_version = graph.producer_name, graph.producer_version
-    if graph.ir_version is not None:
-        model.ir_version = graph.ir_version
+    version: Any = graph.ir_version
+    if version is not None:
+        model.ir_version = version
     return model
 
 
@@ -161,8 +162,9 @@ def _write_node(node: gs.Node, nodes: Any) -> None:
     proto = nodes.add(op_type=node.op, name=node.name) if node.name else nodes.add(op_type=node.op)
     proto.input.extend([tensor.name for tensor in node.inputs])
     proto.output.extend([tensor.name for tensor in node.outputs])
-    if node.domain is not None:
-        proto.domain = node.domain
+    domain: Any = node.domain
+    if domain is not None:
+        proto.domain = domain
     plain: dict[str, Any] = {}
     for name, value in node.attrs.items():
         if isinstance(value, gs.Graph):

@@ -31,13 +31,15 @@ def tensors_of(graph: gs.Graph) -> dict[str, Any]:
 
     As `gs.Graph.tensors` has it: of several of one name the last.
     """
-    found: dict[str, Any] = {tensor.name: tensor for tensor in graph.inputs}
+    inputs: list[Any] = graph.inputs
+    outputs: list[Any] = graph.outputs
+    found: dict[str, Any] = {tensor.name: tensor for tensor in inputs}
     for node in graph.nodes:
         for tensor in node.inputs:
             found[tensor.name] = tensor
         for tensor in node.outputs:
             found[tensor.name] = tensor
-    for tensor in graph.outputs:
+    for tensor in outputs:
         found[tensor.name] = tensor
     found.pop("", None)
     return found
