@@ -56,7 +56,7 @@ def _share_duplicates(graph: gs.Graph) -> bool:
     changed = False
     seen: dict[tuple[Any, ...], list[Any]] = {}
     by_size: dict[tuple[Any, ...], list[Any]] = {}
-    for tensor in graph.tensors().values():
+    for tensor in ir.tensors_of(graph).values():
         if is_weight(tensor) and ir.nbytes(tensor) >= _SHARED_MIN:
             by_size.setdefault((ir.elem_type(tensor), tuple(tensor.shape)), []).append(tensor)
     for key, tensors in by_size.items():

@@ -83,7 +83,7 @@ class HalfPrecision(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.IMPORTED})
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        graph.toposort()
+        ir.sort_nodes(graph)
         converter = _Converter(graph)
         remarks: list[LeftAlone] = []
         for node in list(graph.nodes):

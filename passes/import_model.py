@@ -19,13 +19,13 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner, shape_inference
+from onnx import inliner
 
 from qcompiler import ir, ops
 from qcompiler.analysis.inventory import find_stored, held_alone, inventory, kept
 from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
-from qcompiler.ir.shapes import complete_shapes, declared_names
+from qcompiler.ir.shapes import complete_shapes, declared_names, inferred
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone
 from qcompiler.soundness import check_nodes
@@ -50,7 +50,7 @@ class ImportModel(Pass):
         names = set(_stored_names(model.graph))
         unfed, outputs = interface.without_defaults(model), list(model.graph.output)
         model = opsets.converted(model)
-        model = shape_inference.infer_shapes(model, data_prop=True)
+        model = inferred(model)
         model.graph.initializer.extend(unfed)
         graph = import_proto(model, folder)
         interface.declare_outputs(graph, outputs)
@@ -84,8 +84,7 @@ def _forget_wrong_sizes(model: onnx.ModelProto) -> None:
         declared[name] = onnx.TensorShapeProto()
         declared[name].CopyFrom(kind.shape)
         kind.ClearField("shape")
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph.output
-    found = {each.name: each.type.tensor_type for each in inferred}
+    found = {each.name: each.type.tensor_type for each in inferred(model).graph.output}
     for name, shape in declared.items():
         sizes, others = shape.dim, found[name].shape.dim
         fits = len(sizes) == len(others) and all(map(_may_be, sizes, others))

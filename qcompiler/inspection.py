@@ -182,7 +182,7 @@ def _sizes(graph: gs.Graph) -> dict[str, tuple[int, int]]:
     """Initializers and their bytes by element type, the largest first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for tensor in graph.tensors().values():
+    for tensor in ir.tensors_of(graph).values():
         if ir.is_constant(tensor):
             kind = _type_name(tensor)
             counts[kind] += 1
@@ -191,7 +191,7 @@ def _sizes(graph: gs.Graph) -> dict[str, tuple[int, int]]:
 
 
 def _operators(graph: gs.Graph) -> dict[str, int]:
-    nodes = [*graph.nodes, *(n for sub in graph.subgraphs(recursive=True) for n in sub.nodes)]
+    nodes = [node for each in ir.graphs(graph) for node in each.nodes]
     names = (f"{node.domain}.{node.op}" if node.domain else node.op for node in nodes)
     return dict(Counter(names).most_common())
 

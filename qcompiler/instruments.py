@@ -15,13 +15,14 @@ from qcompiler.targets import Target
 
 
 class VerifyInstrument:
-    """Checks the graph after every pass; PassError if the pass broke it."""
+    """Checks the graph after every pass that changed it; PassError if the pass broke it."""
 
     watches_bodies: ClassVar[bool] = False
 
     def after(self, index: int, step: Pass, result: PassResult, seconds: float) -> None:
         """Verify the graph; the pass manager adds the pass's name to the error."""
-        verify(result.graph)
+        if result.changed:
+            verify(result.graph)
 
 
 @dataclass(frozen=True)

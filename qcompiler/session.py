@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,12 @@ PROVIDERS = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """Session config entry: the folder of the external data of a model that is not read from a file."""
 
+_MANY_NODES = 1000
+"""From here on, ONNX Runtime's plan of its memory may take longer than all else."""
+
+_VERY_MANY_NODES = 10_000
+"""From here on, its rewriting of a graph may."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +51,7 @@ def create_session(
     options: Mapping[str, str] | None = None,
     providers: Sequence[str] = (CPU,),
     model: onnx.ModelProto | None = None,
+    brief: bool = False,
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
 
@@ -51,7 +59,8 @@ def create_session(
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
     kernels for it, where that was built. `options` are session config entries. `model` is loaded
-    in place of what the ONNX file holds, with the external data beside the file.
+    in place of what the ONNX file holds, with the external data beside the file. `brief`: the
+    session runs a few times, and had better load soon (`load_soon`).
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -67,7 +76,10 @@ def create_session(
         session_options.intra_op_num_threads = threads
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
-    _register(session_options, onnx_path, library, cuda=CUDA in providers)
+    loaded = read_proto(onnx_path) if model is None else model
+    if brief:
+        load_soon(session_options, loaded)
+    _register(session_options, onnx_path, loaded, library, cuda=CUDA in providers)
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
         have = ", ".join(ort.get_available_providers())
@@ -84,14 +96,30 @@ def create_session(
     return session
 
 
-def _uses_op_library(onnx_path: Path) -> bool:
-    return any(node.domain == OP_DOMAIN for node in all_nodes(read_proto(onnx_path)))
+def load_soon(options: ort.SessionOptions, model: onnx.ModelProto) -> None:
+    """Have ONNX Runtime leave out what takes the square of the number of nodes, if these are many.
+
+    It plans which tensors share memory, and compares each with all that are free where sizes are
+    not known: 5 s for 4000 nodes. Its allocator finds free memory at once; no result depends on it.
+    Then it rewrites the graph to run faster than the few times that a session of ours runs it.
+    """
+    count = sum(1 for _ in itertools.islice(all_nodes(model), _VERY_MANY_NODES))
+    if count >= _MANY_NODES:
+        options.enable_mem_reuse = False
+    if count >= _VERY_MANY_NODES:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
 def _register(
-    options: ort.SessionOptions, onnx_path: Path, library: bool | None, *, cuda: bool
+    options: ort.SessionOptions,
+    onnx_path: Path,
+    model: onnx.ModelProto,
+    library: bool | None,
+    *,
+    cuda: bool,
 ) -> None:
-    if library is False or (library is None and not _uses_op_library(onnx_path)):
+    ours = any(node.domain == OP_DOMAIN for node in all_nodes(model))
+    if library is False or (library is None and not ours):
         return
     try:
         runtime.register(options, cuda=cuda)

@@ -18,6 +18,7 @@ import onnx
 from onnx import AttributeProto
 
 from qcompiler.errors import ModelError
+from qcompiler.functions import require_bounded
 from qcompiler.protos import CONTRIB_DOMAIN, all_graphs, all_nodes, has_unknown_type, nodes_below
 from qcompiler.stored import check_tensors, external_files
 
@@ -43,7 +44,7 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
         _check_text(model)
         _check_opsets(model)
         _check_interface(model.graph)
-        _check_functions(model.functions)
+        require_bounded(model)
         check_nodes(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}; export the model again") from None
@@ -109,26 +110,6 @@ def _check_interface(graph: onnx.GraphProto) -> None:
     for value in (*graph.input, *graph.output):
         if has_unknown_type(value.type):
             raise ModelError(f"input or output '{value.name}' has an unknown element type")
-
-
-Key = tuple[str, str, str]
-
-
-def _check_functions(functions: Iterable[onnx.FunctionProto]) -> None:
-    """No two have one name, and none calls itself, by way of others or not."""
-    calls: dict[Key, set[Key]] = {}
-    for each in functions:
-        key = (each.domain, each.name, each.overload)
-        if key in calls:
-            raise ModelError(f"two functions are named '{each.name}'")
-        nodes = nodes_below(each.node)
-        calls[key] = {(node.domain, node.op_type, node.overload) for node in nodes}
-    left = {key: called & calls.keys() for key, called in calls.items()}
-    while ready := [key for key, called in left.items() if not called & left.keys()]:
-        for key in ready:
-            del left[key]
-    if left:
-        raise ModelError(f"function '{next(iter(left))[1]}' calls itself")
 
 
 def check_nodes(model: onnx.ModelProto) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,19 @@ _MOVES = {"Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split"
 }
 """Operators that put values in other places, and change none."""
 
-_GROWS = {"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile"}
+_GROWS = {
+    *("ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile"),
+    *("AffineGrid", "AveragePool", "CenterCropPad", "Col2Im", "Conv", "ConvTranspose", "DFT"),
+    *("BlackmanWindow", "HammingWindow", "HannWindow", "LpPool", "MaxPool", "MaxUnpool"),
+    *("MelWeightMatrix", "RoiAlign", "STFT", "Upsample"),
+}
 """Operators whose results may be of any size, however small their inputs are."""
+
+_MOST_BYTES = 1 << 30
+"""Of a value of which the size is not known, and could be this."""
+
+_MOST_NODES = 1_000_000
+"""Of all expressions of a graph together, those that several share counted for each."""
 
 _QUANTIZES = {"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"}
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"}
@@ -82,8 +93,9 @@ def find_expressions(graph: gs.Graph, but: Container[int] = ()) -> list[Expressi
     """
     order = topological(graph)
     place: dict[int, int] = {}
+    bounds: dict[int, int] = {}
     for index, node in enumerate(order):
-        if id(node) not in but and _is_computable(node, place):
+        if id(node) not in but and _is_computable(node, place) and _is_bounded(node, bounds):
             place[id(node)] = index
     roots = (
         output
@@ -93,7 +105,14 @@ def find_expressions(graph: gs.Graph, but: Container[int] = ()) -> list[Expressi
         if any(id(reader) not in place for reader in ir.consumers(output))
         and not ir.is_graph_output(graph, output)
     )
-    return [_expression(root, order, place) for root in roots]
+    found: list[Expression] = []
+    nodes = 0
+    for root in roots:
+        found.append(_expression(root, order, place))
+        nodes += len(found[-1].nodes)
+        if nodes > _MOST_NODES:
+            break
+    return found
 
 
 def _is_computable(node: gs.Node, known: Container[int]) -> bool:
@@ -112,6 +131,31 @@ def _is_computable(node: gs.Node, known: Container[int]) -> bool:
         tensor.is_empty() or ir.is_constant(tensor) or id(ir.producer(tensor)) in known
         for tensor in node.inputs
     )
+
+
+def _is_bounded(node: gs.Node, bounds: dict[int, int]) -> bool:
+    """Whether what a computable node gives is known to be no more than `_MOST_BYTES`, or may be
+    compared with its leaves; notes in `bounds` how many elements its outputs have at most.
+
+    Products and broadcasts give at most as many elements as their inputs have multiplied, and
+    others as many as these have together.
+    """
+    given = [_elements(tensor, bounds) for tensor in node.inputs if not tensor.is_empty()]
+    most = max(sum(given), math.prod(max(1, count) for count in given))
+    for output in node.outputs:
+        size = _size(output)
+        if size is None and most * _WIDEST > _MOST_BYTES:
+            return False
+        bounds[id(output)] = most if size is None else math.prod(output.shape)
+    return True
+
+
+_WIDEST = 8
+"""Bytes of an element, at most."""
+
+
+def _elements(tensor: Any, bounds: Mapping[int, int]) -> int:
+    return math.prod(tensor.shape) if ir.is_constant(tensor) else bounds[id(tensor)]
 
 
 def _sizes(node: gs.Node) -> Iterator[int | None]:

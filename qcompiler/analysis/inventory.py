@@ -28,7 +28,7 @@ from qcompiler.analysis.layers import (
     weight_position,
 )
 from qcompiler.ir.matcher import constant_values
-from qcompiler.ir.order import outer_reads, topological
+from qcompiler.ir.order import needed, topological
 
 LARGE = 1024
 """Elements from which a constant of codes, or one with more than one axis, is large."""
@@ -162,7 +162,7 @@ def find_stored(
     `alone`: names that the source has once; what it reads in several bodies is written into each.
     """
     walk = _Walk(alone)
-    walk.follow(graph, _live(graph), None)
+    walk.follow(graph, needed(graph), None)
     return [each for each in walk.stored.values() if each.name in names]
 
 
@@ -230,19 +230,6 @@ def _coded(stored: Sequence[StoredConstant]) -> set[int]:
         for use in each.uses
         if (each.is_large and each.sort == CODES) or kept_because(use.node) == QUANTIZED
     }
-
-
-def _live(graph: gs.Graph) -> set[int]:
-    """The nodes of a graph that its outputs need."""
-    own = {id(node) for node in graph.nodes}
-    live: set[int] = set()
-    waiting = list(graph.outputs)
-    while waiting:
-        node = ir.producer(waiting.pop())
-        if node is not None and id(node) in own and id(node) not in live:
-            live.add(id(node))
-            waiting += outer_reads(node)
-    return live
 
 
 def _stored(name: str, values: gs.Constant) -> StoredConstant:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.ir.order import outer_reads, topological
+from qcompiler.ir.walk import bodies
 
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
 """Floating-point types that numpy has too."""
@@ -53,7 +54,7 @@ def reach(graph: gs.Graph, names: Collection[str]) -> Reach:
 
 def _names(node: gs.Node) -> set[str]:
     """The name of a node, and those in its subgraphs."""
-    inner = (each for graph in node.subgraphs(recursive=True) for each in graph.nodes)
+    inner = (each for graph in bodies(node) for each in graph.nodes)
     return {str(node.name), *(str(each.name) for each in inner)}
 
 

@@ -31,7 +31,7 @@ _SEEDS = 1 << 24  # float32 holds all below
 
 def draws(graph: gs.Graph) -> bool:
     """Whether a graph has operators that draw random numbers (or might: Dropout)."""
-    graphs = [graph, *graph.subgraphs(recursive=True), *graph.functions]
+    graphs = [*ir.graphs(graph), *graph.functions]
     return any(node.op in _OPS and not node.domain for each in graphs for node in each.nodes)
 
 

@@ -20,7 +20,7 @@ from qcompiler.calibration.draws import fix_seeds
 from qcompiler.errors import CalibrationError
 from qcompiler.foreign import runtime_errors
 from qcompiler.ir import scratch
-from qcompiler.session import EXTERNAL_FOLDER
+from qcompiler.session import EXTERNAL_FOLDER, load_soon
 
 REPAIR = "repair it, or export it in float32"
 """The remedy for a model that does not run."""
@@ -123,6 +123,7 @@ def _session(model: onnx.ModelProto, folder: Path | None) -> ort.InferenceSessio
     # without a plan of one run's memory, of which the next run, of another length, takes a second.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_pattern = False
+    load_soon(options, model)
     # Packed copies of the weights would nearly double the memory of a session this short-lived.
     options.add_session_config_entry("session.disable_prepacking", "1")
     # By default ONNX Runtime rounds the activations of 4-bit layers once more.

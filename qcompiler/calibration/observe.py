@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from qcompiler import memory
+from qcompiler import ir, memory
 from qcompiler.analysis.layers import reader_of
 from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
@@ -87,7 +87,7 @@ def observe(
 
     CalibrationError if the data does not fit the model, or an activation is not finite.
     """
-    tensors = graph.tensors()
+    tensors = ir.tensors_of(graph)
     channels = {}
     for name in names:
         shape, layer = tensors[name].shape, reader_of(graph, tensors[name])

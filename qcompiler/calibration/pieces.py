@@ -31,7 +31,7 @@ def evaluate(
         {name: _as_taken(value, inputs[name]) for name, value in feed.items() if name in inputs}
         for feed in feeds
     ]
-    stored: dict[str, Any] = graph.tensors()
+    stored = ir.tensors_of(graph)
     constants = {name: stored[name] for name in names if ir.is_constant(stored.get(name))}
     computed = [name for name in names if name not in constants]
     groups = [*((cut,) for cut in _cuts(graph)), tuple(computed)]

@@ -39,8 +39,8 @@ class _Stage:
     reads: tuple[str, ...]
     leaves: tuple[str, ...]
     """What the stage computes that it or a later one hands on."""
-    kept: frozenset[str]
-    """What later stages still read."""
+    done: frozenset[str]
+    """What is there up to this stage, and no later one reads."""
 
 
 def stream(
@@ -69,26 +69,28 @@ def stream_together(
     memory.release()
     room = Room()
     unfed = {str(each.name): ir.array(each) for each in interface.defaults(graph)}
+    stages = _stages(graph, groups)
+    read = {name for stage in stages for name in stage.done}
     live: list[_Live] = [
-        {name: Held(_read_only(value)) for name, value in {**unfed, **feed}.items()}
+        {name: Held(_read_only(v)) for name, v in {**unfed, **feed}.items() if name in read}
         for feed in feeds
     ]
-    for stage in _stages(graph, groups):
+    for stage in stages:
         if stage.leaves:
             _run(graph, stage, live, room)
         yield tuple(Arrays([values[name] for values in live]) for name in stage.wanted)
         for values in live:
-            _keep(values, stage.kept)
+            _drop(values, stage.done)
 
 
 _Live = dict[str, Held]
 """What the stages ahead read of one feed."""
 
 
-def _keep(values: _Live, names: Set[str]) -> None:
-    """Drop the values of all other names."""
-    for name in values.keys() - names:
-        del values[name]
+def _drop(values: _Live, names: Set[str]) -> None:
+    """Drop the values of these names, as far as they are there."""
+    for name in names:
+        values.pop(name, None)
 
 
 def _read_only(values: Array) -> Array:
@@ -117,19 +119,25 @@ def _stages(graph: gs.Graph, groups: Sequence[tuple[str, ...]]) -> list[_Stage]:
             reads[first[id(node)]] |= {
                 name: None for name in names_read if name in makers or name in given
             }
+    last = {name: at for at, group in enumerate(groups) for name in (*reads[at], *group)}
+    done: list[list[str]] = [[] for _ in groups]
+    for name, at in last.items():
+        done[at].append(name)
+    own: list[list[gs.Node]] = [[] for _ in groups]
+    for node in nodes:
+        if id(node) in first:
+            own[first[id(node)]].append(node)
     stages: list[_Stage] = []
     for index, group in enumerate(groups):
-        later = {read for after in reads[index + 1 :] for read in after}
-        later |= set(chain.from_iterable(groups[index + 1 :]))
-        own = tuple(node for node in nodes if first.get(id(node)) == index)
-        made = [output.name for node in own for output in node.outputs]
+        made = dict.fromkeys(output.name for node in own[index] for output in node.outputs)
+        wanted = set(group)
         stages.append(
             _Stage(
                 wanted=group,
-                nodes=own,
+                nodes=tuple(own[index]),
                 reads=tuple(read for read in reads[index] if read not in made),
-                leaves=tuple(each for each in made if each in later or each in group),
-                kept=frozenset(later),
+                leaves=tuple(t for t in made if last.get(t, -1) > index or t in wanted),
+                done=frozenset(done[index]),
             )
         )
     return stages
@@ -179,4 +187,4 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
             for name, value in zip(stage.leaves, results, strict=True):
                 values[name] = room.put(np.asarray(value))
             del results
-            _keep(values, stage.kept.union(stage.wanted))
+            _drop(values, stage.done.difference(stage.wanted))

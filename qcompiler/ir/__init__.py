@@ -13,6 +13,7 @@ from qcompiler.ir.graph import (
     producer,
     reads_values,
     remove_dead,
+    remove_nodes,
     replace_uses,
     rewire_input,
     tensor_rank,
@@ -26,9 +27,10 @@ from qcompiler.ir.io import (
     to_model,
     write_model,
 )
+from qcompiler.ir.order import sort_nodes
 from qcompiler.ir.scratch import spilling, spilling_beside
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
-from qcompiler.ir.walk import graphs
+from qcompiler.ir.walk import graphs, tensors_of
 
 __all__ = [
     "Namer",
@@ -50,13 +52,16 @@ __all__ = [
     "reads_values",
     "rearranged",
     "remove_dead",
+    "remove_nodes",
     "replace_uses",
     "rewire_input",
+    "sort_nodes",
     "spilling",
     "spilling_beside",
     "stage_model",
     "stored_type",
     "tensor_rank",
+    "tensors_of",
     "to_model",
     "value_readers",
     "write_model",

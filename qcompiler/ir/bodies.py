@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir.graph import Namer, consumers, rewire_input
 from qcompiler.ir.order import outer_reads
 from qcompiler.ir.tensors import is_constant
-from qcompiler.ir.walk import graphs
+from qcompiler.ir.walk import graphs, tensors_of
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Body:
 
         Names that they gave, and that are taken there, change.
         """
-        tensors: list[Any] = list(graph.tensors().values())
-        for tensor in tensors:
+        for tensor in tensors_of(graph).values():
             kept = self.shared.get(tensor.name)
             if kept is not None and is_constant(tensor) and tensor._values is kept._values:
                 _replace(graph, tensor, kept)
@@ -125,8 +124,7 @@ def _replace(graph: gs.Graph, old: Any, new: Any) -> None:
 def _rename(graph: gs.Graph, but: set[int], fresh: Namer) -> None:
     """Give tensors and nodes names that are free."""
     for each in graphs(graph):
-        tensors: list[Any] = list(each.tensors().values())
-        for tensor in tensors:
+        for tensor in tensors_of(each).values():
             if id(tensor) not in but:
                 but.add(id(tensor))
                 tensor.name = fresh(tensor.name)

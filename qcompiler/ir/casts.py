@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from qcompiler.ir.tensors import CastValues
-from qcompiler.ir.walk import graphs, proto_graphs
+from qcompiler.ir.walk import graphs, proto_graphs, tensors_of
 
 
 @contextlib.contextmanager
@@ -26,8 +26,7 @@ def without_casts(graph: gs.Graph) -> Generator[dict[str, int], None, None]:
     saved: list[tuple[gs.Constant, CastValues, Any]] = []
     try:
         for each in graphs(graph):
-            tensors: list[Any] = list(each.tensors().values())
-            for tensor in tensors:
+            for tensor in tensors_of(each).values():
                 values = getattr(tensor, "_values", None)
                 if isinstance(values, CastValues):
                     saved.append((tensor, values, tensor._export_dtype))

@@ -15,6 +15,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir import interface
+from qcompiler.ir.order import needed, sort_nodes
+from qcompiler.ir.walk import graphs, tensors_of
 
 
 def producer(tensor: Any, op: str | None = None) -> gs.Node | None:
@@ -48,8 +50,8 @@ def is_graph_output(graph: gs.Graph, tensor: Any) -> bool:
 
 def replace_uses(graph: gs.Graph, old: Any, new: Any) -> None:
     """Make every reader of `old` read `new` instead (graph outputs too)."""
-    for node in consumers(old):
-        rewire_input(node, old, new)
+    if new is not old:
+        _move_readers(old, new)
     for index, output in enumerate(graph.outputs):
         if output is old:
             # The interface keeps its name: the new tensor takes it over.
@@ -57,6 +59,19 @@ def replace_uses(graph: gs.Graph, old: Any, new: Any) -> None:
             new.dtype, new.shape = new.dtype or old.dtype, new.shape or old.shape
             interface.hand_over(old, new)
             graph.outputs[index] = new
+
+
+def _move_readers(old: Any, new: Any) -> None:
+    """All readers at once: one by one, each would be looked for among those that are left."""
+    moved: list[gs.Node] = []
+    for node in consumers(old):
+        inputs: Any = node.inputs
+        for index, tensor in enumerate(inputs):
+            if tensor is old:
+                list.__setitem__(inputs, index, new)
+                moved.append(node)
+    _refill(old.outputs, [])
+    _refill(new.outputs, [*new.outputs, *moved])
 
 
 def rewire_input(node: gs.Node, old: Any, new: Any) -> None:
@@ -88,9 +103,43 @@ def tensor_rank(tensor: Any) -> int | None:
 
 
 def remove_dead(graph: gs.Graph) -> None:
-    """Drop nodes and initializers nothing reads; graph inputs and outputs stay."""
-    graph.cleanup(remove_unused_node_outputs=False, remove_unused_graph_inputs=False)
-    graph.toposort()
+    """Drop nodes and initializers nothing reads, and sort the others; inputs and outputs stay."""
+    functions: list[Any] = graph.functions
+    for function in functions:
+        function.cleanup(recurse_functions=False)
+        function.toposort(mode="nodes")
+    for each in graphs(graph)[::-1]:  # what only a node reads that is dead inside a body goes too
+        tensors: list[Any] = each.inputs
+        for tensor in tensors:
+            tensor.inputs.clear()
+        live = needed(each)
+        remove_nodes(each, [node for node in each.nodes if id(node) not in live])
+    sort_nodes(graph)
+    if functions:
+        graph.toposort(mode="functions")
+
+
+def remove_nodes(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:
+    """Take nodes out of a graph, all at once.
+
+    `node.inputs.clear()` looks for the node among all readers of each tensor.
+    """
+    if not nodes:
+        return
+    gone = {id(node) for node in nodes}
+    touched = {id(t): t for node in nodes for t in (*node.inputs, *node.outputs)}
+    for tensor in touched.values():
+        for ends in (tensor.inputs, tensor.outputs):
+            _refill(ends, [node for node in ends if id(node) not in gone])
+    for node in nodes:
+        _refill(node.inputs, [])
+        _refill(node.outputs, [])
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+
+
+def _refill(ends: Any, items: list[Any]) -> None:
+    """Set a list of graphsurgeon's, without the other side, which is the caller's to set."""
+    list.__setitem__(ends, slice(None), items)
 
 
 def attribute(node: gs.Node, name: str, default: Any = None) -> Any:
@@ -121,10 +170,10 @@ class Namer:
     """Fresh, readable names: `base`, `base_1`, ... never one already in the graph."""
 
     def __init__(self, graph: gs.Graph) -> None:
-        self._taken = set(graph.tensors().keys()) | {node.name for node in graph.nodes}
-        for subgraph in graph.subgraphs(recursive=True):
-            self._taken |= set(subgraph.tensors().keys())
-            self._taken |= {node.name for node in subgraph.nodes}
+        self._taken: set[str] = set()
+        for each in graphs(graph):
+            self._taken.update(tensors_of(each))
+            self._taken.update(node.name for node in each.nodes)
 
     def __call__(self, base: str) -> str:
         name, suffix = base, 0

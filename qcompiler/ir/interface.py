@@ -18,6 +18,9 @@ from onnx import AttributeProto, TensorProto, ValueInfoProto, helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from qcompiler.ir.convert import from_message, to_message
+from qcompiler.ir.walk import tensors_of
+
 OVERRIDABLE_FROM = 4
 """The IR version from which an initializer need not be an input, and can be fed where it is one."""
 
@@ -131,7 +134,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     for value in odd:
         value.ClearField("type")
     try:
-        graph = gs.import_onnx(model)
+        graph = from_message(model)
     finally:
         for value, kind in zip(odd, types, strict=True):
             value.type.ParseFromString(kind)
@@ -160,7 +163,7 @@ def _restore_defaults(graph: gs.Graph, model: onnx.ModelProto) -> None:
         return
     inputs: list[Any] = graph.inputs
     found = {tensor.name: tensor for tensor in inputs}
-    known: dict[str, Any] = graph.tensors()
+    known = tensors_of(graph)
     for value in model.graph.input:
         if value.name in found:
             continue
@@ -185,7 +188,7 @@ def export_graph(graph: gs.Graph) -> onnx.ModelProto:
     for tensor in odd:
         tensor.dtype = tensor.shape = None
     try:
-        model = gs.export_onnx(graph, do_type_check=False)
+        model = to_message(graph)
     finally:
         for tensor, dtype, shape in saved:
             tensor.dtype, tensor.shape = dtype, shape

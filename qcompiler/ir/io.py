@@ -35,7 +35,7 @@ from qcompiler.ir.tensors import (
     stored_type,
     stored_values,
 )
-from qcompiler.ir.walk import graphs, proto_nodes
+from qcompiler.ir.walk import graphs, proto_nodes, tensors_of
 from qcompiler.protos import all_tensors, read_proto
 from qcompiler.staging import scratch_beside
 from qcompiler.stored import check_tensors, external_files, packed_bits
@@ -51,7 +51,7 @@ maps arrays from any offset."""
 def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     """The constants of a graph and its subgraphs, with those in attributes and inputs' defaults."""
     for each in graphs(graph):
-        tensors: list[Any] = list(each.tensors().values())
+        tensors: list[Any] = list(tensors_of(each).values())
         for node in each.nodes:
             tensors += node.attrs.values()
         yield from (tensor for tensor in tensors if isinstance(tensor, gs.Constant))
@@ -63,7 +63,7 @@ def _detach(graph: gs.Graph, folder: Path | None) -> None:
 
     A part of a message keeps all of it in memory: here, the model with all its nodes.
     """
-    store = scratch.active()
+    store, read = scratch.active(), _read_for_sizes(graph)
     for tensor in _constants(graph):
         values = tensor._values
         if not isinstance(values, LazyValues) or isinstance(values, MappedValues):
@@ -73,11 +73,33 @@ def _detach(graph: gs.Graph, folder: Path | None) -> None:
             proto.CopyFrom(values.tensor)
             kept = scratch.find(folder / external_entry(proto)["location"])
             tensor._values = MappedValues(proto, folder, kept)
-        elif store is not None and len(values.tensor.raw_data) >= store.threshold:
+        elif (
+            store is not None
+            and len(values.tensor.raw_data) >= store.threshold
+            and id(tensor) not in read
+        ):
             tensor._values = spilled_proto(values.tensor, store)
         else:
             proto.CopyFrom(values.tensor)
             tensor._values = LazyValues(proto)
+
+
+def _read_for_sizes(graph: gs.Graph) -> set[int]:
+    """Ids of the constants that ONNX Runtime infers sizes from: it reads none in a file."""
+    return {
+        id(tensor)
+        for each in graphs(graph)
+        for node in each.nodes
+        if node.op in ("Split", "SplitToSequence") and not node.domain
+        for tensor in node.inputs[1:2]
+        if isinstance(tensor, gs.Constant)
+    }
+
+
+def _in_memory(tensor: gs.Constant) -> np.ndarray[Any, Any]:
+    """The values of a constant as they are stored, in memory."""
+    held = stored_values(tensor)
+    return np.array(held.load()) if isinstance(held, LazyValues) else held
 
 
 def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph:
@@ -130,12 +152,15 @@ def on_disk(graph: gs.Graph, folder: Path, above: int) -> Generator[onnx.ModelPr
 
     Those already on disk stay where they are; files are named from `model_folder`, while it lasts.
     """
-    store = scratch.Scratch(folder.resolve(), above)
+    store, read = scratch.Scratch(folder.resolve(), above), _read_for_sizes(graph)
     saved: list[tuple[gs.Constant, Any]] = []
     try:
-        for tensor in graph.tensors().values():
+        for tensor in tensors_of(graph).values():
             values = stored_values(tensor) if isinstance(tensor, gs.Constant) else None
-            if isinstance(values, np.ndarray) and values.nbytes >= above:
+            if id(tensor) in read:
+                saved.append((tensor, tensor._values))
+                put_stored(tensor, _in_memory(tensor))
+            elif isinstance(values, np.ndarray) and values.nbytes >= above:
                 saved.append((tensor, tensor._values))
                 put_stored(tensor, spilled(tensor.name, values, store))
         yield to_model(graph)
@@ -274,18 +299,25 @@ def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, 
     references: list[onnx.TensorProto] = []
     seen: set[int] = set()
     unnamed = folder / ".data"
+    inline: list[tuple[gs.Constant, Any]] = []
+    read = _read_for_sizes(graph)
     try:
         with unnamed.open("xb") as opened:
             file = _DataFile(opened)
             for each in graphs(graph):
-                for tensor in [*each.tensors().values(), *interface.defaults(each)]:
+                for tensor in [*tensors_of(each).values(), *interface.defaults(each)]:
                     if not isinstance(tensor, gs.Constant) or id(tensor) in seen:
                         continue
                     seen.add(id(tensor))
                     if stored_type(tensor) == onnx.TensorProto.STRING:
                         continue
                     mapped = isinstance(stored_values(tensor), MappedValues)
-                    if mapped or nbytes(tensor) >= EXTERNAL_THRESHOLD:
+                    if not mapped and nbytes(tensor) < EXTERNAL_THRESHOLD:
+                        continue
+                    if id(tensor) in read:
+                        inline.append((tensor, tensor._values))
+                        put_stored(tensor, _in_memory(tensor))
+                    else:
                         saved.append((tensor, tensor._values))
                         references.append(_spill(tensor, file))
         data = unnamed.rename(folder / file.name(name))
@@ -294,7 +326,7 @@ def _spilled(graph: gs.Graph, folder: Path, name: str) -> Generator[Path, None, 
             put_stored(tensor, LazyValues(proto))
         yield data
     finally:
-        for tensor, values in saved:
+        for tensor, values in (*saved, *inline):
             tensor._values = values
 
 

@@ -1,23 +1,31 @@
-"""A stable topological order that leaves the graph as it is."""
+"""The order of nodes, and which of them are needed; chains of any length, without recursion."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import PassError
+from qcompiler.ir.walk import bodies, graphs
 
 
-def outer_reads(node: gs.Node) -> Iterator[Any]:
-    """The tensors a node reads: its inputs, and whatever its subgraphs read from outside."""
-    yield from node.inputs
-    for subgraph in node.subgraphs(recursive=True):
-        for inner in subgraph.nodes:
-            yield from inner.inputs
-        yield from subgraph.outputs
+def outer_reads(node: gs.Node) -> list[Any]:
+    """The tensors a node reads: its inputs, and whatever its subgraphs read from outside.
+
+    Not to be changed: it may be the node's own list.
+    """
+    inner = bodies(node)
+    if not inner:
+        return node.inputs
+    read: list[Any] = list(node.inputs)
+    for subgraph in inner:
+        for each in subgraph.nodes:
+            read += each.inputs
+        read += subgraph.outputs
+    return read
 
 
 def topological(graph: gs.Graph) -> list[gs.Node]:
@@ -26,15 +34,16 @@ def topological(graph: gs.Graph) -> list[gs.Node]:
     Raises PassError, naming a node, if the graph has a cycle.
     """
     nodes = list(graph.nodes)
-    index = {id(node): position for position, node in enumerate(nodes)}
+    if _is_sorted(graph):
+        return nodes
     made = {id(out): position for position, node in enumerate(nodes) for out in node.outputs}
-    readers: list[set[int]] = [set() for _ in nodes]
+    readers: list[list[int]] = [[] for _ in nodes]
     waiting = [0] * len(nodes)
     for position, node in enumerate(nodes):
         before = {made[id(tensor)] for tensor in outer_reads(node) if id(tensor) in made}
         waiting[position] = len(before)
         for other in before:
-            readers[other].add(position)
+            readers[other].append(position)
     ready = [position for position in range(len(nodes)) if waiting[position] == 0]
     heapq.heapify(ready)
     order: list[gs.Node] = []
@@ -46,7 +55,88 @@ def topological(graph: gs.Graph) -> list[gs.Node]:
             if waiting[reader] == 0:
                 heapq.heappush(ready, reader)
     if len(order) < len(nodes):
-        done = {index[id(node)] for node in order}
-        stuck = next(node for position, node in enumerate(nodes) if position not in done)
-        raise PassError(f"node '{stuck.name}' ({stuck.op}) lies on or behind a cycle")
+        done = {id(node) for node in order}
+        raise _cycle(next(node for node in nodes if id(node) not in done))
     return order
+
+
+def _is_sorted(graph: gs.Graph) -> bool:
+    """Whether no node reads what it or a later one computes."""
+    ahead = {id(out) for node in graph.nodes for out in node.outputs}
+    for node in graph.nodes:
+        for tensor in outer_reads(node):
+            if id(tensor) in ahead:
+                return False
+        for tensor in node.outputs:
+            ahead.discard(id(tensor))
+    return True
+
+
+def _cycle(node: gs.Node) -> PassError:
+    return PassError(f"node '{node.name}' ({node.op}) lies on or behind a cycle")
+
+
+def needed(graph: gs.Graph) -> set[int]:
+    """Ids of the nodes of a graph, bodies apart, that its outputs need."""
+    own = {id(node) for node in graph.nodes}
+    found: set[int] = set()
+    seen: set[int] = set()
+    waiting: list[Any] = list(graph.outputs)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for node in tensor.inputs:
+            if id(node) in own and id(node) not in found:
+                found.add(id(node))
+                waiting += outer_reads(node)
+    return found
+
+
+def sort_nodes(graph: gs.Graph) -> None:
+    """Put the nodes of a graph and its bodies in the order of their distance from the inputs.
+
+    Ties keep their order, but that what a node reads and is listed behind it moves before it.
+    PassError, naming a node, if the graph has a cycle.
+    """
+    for each in graphs(graph):
+        levels = _levels(each)
+        nodes: list[Any] = sorted(levels.values(), key=_level)
+        each.nodes = [node for _, node in nodes]
+
+
+def _level(entry: tuple[int, Any]) -> int:
+    return entry[0]
+
+
+def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
+    """By id the steps from the inputs to each node, and the node; what it reads comes before it."""
+    own = {id(node) for node in graph.nodes}
+    levels: dict[int, tuple[int, Any]] = {}
+    opened: set[int] = set()
+    for first in graph.nodes:
+        waiting: list[Any] = [first]
+        while waiting:
+            node = waiting[-1]
+            if id(node) in levels:
+                waiting.pop()
+                continue
+            before = _producers(node, own)
+            ahead = [each for each in before if id(each) not in levels]
+            if not ahead:
+                steps = max((levels[id(each)][0] for each in before), default=-1)
+                levels[id(node)] = (steps + 1, node)
+                waiting.pop()
+            elif id(node) in opened:
+                raise _cycle(node)
+            else:
+                opened.add(id(node))
+                waiting += reversed(ahead)
+    return levels
+
+
+def _producers(node: gs.Node, own: Container[int]) -> list[Any]:
+    """The nodes among `own` that compute what a node reads, each once, in order."""
+    found = {id(each): each for tensor in outer_reads(node) for each in tensor.inputs}
+    return [each for key, each in found.items() if key in own]

@@ -11,12 +11,17 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
+from onnx import shape_inference
 from onnx_graphsurgeon.importers.onnx_importer import get_numpy_type
 
 from qcompiler.ir.io import to_model
 from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
 from qcompiler.protos import all_nodes
+from qcompiler.session import load_soon
+
+_LONG = 1 << 20
+"""No vector of sizes has as many elements."""
 
 
 def declared_names(model: onnx.ModelProto) -> frozenset[str]:
@@ -30,6 +35,23 @@ def declared_names(model: onnx.ModelProto) -> frozenset[str]:
         for dim in value.type.tensor_type.shape.dim
         if dim.dim_param
     )
+
+
+def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shapes that ONNX infers, and the values of shapes that it follows.
+
+    To follow values it makes a message for each element of a vector that it may ask for, known or
+    not: where there is one of millions, it only infers shapes.
+    """
+    plain = shape_inference.infer_shapes(model)
+    graph = plain.graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        sizes = value.type.tensor_type.shape.dim
+        if len(sizes) == 1 and sizes[0].dim_value > _LONG:
+            return plain
+    if any(len(each.dims) == 1 and each.dims[0] > _LONG for each in graph.initializer):
+        return plain
+    return shape_inference.infer_shapes(model, data_prop=True)
 
 
 def complete_shapes(graph: gs.Graph, declared: frozenset[str]) -> None:
@@ -82,6 +104,7 @@ def _ask_runtime(graph: gs.Graph, unknown: dict[str, Any]) -> None:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    load_soon(options, model)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(

@@ -23,6 +23,7 @@ from qcompiler.ir.elements import Cut, Elements, Size
 from qcompiler.ir.graph import attribute
 from qcompiler.ir.order import topological
 from qcompiler.ir.tensors import is_constant
+from qcompiler.ir.walk import tensors_of
 
 _BROADCASTS = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Sum", "Mean", "PRelu", "Where"),
@@ -77,7 +78,7 @@ class _Settler:
 
     def write(self) -> None:
         """Put what was found into the graph."""
-        for tensor in self._graph.tensors().values():
+        for tensor in tensors_of(self._graph).values():
             if is_constant(tensor) or id(tensor) in self._fixed or not tensor.shape:
                 continue
             shape = [dim if (size := self._resolved(dim)) is None else size for dim in tensor.shape]

@@ -7,6 +7,7 @@ a fraction of a second however large the model.
 from __future__ import annotations
 
 import contextlib
+from collections import ChainMap
 from collections.abc import Generator
 from typing import Any
 
@@ -21,7 +22,7 @@ from qcompiler.ir.graph import elem_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.order import topological
 from qcompiler.ir.tensors import MappedValues, nbytes
-from qcompiler.ir.walk import proto_nodes
+from qcompiler.ir.walk import proto_nodes, tensors_of
 
 SKELETON_BYTES = 1024
 """Initializers above this size are replaced by inputs in a skeleton."""
@@ -38,7 +39,7 @@ _CONTRIB = frozenset(
 
 def verify(graph: gs.Graph) -> None:
     """Check that the graph is valid ONNX; PassError names the node and the cause."""
-    _check_structure(graph)
+    _check_structure(graph, ChainMap())
     with without_weights(graph):
         model = to_model(graph)
     check_model(model)
@@ -49,7 +50,7 @@ def without_weights(graph: gs.Graph) -> Generator[None, None, None]:
     """Large in-memory constants become references, so that exporting copies no weights."""
     saved: list[tuple[gs.Constant, Any]] = []
     try:
-        for tensor in graph.tensors().values():
+        for tensor in tensors_of(graph).values():
             if not isinstance(tensor, gs.Constant) or nbytes(tensor) <= SKELETON_BYTES:
                 continue
             values = tensor._values
@@ -150,7 +151,11 @@ def _hide_contrib(model: onnx.ModelProto) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(ops.CONTRIB_DOMAIN, 1))
 
 
-def _check_structure(graph: gs.Graph, outside: frozenset[str] = frozenset()) -> None:
+_Known = ChainMap[str, Any]
+"""Tensors by name: of the graphs around one, the nearest first."""
+
+
+def _check_structure(graph: gs.Graph, outside: _Known) -> None:
     _check_node_names(graph)
     made: dict[str, Any] = {}
     for tensor in graph.inputs:
@@ -166,10 +171,11 @@ def _check_structure(graph: gs.Graph, outside: frozenset[str] = frozenset()) -> 
             _check_read(made, tensor, f"{_label(node)} reads", outside)
     for tensor in graph.outputs:
         _check_read(made, tensor, "the graph gives out", outside)
-    known = outside | frozenset(made)
+    known = outside.new_child(made)
     for node in graph.nodes:
-        for subgraph in node.subgraphs():
-            _check_structure(subgraph, known)
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                _check_structure(value, known)
     topological(graph)
 
 
@@ -187,7 +193,7 @@ def _declare(made: dict[str, Any], tensor: Any, what: str) -> None:
     made[tensor.name] = tensor
 
 
-def _check_read(made: dict[str, Any], tensor: Any, what: str, outside: frozenset[str]) -> None:
+def _check_read(made: dict[str, Any], tensor: Any, what: str, outside: _Known) -> None:
     if tensor.is_empty():
         return
     known = made.get(tensor.name)

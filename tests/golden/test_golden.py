@@ -195,13 +195,20 @@ def known_facts(passes: Sequence[Pass], ctx: PassContext) -> frozenset[Fact]:
 
 @dataclass
 class Recorder:
-    """Keeps the model after every pass."""
+    """Keeps the model after every pass; one that says it changed nothing left it as it was.
+
+    That is why the verifier does not look at such a one.
+    """
 
     watches_bodies: ClassVar[bool] = False
 
+    before: str
     steps: list[tuple[Pass, onnx.ModelProto]] = field(default_factory=list)
 
     def after(self, index, step, result, seconds) -> None:
+        after = print_graph(result.graph)
+        assert result.changed or after == self.before, f"'{step.name}' did change the graph"
+        self.before = after
         self.steps.append((step, to_model(result.graph)))
 
 
@@ -210,7 +217,7 @@ def transform(case: Case):
     graph = import_case(case)
     before = Snapshot(graph)
     ctx = context_of(case, graph)
-    recorder = Recorder()
+    recorder = Recorder(print_graph(graph))
     passes = parse_pipeline(case.pipeline)
     manager = PassManager(passes, [VerifyInstrument(), recorder], given=known_facts(passes, ctx))
     graph, after = manager.run(graph, ctx)

@@ -76,10 +76,13 @@ def test_every_node_runs_once_and_only_what_is_read_stays(name: str) -> None:
     stages = streaming._stages(graph, [(name,) for name in names])
     ran = [node.name for stage in stages for node in stage.nodes]
     assert len(ran) == len(set(ran))
-    assert stages[-1].kept == frozenset()
+    there: set[str] = set()
     for index, stage in enumerate(stages):
+        there |= {*stage.leaves, *(name for name in stage.reads if name not in there)}
+        there -= stage.done
         later = {read for after in stages[index + 1 :] for read in after.reads}
-        assert stage.kept & set(stage.leaves) <= later | set(names[index + 1 :])
+        assert there <= later | set(names[index + 1 :])
+    assert not there
 
 
 @pytest.mark.parametrize("name", MODELS)
