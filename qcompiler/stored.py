@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from qcompiler import literals
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, shown
 from qcompiler.protos import ELEMENT_TYPES, all_sparse, all_tensors
 
 _PACKED = {
@@ -83,7 +83,7 @@ def _check_numbers(tensor: TensorProto, where: str) -> None:
     need = stored_bytes(tensor.data_type, tensor.dims)
     if tensor.data_location == TensorProto.EXTERNAL:
         entries = _entries(tensor)
-        have = _byte_range(entries, where)[1] if "length" in entries else need
+        have = _byte_range(entries, where)[1] if entries.get("length") else need
     elif tensor.HasField("raw_data"):
         have = len(tensor.raw_data)
     else:
@@ -161,14 +161,16 @@ def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
 def _data_file(folder: Path, location: str, homes: Iterable[Path], where: str) -> Path:
     inside = not Path(location).is_absolute() and ".." not in Path(location).parts
     if not location or not inside:
-        raise ModelError(f"{where}: its data '{location}' lies outside the model's folder")
+        raise ModelError(f"{where}: its data {shown(location)} lies outside the model's folder")
     file = folder / location
     try:
         real, plain = file.resolve(), file.is_file()
     except (ValueError, RuntimeError, OSError):  # NUL in a name, links in a circle, a name too long
-        raise ModelError(f"{where}: its data '{location}' is no file; export it again") from None
+        raise ModelError(
+            f"{where}: its data {shown(location)} is no file; export it again"
+        ) from None
     if not any(real.is_relative_to(home) for home in homes):
-        raise ModelError(f"{where}: its data '{location}' lies outside the model's folder")
+        raise ModelError(f"{where}: its data {shown(location)} lies outside the model's folder")
     if not plain:
         raise ModelError(f"{where}: its data file {file} is missing, or no plain file")
     return file

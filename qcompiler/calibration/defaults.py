@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ TOKENS = 64
 _OTHER, _IMAGE = 16, 224  # open sizes of sequences, and of the sides of images
 _SOUND = 16_000  # open sizes of waves: a second, for most models
 _CHANNELS = 3
-_MOST = 1 << 26  # values of one input: half a gigabyte while they are drawn
 _IMAGE_RANK = 4
 _LENGTH = re.compile(r"(^|_)len(s|gths?)?($|_)|length")
 _TOKEN_ROLES = ("ids", "positions", "zeros")
@@ -80,12 +78,6 @@ class Defaults:
         self._inputs = [_read(spec, signature, lookups) for spec in signature.inputs]
         self._tokens = min(length, lookups.positions or TOKENS)
         self._sizes = self._open_sizes()
-        for each in self._inputs:
-            if math.prod(self._shape(each)) > _MOST:
-                raise CalibrationError(
-                    f"input '{each.name}' is too large to be drawn at random "
-                    f"({list(self._shape(each))}); give an .npz with '{each.name}' in it"
-                )
 
     def draw(
         self, rng: np.random.Generator, like: Mapping[str, Array] | None = None

@@ -190,7 +190,7 @@ def test_hub_cache(tmp_path: Path) -> None:
         (["-o", "m.onnx/o.onnx"], "a file is where a folder is needed"),
         (["-o", "m.onnx"], "would overwrite its source"),
         (["-o", "loop.onnx"], "a link that leads back to itself"),
-        (["-o", "x" * 300 + ".onnx"], "the name is too long"),
+        (["-o", "x" * 300 + ".onnx"], "File name too long; choose another path"),
         (["--report", "m.onnx/r.html"], "a file is where a folder is needed"),
         (["--dump-ir", "m.onnx"], "a file is where a folder is needed"),
     ],

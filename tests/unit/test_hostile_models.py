@@ -465,9 +465,8 @@ def entry(path: Path, **fields: str) -> None:
         ({"offset": "1e3"}, "not a byte count"),
         ({"offset": "٣"}, "not a byte count"),
         ({"offset": "9" * 30}, "not a byte count"),
-        ({"offset": str(1 << 62)}, "is cut off"),
+        ({"offset": str(10**17)}, "is cut off"),
         ({"length": "-1"}, "not a byte count"),
-        ({"length": ""}, "not a byte count"),
     ],
 )
 def test_places_of_data(tmp_path: Path, fields: dict[str, str], cause: str) -> None:
@@ -523,13 +522,6 @@ def test_a_fault_on_an_unsound_model_is_the_models(tmp_path: Path, trips: None) 
 def test_messages_are_one_printable_line() -> None:
     assert str(QcError("a\n  b\x1b[2Jc\0")) == "a b\\x1b[2Jc\\x00"
     assert str(FaultError("é 漢 ' \"")) == "é 漢 ' \""
-
-
-def test_inputs_too_large_to_draw(tmp_path: Path) -> None:
-    made = changed(
-        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 1 << 40)
-    )
-    assert "'x' is too large to be drawn at random" in refusal("compile", written(tmp_path, made))
 
 
 def test_it_is_checked_when_opened(tmp_path: Path) -> None:
