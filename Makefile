@@ -4,6 +4,8 @@
 #   make bench   measure speed on this machine, into build/bench/; BENCH_DOCS=1 writes docs/ too
 #   make bench-cuda   the same for the kernels of NVIDIA GPUs; needs one, nvcc, and PyTorch for CUDA
 #   make test-cuda    what needs an NVIDIA GPU: its tests, then the kernels under compute-sanitizer
+#   make torture   attack it: kills, races, hostile files, mutated nodes under sanitizers, large graphs;
+#                hours, or TORTURE_ARGS='--minutes 5' for each attack; make torture-kills for one alone
 #   make clean   remove what these made
 
 PYTHON ?= python3
@@ -43,6 +45,15 @@ test-cuda: $(VENV)/.test
 	    compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(PY) -m pytest $(firstword $(CUDA_TESTS)) -k 'qcompiler_cuda_test and agrees' || exit 1; \
 	done
+
+# docs/reliability.md says what each attack does. They print what reproduces a finding, and fail.
+ATTACKS := kills races files models nodes threads graphs
+TORTURE_kills := --export
+TORTURE_files := --minutes 15
+.PHONY: torture $(ATTACKS:%=torture-%)
+torture: $(ATTACKS:%=torture-%)
+$(ATTACKS:%=torture-%): torture-%: $(VENV)/.test
+	$(PY) tests/torture/$*.py $(TORTURE_$*) $(TORTURE_ARGS)
 
 lint: $(VENV)/.test $(OLDEST)/.done
 	$(VENV)/bin/ruff check .

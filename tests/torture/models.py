@@ -172,7 +172,7 @@ def run(numbers: Iterator[int], seconds: float) -> Iterator[tuple[int, Finding |
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1000, help="files")
+    parser.add_argument("--rounds", type=int, default=20_000, help="files")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first case")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after these")
     parser.add_argument("--case", type=int, help="run this case alone, and say all of it")
