@@ -68,9 +68,9 @@ def logits(path: Path, source: Path, library: bool | None = None) -> np.ndarray:
     return session.run([session.get_outputs()[0].name], as_taken(session, feeds))[0]
 
 
-# Everything on the small model, which is in standard operators. Of the decoder in its two dialects, the
-# second recipe comes on one and to one target, and the target of GPUs, whose checks without one take
-# minutes, on a smaller one (test_cuda_decoder.py): targets and recipes don't interact.
+# Everything on the small model, which is in standard operators. Of the decoder in its two dialects,
+# the second recipe comes on one and to one target, and the target of GPUs, whose checks without one
+# take minutes, on a smaller one (test_cuda_decoder.py): targets and recipes don't interact.
 COMPILED = [(model, name) for model in MODELS for name in RECIPES]
 COMPILED.remove(("smollm2_torch", "fptq"))
 DECODER = {
