@@ -244,6 +244,18 @@ def body_inputs(made: ModelProto) -> None:
     next(node for node in made.graph.node if node.op_type == "Loop").input.pop()
 
 
+def behind(node: str, version: int = 21, **weights: np.ndarray) -> ModelProto:
+    """A layer, and a node behind it; in its text `_` is an input or output of no name."""
+    text = f"g (float[4, 64] x) => (float[4, 96] h) {{ h = MatMul(x, w) {node} }}"
+    made = model_of(text, w=W, **weights)
+    opset(version)(made)
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 4))
+    last = made.graph.node[-1]
+    for names in (last.input, last.output):
+        names[:] = ["" if name == "_" else name for name in names]
+    return made
+
+
 REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     "no bytes": (b"", "holds no graph"),
     "text": (b"hello\n" * 9, "is not an ONNX model"),
@@ -302,6 +314,35 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
         changed(attribute("MatMulNBits", "block_size", 0), seed("quantized")),
         "attribute 'block_size' of node 'four' (MatMulNBits) can't be 0",
     ),
+    "an axis that doesn't fit 32 bits": (
+        behind("a, b, c = LayerNormalization<axis = 2147483648>(h, h)"),
+        "attribute 'axis' of a node (LayerNormalization) can't be 2147483648",
+    ),
+    "batch dimensions below none": (
+        behind("y = GatherND<batch_dims = -3>(h, i)"),
+        "attribute 'batch_dims' of a node (GatherND) can't be -3",
+    ),
+    "no heads": (
+        behind("y = Attention<q_num_heads = 0, kv_num_heads = 1>(h, h, h)", 23),
+        "attribute 'q_num_heads' of a node (Attention) can't be 0",
+    ),
+    "no groups": (
+        behind("y = ConvTranspose<group = 0>(h, h)"),
+        "attribute 'group' of a node (ConvTranspose) can't be 0",
+    ),
+    "more outputs than said": (
+        behind("a, b, c = Split<num_outputs = 2>(h)"),
+        "a node (Split) has 3 outputs, and says that it has 2",
+    ),
+    "a part without a name": (behind("a, _ = Split<num_outputs = 2>(h)"), "an output of no name"),
+    "no first input": (behind("y = EyeLike(_)"), "(EyeLike) has no input 0, 'input'"),
+    "no second of many": (behind("y = Sum(h, _)"), "(Sum) has no input 1, 'data_0'"),
+    "no input of another domain": (
+        behind("y = ai.onnx.ml.LabelEncoder(_)"),
+        "(LabelEncoder) has no input 0, 'X'",
+    ),
+    "an empty bias": (behind("y = LayerNormalization(h, h, _)"), "an input of no name"),
+    "an empty axis": (behind("y = DFT(h, _, _)"), "an input of no name"),
     "a loop that gives its body less": (
         changed(body_inputs, seed("bodies")),
         "(Loop) and what it holds differ",
@@ -408,6 +449,8 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
+    "a needed input that nobody reads": behind("y = Resize(h, _, s)", 11, s=np.ones(2, np.float32)),
     "an opset twice": changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 21))),
     "unknown fields": PLAIN + b"\xf8\x3f\x05\xfa\x3f\x03abc",
     "groups": PLAIN + b"\xfb\x07" * 20 + b"\xfc\x07" * 20,
