@@ -562,6 +562,26 @@ def test_a_fault_on_an_unsound_model_is_the_models(tmp_path: Path, trips: None) 
     assert "axis" in told
 
 
+@pytest.mark.parametrize(
+    ("node", "cause"),
+    [
+        ("LayerNormalization<axis = -9>(h, v)", "ONNX Runtime refuses it"),
+        ("Gather(h, i)", "does not run on the calibration data"),
+    ],
+)
+def test_a_source_that_does_not_run_is_named(tmp_path: Path, node: str, cause: str) -> None:
+    made = model_of(
+        f"g (float[4, 64] x) => (float[4, 96] y) {{ h = MatMul(x, w) y = {node} }}",
+        w=W,
+        v=np.ones(N, np.float32),
+        i=np.full(4, 100),
+    )
+    path = written(tmp_path, made)
+    told = refusal("compile", path, "--recipe", "rtn")
+    assert told.startswith(f"error: {path}")
+    assert cause in told
+
+
 def test_messages_are_one_printable_line() -> None:
     assert str(QcError("a\n  b\x1b[2Jc\0")) == "a b\\x1b[2Jc\\x00"
     assert str(FaultError("é 漢 ' \"")) == "é 漢 ' \""
