@@ -256,6 +256,11 @@ def behind(node: str, version: int = 21, **weights: np.ndarray) -> ModelProto:
     return made
 
 
+def vast_cache(made: ModelProto) -> None:
+    value = next(each for each in made.graph.input if each.name.endswith(".0.key"))
+    value.type.tensor_type.shape.dim[0].dim_value = 1 << 61
+
+
 REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     "no bytes": (b"", "holds no graph"),
     "text": (b"hello\n" * 9, "is not an ONNX model"),
@@ -309,6 +314,10 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     "heads that don't fit 32 bits": (
         changed(attribute("GroupQueryAttention", "num_heads", 1 << 40), seed("genai")),
         "attribute 'num_heads' of a node (GroupQueryAttention) can't be 1099511627776",
+    ),
+    "a cache without end": (
+        changed(vast_cache, seed("genai")),
+        "cache input 'past_key_values.0.key' has no usable shape",
     ),
     "blocks of nothing": (
         changed(attribute("MatMulNBits", "block_size", 0), seed("quantized")),
