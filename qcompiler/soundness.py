@@ -8,14 +8,16 @@ overlooks it; other models that it runs are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto, numpy_helper
 
 from qcompiler.errors import ModelError
 from qcompiler.functions import require_bounded
@@ -46,16 +48,24 @@ _VALUES = {
 
 def check_model(model: onnx.ModelProto, path: Path) -> None:
     """ModelError, naming the place, where a model can't be relied on, or its data files."""
-    try:
+    with _naming(path):
         _check_text(model)
         _check_opsets(model)
         _check_interface(model.graph)
         require_bounded(model)
         check_nodes(model)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}; export the model again") from None
     check_tensors(model, path)
     external_files(model, path)
+    with _naming(path):
+        _check_loops(model)
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; export the model again") from None
 
 
 def _check_text(model: onnx.ModelProto) -> None:
@@ -172,6 +182,44 @@ def _check_bodies(node: onnx.NodeProto) -> None:
         )
     if not fits:
         raise ModelError(f"{_label(node)} and what it holds differ in their inputs and outputs")
+
+
+def _check_loops(model: onnx.ModelProto) -> None:
+    """ModelError for a Loop that plainly never ends once it begins; the tensors are sound."""
+    nodes = [node for node in nodes_below(model.graph.node) if not node.domain]
+    loops = [node for node in nodes if node.op_type == "Loop"]
+    known = _known_scalars(model, nodes) if loops else {}
+    for node in loops:
+        most, go = node.input[:2]
+        turns = known.get(most, 0) if most else _NEWEST
+        body = next(each.g for each in node.attribute if each.name == "body")
+        if turns >= _NEWEST and known.get(go, 1) and _goes_on(body, known):
+            raise ModelError(f"{_label(node)} never ends: its body never changes the condition")
+
+
+def _known_scalars(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """Constants of one integer or truth value in the model file, by name."""
+    tensors = {each.name: each for graph in all_graphs(model) for each in graph.initializer}
+    for node in nodes:
+        for each in node.attribute:
+            if node.op_type == "Constant" and each.name == "value":
+                tensors[node.output[0]] = each.t
+    return {
+        name: int(numpy_helper.to_array(each).item())
+        for name, each in tensors.items()
+        if each.data_type in (TensorProto.INT64, TensorProto.BOOL)
+        and math.prod(each.dims) == 1
+        and each.data_location != TensorProto.EXTERNAL
+    }
+
+
+def _goes_on(body: onnx.GraphProto, known: Mapping[str, int]) -> bool:
+    """Whether a body passes on the condition that it takes, or one that is always true."""
+    copies = {each.output[0]: each.input[0] for each in body.node if each.op_type == "Identity"}
+    name = body.output[0].name
+    for _ in range(len(copies)):
+        name = copies.get(name, name)
+    return name == body.input[1].name or known.get(name, 0) != 0
 
 
 def _check_numbers(node: onnx.NodeProto) -> None:

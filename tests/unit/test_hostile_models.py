@@ -256,6 +256,26 @@ def behind(node: str, version: int = 21, **weights: np.ndarray) -> ModelProto:
     return made
 
 
+def endless(first: str = "go", turns: int = (1 << 63) - 1, after: str = "Identity") -> ModelProto:
+    """A Loop, by its first condition, its most turns, and what its body makes of the condition."""
+    return model_of(
+        f"""g (float[n, 64] x, bool c) => (float[n, 64] y) {{
+          h = MatMul(x, w)
+          y = Loop (most, {first}, h) <
+            body = turn (int64 i, bool on, float[n, 64] state)
+              => (bool more, float[n, 64] next) {{
+              more = {after}(on)
+              next = Tanh(state)
+            }}
+          >
+        }}""",
+        w=normal(K, K),
+        most=np.array(turns),
+        go=np.array(True),
+        stop=np.array(False),
+    )
+
+
 def vast_cache(made: ModelProto) -> None:
     value = next(each for each in made.graph.input if each.name.endswith(".0.key"))
     value.type.tensor_type.shape.dim[0].dim_value = 1 << 61
@@ -315,6 +335,8 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
         changed(attribute("GroupQueryAttention", "num_heads", 1 << 40), seed("genai")),
         "attribute 'num_heads' of a node (GroupQueryAttention) can't be 1099511627776",
     ),
+    "a loop without end": (endless(), "(Loop) never ends"),
+    "a loop without end if it begins": (endless("c"), "(Loop) never ends"),
     "a cache without end": (
         changed(vast_cache, seed("genai")),
         "cache input 'past_key_values.0.key' has no usable shape",
@@ -460,6 +482,9 @@ COMPILED: dict[str, ModelProto | bytes] = {
     "negative sizes": changed(negative),
     "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
     "a needed input that nobody reads": behind("y = Resize(h, _, s)", 11, s=np.ones(2, np.float32)),
+    "a loop that does not begin": endless("stop"),
+    "a loop of three turns": endless(turns=3),
+    "a loop that its body ends": endless(after="Not"),
     "an opset twice": changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 21))),
     "unknown fields": PLAIN + b"\xf8\x3f\x05\xfa\x3f\x03abc",
     "groups": PLAIN + b"\xfb\x07" * 20 + b"\xfc\x07" * 20,
