@@ -90,7 +90,11 @@ class Pair:
         """
         graph = with_names_of_import(ir.read_model(self.package.onnx_path))
         cut = short(feeds, graph)
-        results = _Results.of(self, cut, self._before(graph))
+        try:
+            results = _Results.of(self, cut, self._before(graph))
+        except ModelError:
+            _run(self.package.onnx_path, cut)  # the source, if it does not run either
+            raise
         try:
             values = evaluate(graph, list(results.values), cut)
         except CalibrationError as error:
@@ -162,6 +166,14 @@ def _open(path: Path, before: Sequence[str]) -> ort.InferenceSession:
     # Weights packed for speed would double the memory of a session that runs a few times.
     options = {"session.disable_prepacking": "1"}
     return create_session(path, options=options, model=model if changed else None, brief=True)
+
+
+def _run(path: Path, feeds: Sequence[Feed]) -> None:
+    """ModelError where a model does not run."""
+    session = _open(path, ())
+    with runtime_errors(ModelError, f"{path} does not run on the calibration data"):
+        for feed in feeds:
+            session.run(None, as_taken(session, feed))
 
 
 def _quality(

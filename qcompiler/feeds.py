@@ -6,6 +6,7 @@ masks and positions that agree with them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
 SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _MOST_TOKENS = 1 << 24  # far more than any vocabulary has
+_MOST_CACHED = 1 << 28  # values of a position in a cache, far more than any has
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
 _FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -303,7 +305,7 @@ def _present_of(past: str, outputs: Iterable[str]) -> str | None:
 
 def _cache(spec: TensorSpec, present: TensorSpec, facts: _CacheFacts) -> CacheSpec:
     if spec.shape is None or spec.dtype is None or len(spec.shape) < _LAST_AXIS_IS_TOKENS:
-        raise ModelError(f"cache input '{spec.name}' has no usable shape")
+        raise ModelError(f"cache input '{spec.name}' has no usable shape; export the model again")
     rank = len(spec.shape)
     sequence = next(
         (
@@ -333,6 +335,8 @@ def _cache(spec: TensorSpec, present: TensorSpec, facts: _CacheFacts) -> CacheSp
                     "put the model's genai_config.json beside it"
                 )
             fixed.append(known)
+    if math.prod(size for size in fixed if size > 0) > _MOST_CACHED:
+        raise ModelError(f"cache input '{spec.name}' has no usable shape; export the model again")
     return CacheSpec(spec.name, present.name, spec.dtype, tuple(fixed), sequence)
 
 

@@ -8,14 +8,16 @@ overlooks it; other models that it runs are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto, numpy_helper
 
 from qcompiler.errors import ModelError
 from qcompiler.functions import require_bounded
@@ -26,6 +28,12 @@ _NEWEST = 1 << 31
 """No opset has this number: ONNX counts in 32 bits."""
 _COUNTS = frozenset({"num_heads", "kv_num_heads", "bits", "block_size", "K", "N"})
 """Attributes of ONNX Runtime's operators that divide something."""
+_LEAST = {"axis": -_NEWEST, "batch_dims": 0, "group": 1, "q_num_heads": 1, "kv_num_heads": 1}
+"""Attributes of ONNX's operators by which memory is found, or that divide something."""
+_LENIENT = frozenset({"Resize"})
+"""Operators of which older opsets ask for inputs that exporters leave out, and nobody reads."""
+_UNEVEN = frozenset({"DFT", "LayerNormalization"})
+"""Operators whose last input ONNX Runtime reads even where its name is empty."""
 _TYPED_FROM = 2
 """The IR version from which attributes say their type."""
 
@@ -40,16 +48,24 @@ _VALUES = {
 
 def check_model(model: onnx.ModelProto, path: Path) -> None:
     """ModelError, naming the place, where a model can't be relied on, or its data files."""
-    try:
+    with _naming(path):
         _check_text(model)
         _check_opsets(model)
         _check_interface(model.graph)
         require_bounded(model)
         check_nodes(model)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}; export the model again") from None
     check_tensors(model, path)
     external_files(model, path)
+    with _naming(path):
+        _check_loops(model)
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; export the model again") from None
 
 
 def _check_text(model: onnx.ModelProto) -> None:
@@ -117,16 +133,17 @@ def check_nodes(model: onnx.ModelProto) -> None:
 
     Functions are judged when they are inlined: only then are attributes what they refer to.
     """
-    version = next((each.version for each in model.opset_import if not each.domain), None)
+    versions = {each.domain: each.version for each in model.opset_import}
     for node in nodes_below(model.graph.node):
         for attribute in node.attribute:
             _check_attribute(attribute, node, typed=model.ir_version >= _TYPED_FROM)
-        if node.domain == CONTRIB_DOMAIN:
-            _check_contrib(node)
-        form = None if node.domain or not version else _form(node.op_type, version)
+        _check_numbers(node)
+        form = _form(node.op_type, versions.get(node.domain, 0), node.domain)
         if form is not None:
             _check_form(node, form)
+        if form is not None and not node.domain:
             _check_bodies(node)
+            _check_outputs(node)
 
 
 def _label(node: onnx.NodeProto) -> str:
@@ -167,12 +184,69 @@ def _check_bodies(node: onnx.NodeProto) -> None:
         raise ModelError(f"{_label(node)} and what it holds differ in their inputs and outputs")
 
 
-def _check_contrib(node: onnx.NodeProto) -> None:
-    """ONNX Runtime crashes by dividing by some of these, which it holds in 32 bits."""
+def _check_loops(model: onnx.ModelProto) -> None:
+    """ModelError for a Loop that plainly never ends once it begins; the tensors are sound."""
+    nodes = [node for node in nodes_below(model.graph.node) if not node.domain]
+    loops = [node for node in nodes if node.op_type == "Loop"]
+    known = _known_scalars(model, nodes) if loops else {}
+    for node in loops:
+        most, go = node.input[:2]
+        turns = known.get(most, 0) if most else _NEWEST
+        body = next(each.g for each in node.attribute if each.name == "body")
+        if turns >= _NEWEST and known.get(go, 1) and _goes_on(body, known):
+            raise ModelError(f"{_label(node)} never ends: its body never changes the condition")
+
+
+def _known_scalars(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """Constants of one integer or truth value in the model file, by name."""
+    tensors = {each.name: each for graph in all_graphs(model) for each in graph.initializer}
+    for node in nodes:
+        for each in node.attribute:
+            if node.op_type == "Constant" and each.name == "value":
+                tensors[node.output[0]] = each.t
+    return {
+        name: int(numpy_helper.to_array(each).item())
+        for name, each in tensors.items()
+        if each.data_type in (TensorProto.INT64, TensorProto.BOOL)
+        and math.prod(each.dims) == 1
+        and each.data_location != TensorProto.EXTERNAL
+    }
+
+
+def _goes_on(body: onnx.GraphProto, known: Mapping[str, int]) -> bool:
+    """Whether a body passes on the condition that it takes, or one that is always true."""
+    copies = {each.output[0]: each.input[0] for each in body.node if each.op_type == "Identity"}
+    name = body.output[0].name
+    for _ in range(len(copies)):
+        name = copies.get(name, name)
+    return name == body.input[1].name or known.get(name, 0) != 0
+
+
+def _check_numbers(node: onnx.NodeProto) -> None:
+    """ONNX and ONNX Runtime crash by some of these, which they hold in 32 bits."""
     for each in node.attribute:
-        least = 1 if each.name in _COUNTS else -_NEWEST
+        if node.domain == CONTRIB_DOMAIN:
+            least = 1 if each.name in _COUNTS else -_NEWEST
+        elif not node.domain and each.name in _LEAST:
+            least = _LEAST[each.name]
+        else:
+            continue
         if each.type == AttributeProto.INT and not least <= each.i < _NEWEST:
             raise ModelError(f"attribute '{each.name}' of {_label(node)} can't be {each.i}")
+
+
+def _check_outputs(node: onnx.NodeProto) -> None:
+    """ONNX's inference writes beside a list where Split has more outputs than it says.
+
+    ONNX Runtime reads outputs of no name where it takes all that there are.
+    """
+    if node.op_type in ("Loop", "Split") and not all(node.output):
+        raise ModelError(f"{_label(node)} has an output of no name, which crashes ONNX Runtime")
+    said = next((each.i for each in node.attribute if each.name == "num_outputs"), None)
+    if node.op_type == "Split" and said is not None and said < len(node.output):
+        raise ModelError(
+            f"{_label(node)} has {len(node.output)} outputs, and says that it has {said}"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,22 +255,30 @@ class _Form:
 
     inputs: tuple[int, int]
     outputs: tuple[int, int]
+    needed: tuple[str, ...]
+    """The name of each input that can't be left out, empty for those that can."""
+    repeats: bool
+    """Whether the last input stands for any number of them."""
     required: frozenset[str]
     kinds: Mapping[str, str]
     """The types of its attributes, by name."""
 
 
 @cache
-def _form(op: str, version: int) -> _Form | None:
-    """The form of an operator of ONNX; None where ONNX Runtime alone has it."""
+def _form(op: str, version: int, domain: str) -> _Form | None:
+    """The form of an operator of ONNX, or of its other domains; None for all others."""
+    if not 0 < version < _NEWEST:
+        return None
     try:
-        schema = onnx.defs.get_schema(op, version, "")
+        schema = onnx.defs.get_schema(op, version, domain)
     except onnx.defs.SchemaError:
         return None
-    attributes = schema.attributes
+    attributes, option = schema.attributes, onnx.defs.OpSchema.FormalParameterOption
     return _Form(
         (schema.min_input, schema.max_input),
         (schema.min_output, schema.max_output),
+        tuple("" if each.option == option.Optional else each.name for each in schema.inputs),
+        bool(schema.inputs) and schema.inputs[-1].option == option.Variadic,
         frozenset(name for name, each in attributes.items() if each.required),
         {name: str(each.type).rpartition(".")[-1] for name, each in attributes.items()},
     )
@@ -205,6 +287,7 @@ def _form(op: str, version: int) -> _Form | None:
 def _check_form(node: onnx.NodeProto, form: _Form) -> None:
     _check_count(node, "inputs", node.input, form.inputs)
     _check_count(node, "outputs", node.output, form.outputs)
+    _check_left_out(node, form)
     if not node.attribute and not form.required:
         return
     given = {each.name: each for each in node.attribute}
@@ -225,3 +308,17 @@ def _check_count(
     used = max((at for at, name in enumerate(names, 1) if name), default=0)
     if len(names) < least or used > most:
         raise ModelError(f"{_label(node)} has {len(names)} {what}, not {least} to {most}")
+
+
+def _check_left_out(node: onnx.NodeProto, form: _Form) -> None:
+    """ONNX Runtime overlooks an empty name, and crashes where the operator reads that input."""
+    if all(node.input) or node.op_type in _LENIENT:
+        return
+    for at, name in enumerate(node.input):
+        if name:
+            continue
+        needed = form.needed[at : at + 1] or form.needed[-1:] * form.repeats
+        if any(needed):
+            raise ModelError(f"{_label(node)} has no input {at}, '{needed[0]}'")
+    if node.op_type in _UNEVEN and not node.input[-1]:
+        raise ModelError(f"{_label(node)} has an input of no name, which crashes ONNX Runtime")

@@ -42,7 +42,7 @@ def build(kind: str, sources: Path = ROOT / "runtime") -> Path:
     flags = [f"-DQC_SANITIZE={sanitize}", "-DQC_CUDA=OFF", "-DQC_BUILD_TESTS=OFF"]
     for command in (
         ["cmake", "-S", str(sources), "-B", str(folder), *flags],
-        ["cmake", "--build", str(folder), "--parallel", "--target", "qcompiler_ops"],
+        ["cmake", "--build", str(folder), f"-j{os.cpu_count()}", "--target", "qcompiler_ops"],
     ):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / LIBRARY

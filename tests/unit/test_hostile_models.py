@@ -188,6 +188,43 @@ def body_inputs(made: ModelProto) -> None:
     next(node for node in made.graph.node if node.op_type == "Loop").input.pop()
 
 
+def behind(node: str, version: int = 21, **weights: np.ndarray) -> ModelProto:
+    """A layer, and a node behind it; in its text `_` is an input or output of no name."""
+    text = f"g (float[4, 64] x) => (float[4, 96] h) {{ h = MatMul(x, w) {node} }}"
+    made = model_of(text, w=W, **weights)
+    opset(version)(made)
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 4))
+    last = made.graph.node[-1]
+    for names in (last.input, last.output):
+        names[:] = ["" if name == "_" else name for name in names]
+    return made
+
+
+def endless(first: str = "go", turns: int = (1 << 63) - 1, after: str = "Identity") -> ModelProto:
+    """A Loop, by its first condition, its most turns, and what its body makes of the condition."""
+    return model_of(
+        f"""g (float[n, 64] x, bool c) => (float[n, 64] y) {{
+          h = MatMul(x, w)
+          y = Loop (most, {first}, h) <
+            body = turn (int64 i, bool on, float[n, 64] state)
+              => (bool more, float[n, 64] next) {{
+              more = {after}(on)
+              next = Tanh(state)
+            }}
+          >
+        }}""",
+        w=normal(K, K),
+        most=np.array(turns),
+        go=np.array(True),
+        stop=np.array(False),
+    )
+
+
+def vast_cache(made: ModelProto) -> None:
+    value = next(each for each in made.graph.input if each.name.endswith(".0.key"))
+    value.type.tensor_type.shape.dim[0].dim_value = 1 << 61
+
+
 REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     "no bytes": (b"", "holds no graph"),
     "text": (b"hello\n" * 9, "is not an ONNX model"),
@@ -242,10 +279,45 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
         changed(attribute("GroupQueryAttention", "num_heads", 1 << 40), seed("genai")),
         "attribute 'num_heads' of a node (GroupQueryAttention) can't be 1099511627776",
     ),
+    "a loop without end": (endless(), "(Loop) never ends"),
+    "a loop without end if it begins": (endless("c"), "(Loop) never ends"),
+    "a cache without end": (
+        changed(vast_cache, seed("genai")),
+        "cache input 'past_key_values.0.key' has no usable shape",
+    ),
     "blocks of nothing": (
         changed(attribute("MatMulNBits", "block_size", 0), seed("quantized")),
         "attribute 'block_size' of node 'four' (MatMulNBits) can't be 0",
     ),
+    "an axis that doesn't fit 32 bits": (
+        behind("a, b, c = LayerNormalization<axis = 2147483648>(h, h)"),
+        "attribute 'axis' of a node (LayerNormalization) can't be 2147483648",
+    ),
+    "batch dimensions below none": (
+        behind("y = GatherND<batch_dims = -3>(h, i)"),
+        "attribute 'batch_dims' of a node (GatherND) can't be -3",
+    ),
+    "no heads": (
+        behind("y = Attention<q_num_heads = 0, kv_num_heads = 1>(h, h, h)", 23),
+        "attribute 'q_num_heads' of a node (Attention) can't be 0",
+    ),
+    "no groups": (
+        behind("y = ConvTranspose<group = 0>(h, h)"),
+        "attribute 'group' of a node (ConvTranspose) can't be 0",
+    ),
+    "more outputs than said": (
+        behind("a, b, c = Split<num_outputs = 2>(h)"),
+        "a node (Split) has 3 outputs, and says that it has 2",
+    ),
+    "a part without a name": (behind("a, _ = Split<num_outputs = 2>(h)"), "an output of no name"),
+    "no first input": (behind("y = EyeLike(_)"), "(EyeLike) has no input 0, 'input'"),
+    "no second of many": (behind("y = Sum(h, _)"), "(Sum) has no input 1, 'data_0'"),
+    "no input of another domain": (
+        behind("y = ai.onnx.ml.LabelEncoder(_)"),
+        "(LabelEncoder) has no input 0, 'X'",
+    ),
+    "an empty bias": (behind("y = LayerNormalization(h, h, _)"), "an input of no name"),
+    "an empty axis": (behind("y = DFT(h, _, _)"), "an input of no name"),
     "a loop that gives its body less": (
         changed(body_inputs, seed("bodies")),
         "(Loop) and what it holds differ",
@@ -356,6 +428,11 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
+    "a needed input that nobody reads": behind("y = Resize(h, _, s)", 11, s=np.ones(2, np.float32)),
+    "a loop that does not begin": endless("stop"),
+    "a loop of three turns": endless(turns=3),
+    "a loop that its body ends": endless(after="Not"),
     "an opset twice": changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 21))),
     "unknown fields": PLAIN + b"\xf8\x3f\x05\xfa\x3f\x03abc",
     "groups": PLAIN + b"\xfb\x07" * 20 + b"\xfc\x07" * 20,
@@ -402,6 +479,26 @@ def test_a_fault_on_an_unsound_model_is_the_models(tmp_path: Path, trips: None) 
     told = refusal("compile", written(tmp_path, made))
     assert "ONNX Runtime refuses it" in told
     assert "axis" in told
+
+
+@pytest.mark.parametrize(
+    ("node", "cause"),
+    [
+        ("LayerNormalization<axis = -9>(h, v)", "ONNX Runtime refuses it"),
+        ("Gather(h, i)", "does not run on the calibration data"),
+    ],
+)
+def test_a_source_that_does_not_run_is_named(tmp_path: Path, node: str, cause: str) -> None:
+    made = model_of(
+        f"g (float[4, 64] x) => (float[4, 96] y) {{ h = MatMul(x, w) y = {node} }}",
+        w=W,
+        v=np.ones(N, np.float32),
+        i=np.full(4, 100),
+    )
+    path = written(tmp_path, made)
+    told = refusal("compile", path, "--recipe", "rtn")
+    assert told.startswith(f"error: {path}")
+    assert cause in told
 
 
 def test_messages_are_one_printable_line() -> None:
