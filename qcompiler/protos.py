@@ -71,6 +71,7 @@ def _settle(model: onnx.ModelProto) -> None:
             tensors += (tensor for graph in inner for tensor in graph.initializer)
     for owner in (model, *model.functions):
         _settle_opsets(owner)
+    _name_opsets_of_functions(model)
     for depth, graph in enumerate(graphs):
         _settle_values((*graph.input, *graph.output), typed=not depth)
         _settle_values(graph.value_info, typed=False)
@@ -97,6 +98,18 @@ def _settle_opsets(owner: onnx.ModelProto | onnx.FunctionProto) -> None:
             owner.opset_import.remove(entry)
         else:
             entry.domain = ""
+
+
+def _name_opsets_of_functions(model: onnx.ModelProto) -> None:
+    """A model need not name opsets that only its functions use; once they are inlined it must."""
+    if not model.functions:
+        return
+    named = {entry.domain for entry in model.opset_import}
+    named |= {node.domain for node in nodes_below(model.graph.node)}
+    for entry in (each for function in model.functions for each in function.opset_import):
+        if entry.domain not in named:
+            named.add(entry.domain)
+            model.opset_import.add().CopyFrom(entry)
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

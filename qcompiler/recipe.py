@@ -209,10 +209,13 @@ def _find(text: str, beside: Path) -> Path:
     """The file of a recipe by its name, or by a path from the folder `beside`."""
     known = available()
     path = known.get(text, beside / text)
-    if not path.is_file():
-        raise RecipeError(
-            f"unknown recipe '{text}'; {did_you_mean(text, list(known))} (or give a .toml file)"
-        )
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long
+        found = False
+    if not found:
+        hint = did_you_mean(text, list(known))
+        raise RecipeError(f"unknown recipe {shown(text)}; {hint} (or give a .toml file)")
     return path
 
 

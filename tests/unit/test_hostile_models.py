@@ -413,6 +413,11 @@ def negative(made: ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = -1
 
 
+def local_opset(made: ModelProto) -> None:
+    """Only the functions say which opset their operators are of."""
+    del made.opset_import[0]
+
+
 PLAIN = linear(w=W).SerializeToString()
 COMPILED: dict[str, ModelProto | bytes] = {
     "annotations and training": changed(annotated),
@@ -428,6 +433,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "an opset that functions alone have": changed(local_opset, seed("functions")),
     "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
     "a needed input that nobody reads": behind("y = Resize(h, _, s)", 11, s=np.ones(2, np.float32)),
     "a loop that does not begin": endless("stop"),
