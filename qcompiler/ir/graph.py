@@ -167,15 +167,20 @@ def add_node(
 
 
 class Namer:
-    """Fresh, readable names: `base`, `base_1`, ... never one already in the graph."""
+    """Fresh, readable names: `base`, `base_1`, ... never one already in the graph.
+
+    Which these are is looked up when the first is asked for: few graphs need any.
+    """
 
     def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
         self._taken: set[str] = set()
-        for each in graphs(graph):
-            self._taken.update(tensors_of(each))
-            self._taken.update(node.name for node in each.nodes)
 
     def __call__(self, base: str) -> str:
+        if not self._taken:
+            for each in graphs(self._graph):
+                self._taken.update(tensors_of(each))
+                self._taken.update([node.name for node in each.nodes])
         name, suffix = base, 0
         while name in self._taken:
             suffix += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -17,7 +17,7 @@ def outer_reads(node: gs.Node) -> list[Any]:
 
     Not to be changed: it may be the node's own list.
     """
-    inner = bodies(node)
+    inner = bodies(node) if node.attrs else ()
     if not inner:
         return node.inputs
     read: list[Any] = list(node.inputs)
@@ -62,14 +62,14 @@ def topological(graph: gs.Graph) -> list[gs.Node]:
 
 def _is_sorted(graph: gs.Graph) -> bool:
     """Whether no node reads what it or a later one computes."""
-    ahead = {id(out) for node in graph.nodes for out in node.outputs}
+    made: set[int] = set()
+    missed: set[int] = set()
     for node in graph.nodes:
-        for tensor in outer_reads(node):
-            if id(tensor) in ahead:
-                return False
-        for tensor in node.outputs:
-            ahead.discard(id(tensor))
-    return True
+        for tensor in outer_reads(node) if node.attrs else node.inputs:
+            if id(tensor) not in made:
+                missed.add(id(tensor))
+        made.update([id(tensor) for tensor in node.outputs])
+    return missed.isdisjoint(made)
 
 
 def _cycle(node: gs.Node) -> PassError:
@@ -90,7 +90,7 @@ def needed(graph: gs.Graph) -> set[int]:
         for node in tensor.inputs:
             if id(node) in own and id(node) not in found:
                 found.add(id(node))
-                waiting += outer_reads(node)
+                waiting += outer_reads(node) if node.attrs else node.inputs
     return found
 
 
@@ -122,10 +122,8 @@ def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
             if id(node) in levels:
                 waiting.pop()
                 continue
-            before = _producers(node, own)
-            ahead = [each for each in before if id(each) not in levels]
+            steps, ahead = _makers(node, own, levels)
             if not ahead:
-                steps = max((levels[id(each)][0] for each in before), default=-1)
                 levels[id(node)] = (steps + 1, node)
                 waiting.pop()
             elif id(node) in opened:
@@ -136,7 +134,17 @@ def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
     return levels
 
 
-def _producers(node: gs.Node, own: Container[int]) -> list[Any]:
-    """The nodes among `own` that compute what a node reads, each once, in order."""
-    found = {id(each): each for tensor in outer_reads(node) for each in tensor.inputs}
-    return [each for key, each in found.items() if key in own]
+def _makers(
+    node: gs.Node, own: Container[int], levels: Mapping[int, tuple[int, Any]]
+) -> tuple[int, list[Any]]:
+    """The highest level among what computes the inputs of a node, and what of it has none yet."""
+    highest = -1
+    ahead: list[Any] = []
+    for tensor in outer_reads(node) if node.attrs else node.inputs:
+        for maker in tensor.inputs:
+            level = levels.get(id(maker))
+            if level is not None:
+                highest = max(highest, level[0])
+            elif id(maker) in own:
+                ahead.append(maker)
+    return highest, ahead

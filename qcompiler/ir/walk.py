@@ -13,16 +13,16 @@ def graphs(graph: gs.Graph) -> list[gs.Graph]:
     """A graph and all its subgraphs, itself first."""
     found = [graph]
     for node in graph.nodes:
-        found += bodies(node)
+        if node.attrs:
+            found += bodies(node)
     return found
 
 
 def bodies(node: gs.Node) -> list[gs.Graph]:
     """All graphs that lie below a node: few nodes have any."""
-    if node.attrs:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                return list(node.subgraphs(recursive=True))
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            return list(node.subgraphs(recursive=True))
     return []
 
 
