@@ -161,7 +161,8 @@ def _open(path: Path, before: Sequence[str]) -> ort.InferenceSession:
     changed = fix_seeds(model) or bool(before)
     # Weights packed for speed would double the memory of a session that runs a few times.
     options = {"session.disable_prepacking": "1"}
-    return create_session(path, options=options, model=model if changed else None, brief=True)
+    given = {"model" if changed else "held": model}
+    return create_session(path, options=options, brief=True, **given)
 
 
 def _quality(

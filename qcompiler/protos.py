@@ -18,6 +18,7 @@ VALUE_FIELDS = (
     *("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"),
 )
 """Where tensors have values that are spelled out."""
+_SMALL = 1024
 _PLAIN_FIELDS = 4
 """Fields of a tensor with raw data: name, type, dims, data."""
 
@@ -38,6 +39,19 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} does not say its IR version; export it again")
     _settle(model)
     return model
+
+
+def outlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the values of tensors of more than _SMALL bytes, which it loses."""
+    large = [tensor for tensor in all_tensors(model) if tensor.ByteSize() > _SMALL]
+    for tensor in large:
+        for name in ("raw_data", *VALUE_FIELDS):
+            tensor.ClearField(name)
+    if not large:
+        return model
+    made = onnx.ModelProto()  # what is cleared stays in memory as long as its message
+    made.CopyFrom(model)
+    return made
 
 
 def has_unknown_type(kind: onnx.TypeProto) -> bool:

@@ -51,6 +51,7 @@ def create_session(
     options: Mapping[str, str] | None = None,
     providers: Sequence[str] = (CPU,),
     model: onnx.ModelProto | None = None,
+    held: onnx.ModelProto | None = None,
     brief: bool = False,
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
@@ -59,7 +60,8 @@ def create_session(
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
     kernels for it, where that was built. `options` are session config entries. `model` is loaded
-    in place of what the ONNX file holds, with the external data beside the file. `brief`: the
+    in place of what the ONNX file holds, with the external data beside the file. `held` is what the
+    file holds, where the caller has read it. `brief`: the
     session runs a few times, and had better load soon (`load_soon`).
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
@@ -76,7 +78,7 @@ def create_session(
         session_options.intra_op_num_threads = threads
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
-    loaded = read_proto(onnx_path) if model is None else model
+    loaded = model or held or read_proto(onnx_path)
     if brief:
         load_soon(session_options, loaded)
     _register(session_options, onnx_path, loaded, library, cuda=CUDA in providers)

@@ -100,7 +100,8 @@ def _named(tensor: Any, sizes: list[Any]) -> list[Any]:
 def _ask_runtime(graph: gs.Graph, unknown: dict[str, Any]) -> None:
     """What ONNX Runtime infers. It may refuse the model, which then says no more."""
     with without_weights(graph):
-        model = skeleton(to_model(graph))
+        model = to_model(graph)
+    skeleton(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
     options = ort.SessionOptions()
     options.log_severity_level = 4
