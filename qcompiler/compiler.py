@@ -28,6 +28,7 @@ from qcompiler.feeds import Signature
 from qcompiler.files import read_json
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
+from qcompiler.protos import all_nodes
 from qcompiler.recipe import Recipe, options_of
 from qcompiler.remarks import Merged, Rounded
 from qcompiler.report import Report, account, build_report, told_sizes
@@ -104,7 +105,8 @@ def compile(
         progress=progress,
     )
     final = _output_path(package, Path(model), chosen.name, output)
-    return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
+    with memory.many_objects(sum(1 for _ in all_nodes(package.outline))):
+        return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
 
 
 @dataclass(frozen=True)
