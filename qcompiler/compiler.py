@@ -105,7 +105,7 @@ def compile(
         progress=progress,
     )
     final = _output_path(package, Path(model), chosen.name, output)
-    with memory.many_objects(sum(1 for _ in all_nodes(package.outline))):
+    with memory.many_objects(len(all_nodes(package.outline))):
         return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
 
 
@@ -225,7 +225,7 @@ def _metadata(
     package: ModelPackage, chosen: Recipe, target: Target, source: Supply
 ) -> dict[str, str]:
     digest = hashlib.sha256()
-    for path in (package.onnx_path, *package.data_files()):
+    for path in (package.onnx_path, *package.data_files):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -243,7 +243,7 @@ def _metadata(
 def _companions(package: ModelPackage, result: Path, name: str, target: Target) -> list[Path]:
     """Everything else of a model folder: tokenizer, configuration, and the op library."""
     assert package.folder is not None  # the caller asks for folders only
-    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files())}
+    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files)}
     copied: list[Path] = []
     for path in sorted(package.folder.iterdir()):
         if path.is_file() and path.resolve() not in skip:

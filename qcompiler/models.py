@@ -89,8 +89,9 @@ class ModelPackage:
             tokenizer.encode("a 1", add_special_tokens=True)  # some fail only when they are used
         return tokenizer
 
+    @cached_property
     def data_files(self) -> tuple[Path, ...]:
-        """The external-data files the model refers to, each checked to hold what is claimed."""
+        """The external-data files the model refers to, each found to hold what is claimed."""
         return external_files(self.outline, self.onnx_path)
 
     def refuse_overwriting(self, output: Path) -> None:
@@ -101,7 +102,7 @@ class ModelPackage:
         if output.suffix == ".onnx" and not _is_text(output.name):
             raise ModelError(f"output '{output}' has a name that is not UTF-8; choose one with -o")
         place = Path(os.path.realpath(output))  # of a link to itself, too
-        files = [file.resolve() for file in (self.onnx_path, *self.data_files())]
+        files = [file.resolve() for file in (self.onnx_path, *self.data_files)]
         taken = place in files
         if self.folder is not None:
             taken |= self.folder.resolve().is_relative_to(place)
@@ -113,7 +114,7 @@ class ModelPackage:
 
     def size_bytes(self) -> int:
         """Bytes of the ONNX file and of the external-data files it refers to."""
-        return sum(file.stat().st_size for file in (self.onnx_path, *self.data_files()))
+        return sum(file.stat().st_size for file in (self.onnx_path, *self.data_files))
 
     def bos_id(self) -> int | None:
         """The begin-of-text token, or None where the model's files name none."""
@@ -202,8 +203,9 @@ def open_package(path: str | Path) -> ModelPackage:
     """
     package = find_package(path)
     model = package.proto()
-    check_model(model, package.onnx_path)
-    vars(package)["outline"] = outlined(model)  # as if it had been asked for: the file is read once
+    # As if these had been asked for: the file is read once.
+    vars(package)["data_files"] = check_model(model, package.onnx_path)
+    vars(package)["outline"] = outlined(model)
     return package
 
 

@@ -38,8 +38,8 @@ _VALUES = {
 """Where attributes that are messages have them."""
 
 
-def check_model(model: onnx.ModelProto, path: Path) -> None:
-    """ModelError, naming the place, where a model can't be relied on, or its data files."""
+def check_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """ModelError, naming the place, where a model can't be relied on, or its data files: these."""
     try:
         _check_text(model)
         _check_opsets(model)
@@ -49,7 +49,7 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
     except ModelError as error:
         raise ModelError(f"{path}: {error}; export the model again") from None
     check_tensors(model, path)
-    external_files(model, path)
+    return external_files(model, path)
 
 
 def _check_text(model: onnx.ModelProto) -> None:

@@ -101,19 +101,17 @@ def sort_nodes(graph: gs.Graph) -> None:
     PassError, naming a node, if the graph has a cycle.
     """
     for each in graphs(graph):
-        levels = _levels(each)
-        nodes: list[Any] = sorted(levels.values(), key=_level)
-        each.nodes = [node for _, node in nodes]
+        nodes, levels = _levels(each)
+        levels_in_order = [levels[id(node)] for node in nodes]
+        places = sorted(range(len(nodes)), key=levels_in_order.__getitem__)
+        each.nodes = [nodes[place] for place in places]
 
 
-def _level(entry: tuple[int, Any]) -> int:
-    return entry[0]
-
-
-def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
-    """By id the steps from the inputs to each node, and the node; what it reads comes before it."""
+def _levels(graph: gs.Graph) -> tuple[list[Any], dict[int, int]]:
+    """The nodes, each behind what it reads, and by id the steps from the inputs to each."""
     own = {id(node) for node in graph.nodes}
-    levels: dict[int, tuple[int, Any]] = {}
+    levels: dict[int, int] = {}
+    order: list[Any] = []
     opened: set[int] = set()
     for first in graph.nodes:
         waiting: list[Any] = [first]
@@ -124,27 +122,27 @@ def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
                 continue
             steps, ahead = _makers(node, own, levels)
             if not ahead:
-                levels[id(node)] = (steps + 1, node)
+                levels[id(node)] = steps + 1
+                order.append(node)
                 waiting.pop()
             elif id(node) in opened:
                 raise _cycle(node)
             else:
                 opened.add(id(node))
                 waiting += reversed(ahead)
-    return levels
+    return order, levels
 
 
-def _makers(
-    node: gs.Node, own: Container[int], levels: Mapping[int, tuple[int, Any]]
-) -> tuple[int, list[Any]]:
+def _makers(node: gs.Node, own: Container[int], levels: Mapping[int, int]) -> tuple[int, list[Any]]:
     """The highest level among what computes the inputs of a node, and what of it has none yet."""
     highest = -1
     ahead: list[Any] = []
     for tensor in outer_reads(node) if node.attrs else node.inputs:
         for maker in tensor.inputs:
             level = levels.get(id(maker))
-            if level is not None:
-                highest = max(highest, level[0])
-            elif id(maker) in own:
-                ahead.append(maker)
+            if level is None:
+                if id(maker) in own:
+                    ahead.append(maker)
+            elif level > highest:
+                highest = level
     return highest, ahead

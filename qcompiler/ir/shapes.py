@@ -17,7 +17,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_numpy_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
-from qcompiler.protos import all_nodes
+from qcompiler.protos import all_attributes
 from qcompiler.session import load_soon
 
 _LONG = 1 << 20
@@ -26,7 +26,7 @@ _LONG = 1 << 20
 
 def declared_names(model: onnx.ModelProto) -> frozenset[str]:
     """The names of sizes in a model, those in its subgraphs too."""
-    attributes = [each for node in all_nodes(model) for each in node.attribute]
+    attributes = all_attributes(model)
     inner = [each.g for each in attributes if each.type == onnx.AttributeProto.GRAPH]
     return frozenset(
         dim.dim_param

@@ -157,21 +157,27 @@ def _check_structure(graph: gs.Graph, outside: _Known) -> None:
         _declare(made, tensor, "graph input")
     for node in graph.nodes:
         for tensor in node.outputs:
-            if not tensor.is_empty():
-                _declare(made, tensor, f"output of {_label(node)}")
-                if isinstance(tensor, gs.Constant):
-                    raise PassError(f"{_label(node)} writes the initializer '{tensor.name}'")
+            if tensor.name:
+                if tensor.name in made or isinstance(tensor, gs.Constant):
+                    _refuse_output(made, tensor, node)
+                made[tensor.name] = tensor
     for node in graph.nodes:
         for tensor in node.inputs:
-            _check_read(made, tensor, f"{_label(node)} reads", outside)
+            if made.get(tensor.name) is not tensor:
+                _check_read(made, tensor, f"{_label(node)} reads", outside)
     for tensor in graph.outputs:
         _check_read(made, tensor, "the graph gives out", outside)
     known = outside.new_child(made)
     for node in graph.nodes:
-        for value in node.attrs.values():
+        for value in node.attrs.values() if node.attrs else ():
             if isinstance(value, gs.Graph):
                 _check_structure(value, known)
     topological(graph)
+
+
+def _refuse_output(made: dict[str, Any], tensor: Any, node: gs.Node) -> None:
+    _declare(made, tensor, f"output of {_label(node)}")
+    raise PassError(f"{_label(node)} writes the initializer '{tensor.name}'")
 
 
 def _check_node_names(graph: gs.Graph) -> None:

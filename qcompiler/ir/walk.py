@@ -49,7 +49,7 @@ def proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The same of a message."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from proto_graphs(attribute.g)
 
@@ -58,6 +58,6 @@ def proto_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node of a message, each before those in its subgraphs."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from proto_nodes(attribute.g)
