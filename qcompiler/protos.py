@@ -150,12 +150,13 @@ def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 def all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
     """Every sparse tensor: initializers and attributes, at any depth."""
-    for graph in all_graphs(model):
-        yield from graph.sparse_initializer
+    yield from model.graph.sparse_initializer
     for attribute in all_attributes(model):
         if attribute.HasField("sparse_tensor"):
             yield attribute.sparse_tensor
         yield from attribute.sparse_tensors
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from graph.sparse_initializer
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -122,9 +122,10 @@ def test_out_and_back_changes_nothing(
 ) -> None:
     graph = ir.read_model(saved(kind, tmp_path))
     before = print_graph(graph)
+    fresh = ir.Namer(graph)
     for node, attribute in bodies_of(graph):
-        body = lift(node.attrs[attribute], graph)
-        body.put_back(body.graph, graph)
+        body = lift(node.attrs[attribute], graph, fresh)
+        body.put_back(body.graph)
     assert print_graph(graph) == before
     assert "same name" not in "".join(capfd.readouterr())
 
@@ -132,7 +133,7 @@ def test_out_and_back_changes_nothing(
 def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:
     graph = ir.read_model(saved("branch", tmp_path))
     node, attribute = next(iter(bodies_of(graph)))
-    body = lift(node.attrs[attribute], graph)
+    body = lift(node.attrs[attribute], graph, ir.Namer(graph))
     assert {tensor.name for tensor in body.graph.inputs} == {"h", "p"} == body.around.keys()
     assert body.shared.keys() == {"w"}
     outside = {id(each) for each in graph.tensors().values()}
@@ -142,10 +143,10 @@ def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:
 def test_names_given_in_a_body_stay_free_outside(tmp_path: Path) -> None:
     graph = ir.read_model(saved("branch", tmp_path))
     node, attribute = next(iter(bodies_of(graph)))
-    body = lift(node.attrs[attribute], graph)
+    body = lift(node.attrs[attribute], graph, ir.Namer(graph))
     inner = next(each for each in body.graph.nodes if each.op == "Tanh")
     inner.name, inner.outputs[0].name = "outer", "y"
-    body.put_back(body.graph, graph)
+    body.put_back(body.graph)
     assert (inner.name, inner.outputs[0].name) == ("outer_1", "y_1")
 
 
