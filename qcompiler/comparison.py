@@ -88,7 +88,8 @@ class Pair:
 
         ModelError where one of the two does not run.
         """
-        graph = with_names_of_import(ir.read_model(self.package.onnx_path))
+        source = ir.read_model(self.package.onnx_path, self.package.data_files)
+        graph = with_names_of_import(source)
         cut = short(feeds, graph)
         results = _Results.of(self, cut, self._before(graph))
         try:

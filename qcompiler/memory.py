@@ -25,7 +25,7 @@ def many_objects(nodes: int) -> Generator[None, None, None]:
     message and list that is made of it: a fifth of a compile. Small graphs change nothing.
     """
     usual = gc.get_threshold()
-    gc.set_threshold(max(usual[0], nodes // 3) if usual[0] else 0, *usual[1:])  # 0: never
+    gc.set_threshold(max(usual[0], nodes) if usual[0] else 0, *usual[1:])  # 0: never
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -110,16 +110,18 @@ def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph
     return graph
 
 
-def read_model(path: Path) -> gs.Graph:
+def read_model(path: Path, files: Sequence[Path] | None = None) -> gs.Graph:
     """Read a model; its external data stays on disk and is mapped when a pass reads it.
 
-    Raises ModelError for a missing, truncated or non-ONNX file and for external data that is
-    missing, short, or outside the model's folder.
+    `files`: those of its external data, where it has been found sound (`soundness`). Raises
+    ModelError for a missing, truncated or non-ONNX file and for external data that is missing,
+    short, or outside the model's folder.
     """
     model = read_proto(path)
-    check_tensors(model, path)
+    if files is None:
+        check_tensors(model, path)
+        files = external_files(model, path)
     interface.without_habitual_inputs(model)
-    files = external_files(model, path)
     try:
         return import_proto(model, _home(model, path, files))
     except QcError:
