@@ -56,7 +56,8 @@ def run_over_bodies(
         if not holds_matrices(place):
             continue
         body = lift(place, graph, fresh)
-        data = None if without == steps else _data(source, holders.get(str(node.name)), attribute, body, ctx)
+        holder = None if without == steps else holders.get(str(node.name))
+        data = None if holder is None else _data(source, holder, attribute, body, ctx)
         inner = replace(ctx, data=data or NoData(), exclude=_matching(ctx, body.graph))
         manager = PassManager(without if data is None else steps, instruments, given=given)
         made, _ = manager.run(body.graph, inner)
@@ -67,11 +68,11 @@ def run_over_bodies(
 
 
 def _data(
-    source: gs.Graph, holder: gs.Node | None, attribute: str, body: Body, ctx: PassContext
+    source: gs.Graph, holder: gs.Node, attribute: str, body: Body, ctx: PassContext
 ) -> FeedData | None:
     """What a body of `holder` is given over the calibration data; None where it never runs."""
-    feeds = [] if holder is None else recorded(source, holder, attribute, ctx.data)
-    if holder is None or not feeds or not body.around.keys() <= feeds[0].keys():
+    feeds = recorded(source, holder, attribute, ctx.data)
+    if not feeds or not body.around.keys() <= feeds[0].keys():
         return None
     inputs: list[Any] = body.graph.inputs
     for tensor in inputs:  # what shape inference does not know

@@ -162,8 +162,9 @@ def _open(path: Path, before: Sequence[str]) -> ort.InferenceSession:
     changed = fix_seeds(model) or bool(before)
     # Weights packed for speed would double the memory of a session that runs a few times.
     options = {"session.disable_prepacking": "1"}
-    given = {"model" if changed else "held": model}
-    return create_session(path, options=options, brief=True, **given)
+    if changed:
+        return create_session(path, options=options, model=model, brief=True)
+    return create_session(path, options=options, held=model, brief=True)
 
 
 def _quality(

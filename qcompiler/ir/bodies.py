@@ -94,7 +94,8 @@ def lift(place: gs.Graph, outside: gs.Graph, fresh: Namer) -> Body:
     around: dict[str, Any] = {}
     shared: dict[str, gs.Constant] = {}
     given: list[Any] = []
-    ends = {tensor.name for tensor in (*place.inputs, *place.outputs)}
+    tensors: list[Any] = [*place.inputs, *place.outputs]
+    ends = {str(tensor.name) for tensor in tensors}
     fresh.give_up((Counter(names_below(place)) - Counter(ends)).elements())
     inside = {id(node) for each in graphs(place) for node in each.nodes}
     for tensor in reads_around(place):

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_numpy_type
 from onnx_graphsurgeon.util.misc import SynchronizedList
+
+from qcompiler.ir.walk import graphs, tensors_of
 
 _put = object.__setattr__
 
@@ -75,6 +77,48 @@ def node(
     for tensor in made.outputs:
         list.append(tensor.inputs, made)
     return made
+
+
+def copied(graph: gs.Graph) -> gs.Graph:
+    """A copy of a graph with nodes and tensors of its own, as graphsurgeon's: constants share
+    their values.
+    """
+    if len(graphs(graph)) > 1:  # bodies read tensors of the graphs around them
+        return graph.copy()
+    tensors = {name: _copied(tensor) for name, tensor in tensors_of(graph).items()}
+
+    def ends(of: Iterable[Any]) -> list[Any]:
+        return [tensors[each.name] if each.name else variable("") for each in of]
+
+    made = gs.Graph(
+        inputs=ends(graph.inputs),
+        outputs=ends(graph.outputs),
+        name=graph.name,
+        doc_string=graph.doc_string,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        functions=graph.functions,
+        ir_version=graph.ir_version,
+    )
+    made.nodes = [
+        node(
+            each.op,
+            each.name,
+            dict(each.attrs),
+            ends(each.inputs),
+            ends(each.outputs),
+            cast("str | None", each.domain),
+        )
+        for each in graph.nodes
+    ]
+    return made
+
+
+def _copied(tensor: Any) -> Any:
+    if type(tensor) is gs.Variable:
+        plain: Any = tensor
+        return variable(plain.name, plain.dtype, plain.shape)
+    return tensor.copy()
 
 
 def _ends(owner: Any, field: str, items: Iterable[Any] = ()) -> Any:

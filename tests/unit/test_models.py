@@ -119,7 +119,7 @@ def test_truncated_data(folder):
 def test_missing_data(folder):
     (folder / "model.onnx.data").unlink()
     with pytest.raises(ModelError, match="is missing"):
-        open_package(folder).data_files
+        open_package(folder)
 
 
 @pytest.mark.parametrize("location", ["../outside.data", "/etc/hostname", "link.data", ""])
@@ -133,7 +133,7 @@ def test_data_outside_the_folder(folder, location):
             entry.value = location
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        open_package(folder).data_files
+        open_package(folder)
 
 
 def test_hub_cache_links_are_followed(folder):
@@ -154,7 +154,7 @@ def test_external_data_of_constants_counts(folder):
     model.graph.node.insert(0, node)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"'c'.*constant\.data is missing"):
-        open_package(folder).data_files
+        open_package(folder)
 
 
 def custom_op_model(tmp_path):
