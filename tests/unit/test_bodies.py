@@ -130,6 +130,26 @@ def test_out_and_back_changes_nothing(
     assert "same name" not in "".join(capfd.readouterr())
 
 
+def test_names_around_bodies_are_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = ir.read_model(saved("branch", tmp_path))
+    walked: list[object] = []
+    plain = qcompiler.ir.graph.names_below
+
+    def noting(each: object) -> list[str]:
+        walked.append(each)
+        return plain(each)
+
+    monkeypatch.setattr("qcompiler.ir.graph.names_below", noting)
+    fresh = ir.Namer(graph)
+    places = list(bodies_of(graph))
+    for node, attribute in places:
+        body = lift(node.attrs[attribute], graph, fresh)
+        body.put_back(body.graph)
+    assert len(places) > 1 and len(walked) == 1
+
+
 def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:
     graph = ir.read_model(saved("branch", tmp_path))
     node, attribute = next(iter(bodies_of(graph)))
