@@ -52,7 +52,7 @@ def dither_model(source: Path, output: Path, seed: int) -> None:
         count += 1
     target = output
     if package.folder is not None:
-        taken = {package.onnx_path, *package.data_files()}
+        taken = {package.onnx_path, *package.data_files}
         shutil.copytree(
             package.folder,
             output,

@@ -186,7 +186,7 @@ class Equalize(Pass):
     ) -> Iterator[Any]:
         """A sample of each edge's X in turn, unscaled."""
         # Folds leave activations of other edges as they are: the graph before them gives them all.
-        values = ctx.data.stream(graph.copy(), [edge.name for edge in edges])
+        values = ctx.data.stream(ir.copied(graph), [edge.name for edge in edges])
         for index in range(len(edges)):
             ctx.tick(f"searching scales ({self.method})", index, len(edges))
             yield scale_search.sampled(next(values))

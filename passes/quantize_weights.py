@@ -69,7 +69,7 @@ class QuantizeWeights(Pass):
         return replace(self, rounding="nearest")
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        source = graph.copy() if self.rounding != "nearest" else None
+        source = ir.copied(graph) if self.rounding != "nearest" else None
         planned = [
             (layer, form)
             for layer in find_layers(graph)[0]
@@ -104,7 +104,7 @@ class QuantizeWeights(Pass):
     ) -> None:
         """Round the layers of `graph` once more, in order, against the float graph `source`, and
         add to their remarks."""
-        shipped = graph.copy()
+        shipped = ir.copied(graph)
         insert_activations(shipped, ctx.plan, ctx.statistics)
         here, ahead = _by_name(graph), _by_name(shipped)
         floats = {layer.name: layer for layer in find_layers(source)[0]}

@@ -47,29 +47,31 @@ def run_over_bodies(
     hold of every graph. CalibrationError if the data does not fit the model.
     """
     said: list[list[Record]] = []
+    fresh = ir.Namer(graph)
+    holders = {str(node.name): node for node in reversed(source.nodes)}
     steps = [step for step in passes if step.runs_in_bodies]
     without = [other for step in steps if (other := step.without_data()) is not None]
     for node, attribute in bodies_of(graph):
         place: Any = node.attrs[attribute]
         if not holds_matrices(place):
             continue
-        body = lift(place, graph)
-        data = None if without == steps else _data(source, node, attribute, body, ctx)
+        body = lift(place, graph, fresh)
+        holder = None if without == steps else holders.get(str(node.name))
+        data = None if holder is None else _data(source, holder, attribute, body, ctx)
         inner = replace(ctx, data=data or NoData(), exclude=_matching(ctx, body.graph))
         manager = PassManager(without if data is None else steps, instruments, given=given)
         made, _ = manager.run(body.graph, inner)
-        body.put_back(made, graph)
+        body.put_back(made)
         unseen = data is None and without != steps
         said.append(list(map(_unseen, manager.history)) if unseen else manager.history)
     return said
 
 
 def _data(
-    source: gs.Graph, node: gs.Node, attribute: str, body: Body, ctx: PassContext
+    source: gs.Graph, holder: gs.Node, attribute: str, body: Body, ctx: PassContext
 ) -> FeedData | None:
-    """What a body is given over the calibration data; None where it never runs."""
-    holder = next((each for each in source.nodes if each.name == node.name), None)
-    feeds = [] if holder is None else recorded(source, holder, attribute, ctx.data)
+    """What a body of `holder` is given over the calibration data; None where it never runs."""
+    feeds = recorded(source, holder, attribute, ctx.data)
     if not feeds or not body.around.keys() <= feeds[0].keys():
         return None
     inputs: list[Any] = body.graph.inputs
@@ -77,7 +79,7 @@ def _data(
         value = feeds[0][tensor.name]
         tensor.dtype = tensor.dtype or value.dtype
         tensor.shape = [None] * value.ndim if tensor.shape is None else tensor.shape
-    return FeedData(feeds, f"the inputs of '{node.name}'")
+    return FeedData(feeds, f"the inputs of '{holder.name}'")
 
 
 def _matching(ctx: PassContext, body: gs.Graph) -> tuple[str, ...]:

@@ -88,7 +88,8 @@ class Pair:
 
         ModelError where one of the two does not run.
         """
-        graph = with_names_of_import(ir.read_model(self.package.onnx_path))
+        source = ir.read_model(self.package.onnx_path, self.package.data_files)
+        graph = with_names_of_import(source)
         cut = short(feeds, graph)
         try:
             results = _Results.of(self, cut, self._before(graph))
@@ -165,7 +166,9 @@ def _open(path: Path, before: Sequence[str]) -> ort.InferenceSession:
     changed = fix_seeds(model) or bool(before)
     # Weights packed for speed would double the memory of a session that runs a few times.
     options = {"session.disable_prepacking": "1"}
-    return create_session(path, options=options, model=model if changed else None, brief=True)
+    if changed:
+        return create_session(path, options=options, model=model, brief=True)
+    return create_session(path, options=options, held=model, brief=True)
 
 
 def _run(path: Path, feeds: Sequence[Feed]) -> None:

@@ -28,6 +28,7 @@ from qcompiler.feeds import Signature
 from qcompiler.files import read_json
 from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
+from qcompiler.protos import all_nodes
 from qcompiler.recipe import Recipe, options_of
 from qcompiler.remarks import Merged, Rounded
 from qcompiler.report import Report, account, build_report, told_sizes
@@ -104,7 +105,8 @@ def compile(
         progress=progress,
     )
     final = _output_path(package, Path(model), chosen.name, output)
-    return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
+    with memory.many_objects(len(all_nodes(package.outline))):
+        return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _metadata(
     package: ModelPackage, chosen: Recipe, target: Target, source: Supply
 ) -> dict[str, str]:
     digest = hashlib.sha256()
-    for path in (package.onnx_path, *package.data_files()):
+    for path in (package.onnx_path, *package.data_files):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -241,7 +243,7 @@ def _metadata(
 def _companions(package: ModelPackage, result: Path, name: str, target: Target) -> list[Path]:
     """Everything else of a model folder: tokenizer, configuration, and the op library."""
     assert package.folder is not None  # the caller asks for folders only
-    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files())}
+    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files)}
     copied: list[Path] = []
     for path in sorted(package.folder.iterdir()):
         if path.is_file() and path.resolve() not in skip:

@@ -51,7 +51,8 @@ class Job:
         """
         path = self.package.onnx_path
         try:
-            return self.manager.run(ir.read_model(path), self.context)
+            graph = ir.read_model(path, self.package.data_files)
+            return self.manager.run(graph, self.context)
         except FaultError as fault:
             try:
                 create_session(path, threads=1)

@@ -95,7 +95,7 @@ class Signature:
     @classmethod
     def of(cls, package: ModelPackage) -> Signature:
         """Read the signature of a model on disk; ModelError if its caches have no known size."""
-        return cls.of_proto(package.proto(), package.config)
+        return cls.of_proto(package.outline, package.config)
 
     @classmethod
     def of_proto(cls, model: onnx.ModelProto, config: Settings | None = None) -> Signature:
@@ -210,7 +210,7 @@ def vocabulary(package: ModelPackage, signature: Signature) -> int:
     if signature.kind == "decoder":
         width = next(o.last() for o in signature.outputs if o.name == signature.logits)
         sizes += [width] if width else []
-    rows = Lookups.of(package.proto()).rows.get(IDS)
+    rows = Lookups.of(package.outline).rows.get(IDS)
     sizes += [] if rows is None else [rows]
     if package.tokenizer_file is not None:
         sizes.append(package.tokenizer().get_vocab_size(with_added_tokens=True))

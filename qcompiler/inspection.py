@@ -90,7 +90,7 @@ class Inspection:
 def inspect(model: str | Path) -> Inspection:
     """Look into an ONNX file or model folder; ModelError if it is none."""
     package = open_package(model)
-    proto, path = package.proto(), package.onnx_path
+    proto, path = package.outline, package.onnx_path
     graph = ir.read_model(path)
     facts = Inspection(
         path=path,

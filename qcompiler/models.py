@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -19,7 +20,7 @@ from qcompiler.commit import is_data_of
 from qcompiler.errors import ModelError, shown
 from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, read_text
 from qcompiler.foreign import foreign_errors, silenced
-from qcompiler.protos import read_proto
+from qcompiler.protos import outlined, read_proto
 from qcompiler.settings import Settings
 from qcompiler.soundness import check_model
 from qcompiler.stored import external_files
@@ -64,6 +65,11 @@ class ModelPackage:
         """The model without its external data."""
         return read_proto(self.onnx_path)
 
+    @cached_property
+    def outline(self) -> onnx.ModelProto:
+        """The same without the values of its larger tensors, read once: not to be changed."""
+        return outlined(self.proto())
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, with any truncation and padding it carries switched off.
 
@@ -83,9 +89,10 @@ class ModelPackage:
             tokenizer.encode("a 1", add_special_tokens=True)  # some fail only when they are used
         return tokenizer
 
+    @cached_property
     def data_files(self) -> tuple[Path, ...]:
-        """The external-data files the model refers to, each checked to hold what is claimed."""
-        return external_files(self.proto(), self.onnx_path)
+        """The external-data files the model refers to, each found to hold what is claimed."""
+        return external_files(self.outline, self.onnx_path)
 
     def refuse_overwriting(self, output: Path) -> None:
         """ModelError where writing `output` would replace the model, its folder, or its data.
@@ -95,7 +102,7 @@ class ModelPackage:
         if output.suffix == ".onnx" and not _is_text(output.name):
             raise ModelError(f"output '{output}' has a name that is not UTF-8; choose one with -o")
         place = Path(os.path.realpath(output))  # of a link to itself, too
-        files = [file.resolve() for file in (self.onnx_path, *self.data_files())]
+        files = [file.resolve() for file in (self.onnx_path, *self.data_files)]
         taken = place in files
         if self.folder is not None:
             taken |= self.folder.resolve().is_relative_to(place)
@@ -107,7 +114,7 @@ class ModelPackage:
 
     def size_bytes(self) -> int:
         """Bytes of the ONNX file and of the external-data files it refers to."""
-        return sum(file.stat().st_size for file in (self.onnx_path, *self.data_files()))
+        return sum(file.stat().st_size for file in (self.onnx_path, *self.data_files))
 
     def bos_id(self) -> int | None:
         """The begin-of-text token, or None where the model's files name none."""
@@ -195,7 +202,10 @@ def open_package(path: str | Path) -> ModelPackage:
     Raises ModelError if nothing is there, or it is no sound ONNX model (`soundness`).
     """
     package = find_package(path)
-    check_model(package.proto(), package.onnx_path)
+    model = package.proto()
+    # As if these had been asked for: the file is read once.
+    vars(package)["data_files"] = check_model(model, package.onnx_path)
+    vars(package)["outline"] = outlined(model)
     return package
 
 

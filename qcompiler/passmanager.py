@@ -30,6 +30,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import CalibrationError, FaultError, QcError, RecipeError
 from qcompiler.formats import LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
+from qcompiler.ir.structures import copied
 from qcompiler.ir.walk import graphs
 from qcompiler.numerics.parallel import one_blas_thread
 from qcompiler.patterns import matches, require_pattern
@@ -253,7 +254,7 @@ class PassManager:
             learned = replace(ctx, borrowed=_borrowed(graph))
             graph, learned = self._run(graph, learned, range(self._imported))
             rest = range(self._imported, len(self._passes))
-            source = graph.copy() if rest and _has_layers_below(graph) else None
+            source = copied(graph) if rest and _has_layers_below(graph) else None
             graph, learned = self._run(graph, learned, rest)
             if source is not None:
                 self._run_over_bodies(graph, source, ctx)
@@ -301,7 +302,7 @@ class PassManager:
             step = self._passes[index]
             start = time.perf_counter()
             if index == self._referred.start:
-                ctx = replace(ctx, reference=graph.copy())
+                ctx = replace(ctx, reference=copied(graph))
             try:
                 with self._faults_named(f"pass '{step.name}'"):
                     result = step.run(graph, ctx)

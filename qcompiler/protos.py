@@ -18,6 +18,7 @@ VALUE_FIELDS = (
     *("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"),
 )
 """Where tensors have values that are spelled out."""
+_SMALL = 1024
 _PLAIN_FIELDS = 4
 """Fields of a tensor with raw data: name, type, dims, data."""
 
@@ -38,6 +39,19 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} does not say its IR version; export it again")
     _settle(model)
     return model
+
+
+def outlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the values of tensors of more than _SMALL bytes, which it loses."""
+    large = [tensor for tensor in all_tensors(model) if tensor.ByteSize() > _SMALL]
+    for tensor in large:
+        for name in ("raw_data", *VALUE_FIELDS):
+            tensor.ClearField(name)
+    if not large:
+        return model
+    made = onnx.ModelProto()  # what is cleared stays in memory as long as its message
+    made.CopyFrom(model)
+    return made
 
 
 def has_unknown_type(kind: onnx.TypeProto) -> bool:
@@ -63,7 +77,7 @@ def _settle(model: onnx.ModelProto) -> None:
     for node in all_nodes(model):
         if node.domain == ONNX_DOMAIN:  # it has two names: from here on, the empty one
             node.ClearField("domain")
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.HasField("t"):
                 tensors.append(attribute.t)
             inner = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
@@ -112,43 +126,50 @@ def _name_opsets_of_functions(model: onnx.ModelProto) -> None:
             model.opset_import.add().CopyFrom(entry)
 
 
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def all_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Every node: of the graph, of its subgraphs, and of the model's local functions."""
-    yield from nodes_below(model.graph.node)
+    found = nodes_below(model.graph.node)
     for function in model.functions:
-        yield from nodes_below(function.node)
+        found += nodes_below(function.node)
+    return found
 
 
-def nodes_below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def nodes_below(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Nodes, each before those in its subgraphs."""
+    found: list[onnx.NodeProto] = []
     for node in nodes:
-        yield node
-        for attribute in node.attribute:
+        found.append(node)
+        for attribute in node.attribute or ():
             if attribute.HasField("g"):
-                yield from nodes_below(attribute.g.node)
+                found += nodes_below(attribute.g.node)
             for graph in attribute.graphs:
-                yield from nodes_below(graph.node)
+                found += nodes_below(graph.node)
+    return found
+
+
+def all_attributes(model: onnx.ModelProto) -> list[onnx.AttributeProto]:
+    """Every attribute of every node."""
+    return [each for node in all_nodes(model) for each in node.attribute or ()]
 
 
 def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """The graph, and every subgraph of it and of functions."""
     yield model.graph
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+    for attribute in all_attributes(model):
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def all_sparse(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
     """Every sparse tensor: initializers and attributes, at any depth."""
-    for graph in all_graphs(model):
-        yield from graph.sparse_initializer
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("sparse_tensor"):
-                yield attribute.sparse_tensor
-            yield from attribute.sparse_tensors
+    yield from model.graph.sparse_initializer
+    for attribute in all_attributes(model):
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor
+        yield from attribute.sparse_tensors
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from graph.sparse_initializer
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -164,15 +185,14 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from of_sparse(graph.sparse_initializer)
 
     yield from of_graph(model.graph)
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("sparse_tensor"):
-                yield from of_sparse([attribute.sparse_tensor])
-            yield from of_sparse(attribute.sparse_tensors)
-            if attribute.HasField("g"):
-                yield from of_graph(attribute.g)
-            for graph in attribute.graphs:
-                yield from of_graph(graph)
+    for attribute in all_attributes(model):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from of_sparse([attribute.sparse_tensor])
+        yield from of_sparse(attribute.sparse_tensors)
+        if attribute.HasField("g"):
+            yield from of_graph(attribute.g)
+        for graph in attribute.graphs:
+            yield from of_graph(graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -51,6 +50,7 @@ def create_session(
     options: Mapping[str, str] | None = None,
     providers: Sequence[str] = (CPU,),
     model: onnx.ModelProto | None = None,
+    held: onnx.ModelProto | None = None,
     brief: bool = False,
 ) -> ort.InferenceSession:
     """Load an ONNX file or model folder.
@@ -59,8 +59,9 @@ def create_session(
     when the model uses it and it loads (without it the model runs by its function bodies: right,
     but slower); True insists; False never. With the CUDA provider it is the library that has
     kernels for it, where that was built. `options` are session config entries. `model` is loaded
-    in place of what the ONNX file holds, with the external data beside the file. `brief`: the
-    session runs a few times, and had better load soon (`load_soon`).
+    in place of what the ONNX file holds, with the external data beside the file. `held` is what the
+    file holds, where the caller has read it. `brief`: the session runs a few times, and had better
+    load soon (`load_soon`).
 
     Raises ModelError when ORT refuses the model, RuntimeLibraryError when `library=True` and the
     library does not load.
@@ -76,7 +77,7 @@ def create_session(
         session_options.intra_op_num_threads = threads
     for key, value in (options or {}).items():
         session_options.add_session_config_entry(key, value)
-    loaded = read_proto(onnx_path) if model is None else model
+    loaded = model or held or read_proto(onnx_path)
     if brief:
         load_soon(session_options, loaded)
     _register(session_options, onnx_path, loaded, library, cuda=CUDA in providers)
@@ -103,7 +104,7 @@ def load_soon(options: ort.SessionOptions, model: onnx.ModelProto) -> None:
     not known: 5 s for 4000 nodes. Its allocator finds free memory at once; no result depends on it.
     Then it rewrites the graph to run faster than the few times that a session of ours runs it.
     """
-    count = sum(1 for _ in itertools.islice(all_nodes(model), _VERY_MANY_NODES))
+    count = len(all_nodes(model))
     if count >= _MANY_NODES:
         options.enable_mem_reuse = False
     if count >= _VERY_MANY_NODES:

@@ -46,8 +46,8 @@ _VALUES = {
 """Where attributes that are messages have them."""
 
 
-def check_model(model: onnx.ModelProto, path: Path) -> None:
-    """ModelError, naming the place, where a model can't be relied on, or its data files."""
+def check_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """ModelError, naming the place, where a model can't be relied on, or its data files: these."""
     with _naming(path):
         _check_text(model)
         _check_opsets(model)
@@ -55,9 +55,10 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
         require_bounded(model)
         check_nodes(model)
     check_tensors(model, path)
-    external_files(model, path)
+    files = external_files(model, path)
     with _naming(path):
         _check_loops(model)
+    return files
 
 
 @contextmanager

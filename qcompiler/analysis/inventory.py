@@ -261,7 +261,7 @@ class _Walk:
         for node in topological(graph):
             if live is not None and id(node) not in live:
                 continue
-            for body in node.subgraphs(recursive=False):
+            for body in node.subgraphs(recursive=False) if node.attrs else ():
                 self.follow(body, None, node)
             behind = [self._constants(tensor) for tensor in node.inputs]
             if node.op == "Constant" and not node.domain:
@@ -297,6 +297,8 @@ class _Walk:
         return id(node)
 
     def _is_fixed(self, node: gs.Node, behind: Sequence[dict[_Key, bool] | None]) -> bool:
+        if all(each is None for each in behind):
+            return False
         given = [each for each, t in zip(behind, node.inputs, strict=True) if not t.is_empty()]
         if node.op.startswith(_RANDOM) or any(True for _ in node.subgraphs()):
             return False

@@ -66,6 +66,8 @@ def _look_up_columns(graph: onnx.GraphProto) -> None:
         for node in graph.node
         if node.op_type == "Transpose" and _attribute(node, "perm") == [1, 0]
     }
+    if not turned:
+        return
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type != "Gather" or node.input[0] not in turned or _attribute(node, "axis"):

@@ -52,6 +52,9 @@ def _as_taken(value: Array, tensor: Any) -> Array:
 
 def _cuts(graph: gs.Graph) -> list[str]:
     """Inputs of products by a weight, so far apart that each piece has about `PIECE` of them."""
+    constants = (each for node in graph.nodes for each in node.inputs if ir.is_constant(each))
+    if sum(map(ir.nbytes, constants)) <= PIECE:
+        return []
     computed = {id(tensor) for node in graph.nodes for tensor in node.outputs}
     cuts: list[str] = []
     size = 0

@@ -44,13 +44,13 @@ def recorded(graph: gs.Graph, holder: gs.Node, attribute: str, data: Data) -> li
     turns = {"Loop": _loop, "Scan": _scan}.get(holder.op)
     if turns is None:
         return []
-    body = lift(place, graph)
+    body = lift(place, graph, ir.Namer(graph))
     try:
         with _Runner(body.graph, [str(tensor.name) for tensor in place.inputs]) as run:
             pairs = zip(given, outside, strict=True)
             return [feed for start, each in pairs for feed in turns(run, holder, start, each)]
     finally:
-        body.put_back(body.graph, graph)
+        body.put_back(body.graph)
 
 
 def _values(graph: gs.Graph, tensors: Sequence[Any], data: Data) -> list[Feed]:

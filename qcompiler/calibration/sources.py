@@ -79,7 +79,7 @@ def load_source(
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
     if seed < 0:
         raise CalibrationError(f"the seed must not be negative, as {seed} is")
-    signature, lookups = Signature.of(package), Lookups.of(package.proto())
+    signature, lookups = Signature.of(package), Lookups.of(package.outline)
     source = str(spec)
     request = texts.Request(package, signature, lookups, samples, length, seed, held_back, like)
     try:

@@ -89,8 +89,8 @@ _Live = dict[str, Held]
 
 def _drop(values: _Live, names: Set[str]) -> None:
     """Drop the values of these names, as far as they are there."""
-    for name in names:
-        values.pop(name, None)
+    for name in names & values.keys():
+        del values[name]
 
 
 def _read_only(values: Array) -> Array:
@@ -115,10 +115,11 @@ def _stages(graph: gs.Graph, groups: Sequence[tuple[str, ...]]) -> list[_Stage]:
     reads: list[dict[str, None]] = [{} for _ in groups]
     for node in nodes:
         if id(node) in first:
-            names_read = (str(tensor.name) for tensor in outer_reads(node))
-            reads[first[id(node)]] |= {
-                name: None for name in names_read if name in makers or name in given
-            }
+            stage = first[id(node)]
+            for tensor in outer_reads(node):
+                maker = makers.get(tensor.name)
+                if tensor.name in given if maker is None else first[id(maker)] != stage:
+                    reads[stage][str(tensor.name)] = None
     last = {name: at for at, group in enumerate(groups) for name in (*reads[at], *group)}
     done: list[list[str]] = [[] for _ in groups]
     for name, at in last.items():
@@ -135,7 +136,7 @@ def _stages(graph: gs.Graph, groups: Sequence[tuple[str, ...]]) -> list[_Stage]:
             _Stage(
                 wanted=group,
                 nodes=tuple(own[index]),
-                reads=tuple(read for read in reads[index] if read not in made),
+                reads=tuple(reads[index]),
                 leaves=tuple(t for t in made if last.get(t, -1) > index or t in wanted),
                 done=frozenset(done[index]),
             )

@@ -29,6 +29,7 @@ from qcompiler.ir.io import (
 )
 from qcompiler.ir.order import sort_nodes
 from qcompiler.ir.scratch import spilling, spilling_beside
+from qcompiler.ir.structures import copied
 from qcompiler.ir.tensors import array, constant, is_constant, nbytes, rearranged, stored_type
 from qcompiler.ir.walk import graphs, tensors_of
 
@@ -40,6 +41,7 @@ __all__ = [
     "cast_type",
     "constant",
     "consumers",
+    "copied",
     "elem_type",
     "graphs",
     "is_constant",

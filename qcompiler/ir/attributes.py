@@ -68,10 +68,11 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 def export_graph(graph: gs.Graph) -> onnx.ModelProto:
     """The model of a graph, with every attribute."""
-    with _set_aside(graph):
+    with _set_aside(graph) as kept:
         model = interface.export_graph(graph)
-    for node, proto in zip(_nodes(graph), _protos(model), strict=True):
-        proto.attribute.extend(v.proto for v in node.attrs.values() if isinstance(v, _KEPT))
+    if kept:
+        for node, proto in zip(_nodes(graph), _protos(model), strict=True):
+            proto.attribute.extend(v.proto for v in node.attrs.values() if isinstance(v, _KEPT))
     return model
 
 
@@ -112,15 +113,18 @@ def _take_out(node: onnx.NodeProto) -> dict[str, EmptyList | OpaqueAttribute]:
 
 
 @contextlib.contextmanager
-def _set_aside(graph: gs.Graph) -> Generator[None, None, None]:
-    """The graph without the attributes that graphsurgeon can't write, for as long as it lasts."""
+def _set_aside(graph: gs.Graph) -> Generator[bool, None, None]:
+    """The graph without the attributes that graphsurgeon can't write, for as long as it lasts.
+
+    Gives whether there are any.
+    """
     saved: list[tuple[Any, Any]] = []
     try:
         for node in list(_nodes(graph)):
-            if any(isinstance(value, _KEPT) for value in node.attrs.values()):
+            if node.attrs and any(isinstance(value, _KEPT) for value in node.attrs.values()):
                 saved.append((node, node.attrs))
                 node.attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, _KEPT)}
-        yield
+        yield bool(saved)
     finally:
         for node, attrs in saved:
             node.attrs = attrs
@@ -131,6 +135,9 @@ def _protos(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
     def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         for node in nodes:
+            if not node.attribute:
+                yield node
+                continue
             # Listed first: the caller may take attributes out of the node it is given.
             inner = [each.g.node for each in node.attribute if each.type == AttributeProto.GRAPH]
             yield node
@@ -148,7 +155,7 @@ def _nodes(graph: gs.Graph) -> Iterator[Any]:
     def walk(nodes: Iterable[Any]) -> Iterator[Any]:
         for node in nodes:
             yield node
-            for value in node.attrs.values():
+            for value in node.attrs.values() if node.attrs else ():
                 if isinstance(value, gs.Graph):
                     yield from walk(value.nodes)
 

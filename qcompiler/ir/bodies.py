@@ -6,13 +6,14 @@ that passes can do with it what they do with any graph.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.graph import Namer, consumers, rewire_input
+from qcompiler.ir.graph import Namer, consumers, names_below, rewire_input
 from qcompiler.ir.order import outer_reads
 from qcompiler.ir.tensors import is_constant
 from qcompiler.ir.walk import graphs, tensors_of
@@ -29,11 +30,13 @@ class Body:
     """The tensors of the graphs around it that it reads, by name."""
     shared: dict[str, gs.Constant]
     """The constants that it has in common with the graphs around it, by name."""
+    fresh: Namer
+    """Of the graph around it, without what only the body names."""
 
-    def put_back(self, graph: gs.Graph, outside: gs.Graph) -> None:
-        """Put `graph`, which passes have made of it, into its place below `outside`.
+    def put_back(self, graph: gs.Graph) -> None:
+        """Put `graph`, which passes have made of it, into its place.
 
-        Names that they gave, and that are taken there, change.
+        Names that they gave, and that are taken in the graph around it, change.
         """
         for tensor in tensors_of(graph).values():
             kept = self.shared.get(tensor.name)
@@ -45,9 +48,9 @@ class Body:
             _replace(graph, tensor, self.around[tensor.name])
         graph.inputs = given[:own]
         ends = [*self.place.inputs, *graph.outputs, *self.around.values(), *self.shared.values()]
-        self.place.nodes = []
-        _rename(graph, {id(tensor) for tensor in ends}, Namer(outside))
+        _rename(graph, {id(tensor) for tensor in ends}, self.fresh)
         self.place.nodes, self.place.outputs = graph.nodes, graph.outputs
+        self.fresh.take(names_below(self.place))
 
 
 def bodies_of(graph: gs.Graph) -> Iterator[tuple[gs.Node, str]]:
@@ -83,11 +86,17 @@ def reads_around(place: gs.Graph) -> list[Any]:
     return list(found.values())
 
 
-def lift(place: gs.Graph, outside: gs.Graph) -> Body:
-    """Take a subgraph out; until `put_back`, the graph around it can't be used."""
+def lift(place: gs.Graph, outside: gs.Graph, fresh: Namer) -> Body:
+    """Take a subgraph out; until `put_back`, the graph around it can't be used.
+
+    `fresh`: of that graph; one for all of its bodies, which then need not be walked for each.
+    """
     around: dict[str, Any] = {}
     shared: dict[str, gs.Constant] = {}
     given: list[Any] = []
+    tensors: list[Any] = [*place.inputs, *place.outputs]
+    ends = {str(tensor.name) for tensor in tensors}
+    fresh.give_up((Counter(names_below(place)) - Counter(ends)).elements())
     inside = {id(node) for each in graphs(place) for node in each.nodes}
     for tensor in reads_around(place):
         if not is_constant(tensor):
@@ -110,7 +119,7 @@ def lift(place: gs.Graph, outside: gs.Graph) -> Body:
         functions=outside.functions,
         ir_version=outside.ir_version,
     )
-    return Body(place, graph, around, shared)
+    return Body(place, graph, around, shared, fresh)
 
 
 def _replace(graph: gs.Graph, old: Any, new: Any) -> None:

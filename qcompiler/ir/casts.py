@@ -6,7 +6,7 @@ initializer E (float16), Cast(E) -> E'   <->   one constant E', `CastValues`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -14,23 +14,24 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from qcompiler.ir.tensors import CastValues
-from qcompiler.ir.walk import graphs, proto_graphs, tensors_of
+from qcompiler.ir.walk import proto_graphs
 
 
 @contextlib.contextmanager
-def without_casts(graph: gs.Graph) -> Generator[dict[str, int], None, None]:
-    """The graph with such constants as they are stored, for as long as it lasts.
+def without_casts(
+    constants: Iterable[gs.Constant],
+) -> Generator[dict[str, int], None, None]:
+    """Constants with such of them as they are stored, for as long as it lasts.
 
     Yields the element type each is read in, by name.
     """
     saved: list[tuple[gs.Constant, CastValues, Any]] = []
     try:
-        for each in graphs(graph):
-            for tensor in tensors_of(each).values():
-                values = getattr(tensor, "_values", None)
-                if isinstance(values, CastValues):
-                    saved.append((tensor, values, tensor._export_dtype))
-                    tensor._values, tensor._export_dtype = values.stored, None
+        for tensor in constants:
+            values = tensor._values
+            if isinstance(values, CastValues):
+                saved.append((tensor, values, tensor._export_dtype))
+                tensor._values, tensor._export_dtype = values.stored, None
         yield {tensor.name: int(values.tensor.data_type) for tensor, values, _ in saved}
     finally:
         for tensor, values, kind in saved:

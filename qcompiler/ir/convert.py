@@ -7,10 +7,9 @@ builds each message from several. What is unusual is left to them. Sparse tensor
 from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto
@@ -18,7 +17,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.exporters.onnx_exporter import update_import_domains as used_domains
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
-from qcompiler.ir.walk import tensors_of
+from qcompiler.ir.structures import described, node, variable
+from qcompiler.ir.walk import bodies, graphs, tensors_of
 
 _Tensors = MutableMapping[str, Any]
 
@@ -57,9 +57,10 @@ def _read_graph(
         _describe(value, own, outer)
     inputs = [_own(value, own) for value in proto.input if value.name not in stored]
     outputs = [_own(value, own) for value in proto.output]
-    nodes = [_read_node(node, known, own, versions) for node in proto.node]
-    return gs.Graph(
-        nodes=nodes,
+    nodes = [_read_node(each, known, own, versions) for each in proto.node]
+    holding = [each for each in nodes if each.attrs and bodies(each)]
+    made = gs.Graph(
+        nodes=holding,  # it looks for bodies in all that it is given
         inputs=inputs,
         outputs=outputs,
         name=proto.name,
@@ -67,12 +68,14 @@ def _read_graph(
         **versions,
         **about,
     )
+    made.nodes = nodes
+    return made
 
 
 def _own(value: onnx.ValueInfoProto, own: _Tensors) -> Any:
     """An input or output of a graph: it is never one of a graph around it."""
     if value.name not in own:
-        own[value.name] = OnnxImporter.import_tensor(value)
+        own[value.name] = described(value)
     return own[value.name]
 
 
@@ -81,9 +84,9 @@ def _describe(value: onnx.ValueInfoProto, own: _Tensors, outer: Mapping[str, Any
     known = own.get(value.name)
     if known is None:
         if value.name not in outer:
-            own[value.name] = OnnxImporter.import_tensor(value)
+            own[value.name] = described(value)
     elif isinstance(known, gs.Variable):
-        said: Any = OnnxImporter.import_tensor(value)
+        said: Any = described(value)
         tensor: Any = known
         tensor.dtype = tensor.dtype or said.dtype
         tensor.shape = tensor.shape or said.shape
@@ -92,7 +95,7 @@ def _describe(value: onnx.ValueInfoProto, own: _Tensors, outer: Mapping[str, Any
 def _read_node(
     proto: onnx.NodeProto, known: ChainMap[str, Any], own: _Tensors, versions: Mapping[str, Any]
 ) -> gs.Node:
-    attrs: OrderedDict[str, Any] = OrderedDict()
+    attrs: dict[str, Any] = {}
     for each in proto.attribute:
         if each.type == AttributeProto.GRAPH and not each.ref_attr_name:
             attrs[each.name] = _read_graph(each.g, known, versions, {})
@@ -100,9 +103,8 @@ def _read_node(
             attrs.update(_plain(each, versions))
     inputs = [_tensor(name, known, own) for name in proto.input]
     outputs = [_tensor(name, own, own) for name in proto.output]
-    domain: Any = proto.domain if proto.HasField("domain") else None
-    made: Any = gs.Node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
-    return made
+    domain = proto.domain if proto.HasField("domain") else None
+    return node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
 
 
 def _tensor(name: str, known: Mapping[str, Any], own: _Tensors) -> Any:
@@ -110,7 +112,7 @@ def _tensor(name: str, known: Mapping[str, Any], own: _Tensors) -> Any:
     if found is None:
         found = known.get(name)
     if found is None:
-        found = gs.Variable(name)
+        found = variable(name)
         if name:  # one without a name stands for an input that is left out
             own[name] = found
     return found
@@ -118,8 +120,11 @@ def _tensor(name: str, known: Mapping[str, Any], own: _Tensors) -> Any:
 
 def _plain(attribute: AttributeProto, versions: Mapping[str, Any]) -> dict[str, Any]:
     """An attribute that is no graph, by name."""
-    if attribute.type == AttributeProto.INT and not attribute.ref_attr_name:
-        return {attribute.name: attribute.i}
+    if not attribute.ref_attr_name:
+        if attribute.type == AttributeProto.INT:
+            return {attribute.name: attribute.i}
+        if attribute.type == AttributeProto.INTS:
+            return {attribute.name: list(attribute.ints)}
     none: OrderedDict[str, Any] = OrderedDict()
     return OnnxImporter.import_attributes(
         [attribute], none, none, versions["opset"], versions["import_domains"]
@@ -131,7 +136,7 @@ def to_message(graph: gs.Graph) -> onnx.ModelProto:
     model = onnx.ModelProto(ir_version=onnx.IR_VERSION)
     _write_graph(graph, model.graph)
     model.functions.extend(OnnxExporter.export_function(each) for each in graph.functions)
-    model.opset_import.extend(used_domains(graph))
+    model.opset_import.extend(_opsets(graph))
     model.producer_name, model.producer_version = graph.producer_name, graph.producer_version
     version: Any = graph.ir_version
     if version is not None:
@@ -139,34 +144,47 @@ def to_message(graph: gs.Graph) -> onnx.ModelProto:
     return model
 
 
+def _opsets(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
+    """The opsets of a graph, those of all domains that its nodes have."""
+    declared: Any = graph.import_domains
+    used = {each.domain for inner in graphs(graph) for each in inner.nodes} - {None}
+    if declared is None or not used <= {each.domain for each in declared}:
+        declared = used_domains(graph)
+    return list(declared)
+
+
 def _write_graph(graph: gs.Graph, proto: onnx.GraphProto) -> None:
     """Fill a message with a graph and all that lies below it."""
     proto.name = graph.name
     if graph.doc_string:
         proto.doc_string = graph.doc_string
-    for node in graph.nodes:
-        _write_node(node, proto.node)
+    for each in graph.nodes:
+        _write_node(each, proto.node)
     ends: list[Any] = [*graph.inputs, *graph.outputs]
     proto.input.extend(_value(tensor) for tensor in graph.inputs)
     proto.output.extend(_value(tensor) for tensor in graph.outputs)
     at_ends = {tensor.name for tensor in ends}
+    types: dict[Any, onnx.TypeProto] = {}
     for name, tensor in tensors_of(graph).items():
         if isinstance(tensor, gs.Constant):
             proto.initializer.append(OnnxExporter.export_tensor_proto(tensor))
         elif name not in at_ends and (tensor.dtype is not None or tensor.shape is not None):
-            _write_value(tensor, proto.value_info)
+            _write_value(tensor, proto.value_info, types)
 
 
-def _write_node(node: gs.Node, nodes: Any) -> None:
+def _write_node(written: gs.Node, nodes: Any) -> None:
     # One message is made, in its place: to copy it there would take longer than to make it.
-    proto = nodes.add(op_type=node.op, name=node.name) if node.name else nodes.add(op_type=node.op)
-    proto.input.extend([tensor.name for tensor in node.inputs])
-    proto.output.extend([tensor.name for tensor in node.outputs])
-    domain: Any = node.domain
-    if domain is not None:
-        proto.domain = domain
+    proto = nodes.add(
+        op_type=written.op,
+        name=written.name or None,
+        input=[tensor.name for tensor in written.inputs],
+        output=[tensor.name for tensor in written.outputs],
+        domain=written.domain,
+    )
+    if not written.attrs:
+        return
     plain: dict[str, Any] = {}
-    for name, value in node.attrs.items():
+    for name, value in written.attrs.items():
         if isinstance(value, gs.Graph):
             proto.attribute.extend(OnnxExporter.export_attributes(plain))
             plain = {}
@@ -182,34 +200,30 @@ def _value(tensor: Any) -> onnx.ValueInfoProto:
     return OnnxExporter.export_value_info_proto(tensor, False)
 
 
-def _write_value(tensor: Any, values: Any) -> None:
+def _write_value(tensor: Any, values: Any, types: dict[Any, onnx.TypeProto]) -> None:
+    """`types`: the messages of types so far; many tensors have the same."""
     if tensor.dtype is None or tensor.type != "tensor_type":
         values.append(_value(tensor))
         return
-    made = values.add(name=tensor.name)
-    kind = made.type.tensor_type
-    kind.elem_type = _element_type(tensor.dtype)
-    if tensor.shape is not None:
-        _write_shape(tensor.shape, kind.shape)
+    shape = None if tensor.shape is None else tuple(tensor.shape)
+    key = tensor.dtype, shape
+    if key not in types:
+        types[key] = _type(tensor.dtype, shape)
+    values.add(name=tensor.name, type=types[key])
 
 
-def _write_shape(sizes: Iterable[Any], shape: onnx.TensorShapeProto) -> None:
-    shape.SetInParent()
-    for size in sizes:
+def _type(dtype: Any, shape: tuple[Any, ...] | None) -> onnx.TypeProto:
+    made = onnx.TypeProto()
+    made.tensor_type.elem_type = int(dtype_to_onnx(dtype))
+    if shape is None:
+        return made
+    sizes = made.tensor_type.shape
+    sizes.SetInParent()
+    for size in shape:
         if isinstance(size, str):
-            shape.dim.add(dim_param=size)
+            sizes.dim.add(dim_param=size)
         elif size is None:
-            shape.dim.add()
+            sizes.dim.add()
         else:
-            shape.dim.add(dim_value=size)
-
-
-_ELEMENT_TYPES: dict[np.dtype[Any], int] = {}
-
-
-def _element_type(dtype: Any) -> int:
-    if not isinstance(dtype, np.dtype):
-        return int(dtype_to_onnx(dtype))
-    if dtype not in _ELEMENT_TYPES:
-        _ELEMENT_TYPES[dtype] = int(dtype_to_onnx(dtype))
-    return _ELEMENT_TYPES[dtype]
+            sizes.dim.add(dim_value=size)
+    return made

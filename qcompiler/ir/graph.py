@@ -5,7 +5,8 @@ Tensors and nodes are unhashable and compare loosely there, so identity is used 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,18 +168,42 @@ def add_node(
 
 
 class Namer:
-    """Fresh, readable names: `base`, `base_1`, ... never one already in the graph."""
+    """Fresh, readable names: `base`, `base_1`, ... never one already in the graph.
+
+    Which these are is looked up when the first is asked for: few graphs need any.
+    """
 
     def __init__(self, graph: gs.Graph) -> None:
-        self._taken: set[str] = set()
-        for each in graphs(graph):
-            self._taken.update(tensors_of(each))
-            self._taken.update(node.name for node in each.nodes)
+        self._graph = graph
+        self._taken: Counter[str] | None = None
 
     def __call__(self, base: str) -> str:
+        taken = self._counted()
         name, suffix = base, 0
-        while name in self._taken:
+        while taken[name]:
             suffix += 1
             name = f"{base}_{suffix}"
-        self._taken.add(name)
+        taken[name] += 1
         return name
+
+    def give_up(self, names: Iterable[str]) -> None:
+        """Some names are not used any more, each as often as it is given."""
+        self._counted().subtract(names)
+
+    def take(self, names: Iterable[str]) -> None:
+        """Some names are used."""
+        self._counted().update(names)
+
+    def _counted(self) -> Counter[str]:
+        if self._taken is None:
+            self._taken = Counter(names_below(self._graph))
+        return self._taken
+
+
+def names_below(graph: gs.Graph) -> list[str]:
+    """The names of tensors and nodes in a graph and its bodies, once for each of these graphs."""
+    names: list[str] = []
+    for each in graphs(graph):
+        names += tensors_of(each)
+        names += [node.name for node in each.nodes if node.name]
+    return names

@@ -129,7 +129,8 @@ def without_defaults(model: onnx.ModelProto) -> list[TensorProto]:
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
     """graphsurgeon's graph of a model whose attributes it holds; the model is left as it is."""
-    odd = [value for graph in _protos(model) for value in _values(graph) if not _is_tensor(value)]
+    protos = list(_protos(model))
+    odd = [value for graph in protos for value in _values(graph) if not _is_tensor(value)]
     types = [value.type.SerializeToString() for value in odd]
     for value in odd:
         value.ClearField("type")
@@ -138,7 +139,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     finally:
         for value, kind in zip(odd, types, strict=True):
             value.type.ParseFromString(kind)
-    for made, proto in zip(_graphs(graph), _protos(model), strict=True):
+    for made, proto in zip(_graphs(graph), protos, strict=True):
         _restore(made, proto)
     _restore_defaults(graph, model)
     return graph
@@ -178,12 +179,10 @@ def _restore_defaults(graph: gs.Graph, model: onnx.ModelProto) -> None:
 
 def export_graph(graph: gs.Graph) -> onnx.ModelProto:
     """The model of a graph whose attributes graphsurgeon writes."""
-    odd = [
-        tensor
-        for each in _graphs(graph)
-        for tensor in [*each.inputs, *each.outputs]
-        if isinstance(tensor, Declared) and not _is_tensor(tensor.declared)
-    ]
+    graphs = list(_graphs(graph))
+    ends = [tensor for each in graphs for tensor in [*each.inputs, *each.outputs]]
+    declared = [tensor for tensor in ends if isinstance(tensor, Declared)]
+    odd = [tensor for tensor in declared if not _is_tensor(tensor.declared)]
     saved = [(tensor, tensor.dtype, tensor.shape) for tensor in odd]
     for tensor in odd:
         tensor.dtype = tensor.shape = None
@@ -192,7 +191,7 @@ def export_graph(graph: gs.Graph) -> onnx.ModelProto:
     finally:
         for tensor, dtype, shape in saved:
             tensor.dtype, tensor.shape = dtype, shape
-    for each, proto in zip(_graphs(graph), _protos(model), strict=True):
+    for each, proto in zip(graphs, _protos(model), strict=True) if declared else ():
         for tensors, values in ((each.inputs, proto.input), (each.outputs, proto.output)):
             for tensor, value in zip(tensors, values, strict=True):
                 if isinstance(tensor, Declared):
@@ -244,7 +243,7 @@ def _protos(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
     def below(nodes: Any) -> Iterator[onnx.GraphProto]:
         for node in nodes:
-            for attribute in node.attribute:
+            for attribute in node.attribute or ():
                 if attribute.type == AttributeProto.GRAPH and not attribute.ref_attr_name:
                     yield attribute.g
                     yield from below(attribute.g.node)
@@ -260,7 +259,7 @@ def _graphs(graph: gs.Graph) -> Iterator[Any]:
 
     def below(nodes: Any) -> Iterator[Any]:
         for node in nodes:
-            for value in node.attrs.values():
+            for value in node.attrs.values() if node.attrs else ():
                 if isinstance(value, gs.Graph):
                     yield value
                     yield from below(value.nodes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +35,7 @@ from qcompiler.ir.tensors import (
     stored_type,
     stored_values,
 )
-from qcompiler.ir.walk import graphs, proto_nodes, tensors_of
+from qcompiler.ir.walk import graphs, tensors_of
 from qcompiler.protos import all_tensors, read_proto
 from qcompiler.staging import scratch_beside
 from qcompiler.stored import check_tensors, external_files, packed_bits
@@ -53,8 +53,9 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     for each in graphs(graph):
         tensors: list[Any] = list(tensors_of(each).values())
         for node in each.nodes:
-            tensors += node.attrs.values()
-        yield from (tensor for tensor in tensors if isinstance(tensor, gs.Constant))
+            if node.attrs:
+                tensors += node.attrs.values()
+        yield from [tensor for tensor in tensors if isinstance(tensor, gs.Constant)]
     yield from interface.defaults(graph)
 
 
@@ -109,16 +110,18 @@ def import_proto(model: onnx.ModelProto, folder: Path | None = None) -> gs.Graph
     return graph
 
 
-def read_model(path: Path) -> gs.Graph:
+def read_model(path: Path, files: Sequence[Path] | None = None) -> gs.Graph:
     """Read a model; its external data stays on disk and is mapped when a pass reads it.
 
-    Raises ModelError for a missing, truncated or non-ONNX file and for external data that is
-    missing, short, or outside the model's folder.
+    `files`: those of its external data, where it has been found sound (`soundness`). Raises
+    ModelError for a missing, truncated or non-ONNX file and for external data that is missing,
+    short, or outside the model's folder.
     """
     model = read_proto(path)
-    check_tensors(model, path)
+    if files is None:
+        check_tensors(model, path)
+        files = external_files(model, path)
     interface.without_habitual_inputs(model)
-    files = external_files(model, path)
     try:
         return import_proto(model, _home(model, path, files))
     except QcError:
@@ -174,7 +177,11 @@ def model_folder(graph: gs.Graph) -> Path | None:
 
     Where they lie in several, it is one that has them all somewhere below it.
     """
-    stored = map(stored_values, _constants(graph))
+    return _folder_of(_constants(graph))
+
+
+def _folder_of(constants: Iterable[gs.Constant]) -> Path | None:
+    stored = map(stored_values, constants)
     folders = {values.folder for values in stored if isinstance(values, MappedValues)}
     if len(folders) < 2:
         return next(iter(folders), None)
@@ -186,19 +193,28 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
 
     Initializers still on disk stay references to their file, named from `model_folder`.
     """
-    with _named_from(model_folder(graph), graph), without_casts(graph) as casts:
+    constants = list(_constants(graph))
+    with _named_from(_folder_of(constants), constants), without_casts(constants) as casts:
         model = export_graph(graph)
     write_casts(model.graph, casts)
-    _attach_functions(model)
+    used = {str(node.op) for each in graphs(graph) for node in each.nodes if _is_ours(node)}
+    _attach_functions(model, used)
     return model
 
 
+def _is_ours(node: gs.Node) -> bool:
+    domain: Any = node.domain
+    return bool(domain == ops.DOMAIN)
+
+
 @contextlib.contextmanager
-def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, None]:
-    """The graph with files of mapped constants named from one folder, for as long as it lasts."""
+def _named_from(
+    folder: Path | None, constants: Iterable[gs.Constant]
+) -> Generator[None, None, None]:
+    """Constants with the files of mapped ones named from one folder, for as long as it lasts."""
     saved: list[tuple[gs.Constant, Any]] = []
     try:
-        for tensor in _constants(graph):
+        for tensor in constants:
             values = stored_values(tensor)
             if not isinstance(values, MappedValues) or values.folder == folder:
                 continue
@@ -215,8 +231,8 @@ def _named_from(folder: Path | None, graph: gs.Graph) -> Generator[None, None, N
             tensor._values = values
 
 
-def _attach_functions(model: onnx.ModelProto) -> None:
-    used = {node.op_type for node in proto_nodes(model.graph) if node.domain == ops.DOMAIN}
+def _attach_functions(model: onnx.ModelProto, used: Iterable[str]) -> None:
+    """Give a model the bodies of the ops `used` of ours, as far as it has none."""
     present = {(function.domain, function.name) for function in model.functions}
     version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     for op_type in sorted(used):

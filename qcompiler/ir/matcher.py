@@ -228,6 +228,8 @@ def find(pattern: Op, graph: gs.Graph) -> list[Match]:
     """Every match in the graph, in topological order; of matches that share a node, the first."""
     found: list[Match] = []
     taken: set[int] = set()
+    if not any(node.op in pattern.types for node in graph.nodes):
+        return []
     for node in topological(graph):
         if node.op not in pattern.types or id(node) in taken:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -17,7 +17,7 @@ def outer_reads(node: gs.Node) -> list[Any]:
 
     Not to be changed: it may be the node's own list.
     """
-    inner = bodies(node)
+    inner = bodies(node) if node.attrs else ()
     if not inner:
         return node.inputs
     read: list[Any] = list(node.inputs)
@@ -62,14 +62,14 @@ def topological(graph: gs.Graph) -> list[gs.Node]:
 
 def _is_sorted(graph: gs.Graph) -> bool:
     """Whether no node reads what it or a later one computes."""
-    ahead = {id(out) for node in graph.nodes for out in node.outputs}
+    made: set[int] = set()
+    missed: set[int] = set()
     for node in graph.nodes:
-        for tensor in outer_reads(node):
-            if id(tensor) in ahead:
-                return False
-        for tensor in node.outputs:
-            ahead.discard(id(tensor))
-    return True
+        for tensor in outer_reads(node) if node.attrs else node.inputs:
+            if id(tensor) not in made:
+                missed.add(id(tensor))
+        made.update([id(tensor) for tensor in node.outputs])
+    return missed.isdisjoint(made)
 
 
 def _cycle(node: gs.Node) -> PassError:
@@ -90,7 +90,7 @@ def needed(graph: gs.Graph) -> set[int]:
         for node in tensor.inputs:
             if id(node) in own and id(node) not in found:
                 found.add(id(node))
-                waiting += outer_reads(node)
+                waiting += outer_reads(node) if node.attrs else node.inputs
     return found
 
 
@@ -101,19 +101,17 @@ def sort_nodes(graph: gs.Graph) -> None:
     PassError, naming a node, if the graph has a cycle.
     """
     for each in graphs(graph):
-        levels = _levels(each)
-        nodes: list[Any] = sorted(levels.values(), key=_level)
-        each.nodes = [node for _, node in nodes]
+        nodes, levels = _levels(each)
+        levels_in_order = [levels[id(node)] for node in nodes]
+        places = sorted(range(len(nodes)), key=levels_in_order.__getitem__)
+        each.nodes = [nodes[place] for place in places]
 
 
-def _level(entry: tuple[int, Any]) -> int:
-    return entry[0]
-
-
-def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
-    """By id the steps from the inputs to each node, and the node; what it reads comes before it."""
+def _levels(graph: gs.Graph) -> tuple[list[Any], dict[int, int]]:
+    """The nodes, each behind what it reads, and by id the steps from the inputs to each."""
     own = {id(node) for node in graph.nodes}
-    levels: dict[int, tuple[int, Any]] = {}
+    levels: dict[int, int] = {}
+    order: list[Any] = []
     opened: set[int] = set()
     for first in graph.nodes:
         waiting: list[Any] = [first]
@@ -122,21 +120,29 @@ def _levels(graph: gs.Graph) -> dict[int, tuple[int, Any]]:
             if id(node) in levels:
                 waiting.pop()
                 continue
-            before = _producers(node, own)
-            ahead = [each for each in before if id(each) not in levels]
+            steps, ahead = _makers(node, own, levels)
             if not ahead:
-                steps = max((levels[id(each)][0] for each in before), default=-1)
-                levels[id(node)] = (steps + 1, node)
+                levels[id(node)] = steps + 1
+                order.append(node)
                 waiting.pop()
             elif id(node) in opened:
                 raise _cycle(node)
             else:
                 opened.add(id(node))
                 waiting += reversed(ahead)
-    return levels
+    return order, levels
 
 
-def _producers(node: gs.Node, own: Container[int]) -> list[Any]:
-    """The nodes among `own` that compute what a node reads, each once, in order."""
-    found = {id(each): each for tensor in outer_reads(node) for each in tensor.inputs}
-    return [each for key, each in found.items() if key in own]
+def _makers(node: gs.Node, own: Container[int], levels: Mapping[int, int]) -> tuple[int, list[Any]]:
+    """The highest level among what computes the inputs of a node, and what of it has none yet."""
+    highest = -1
+    ahead: list[Any] = []
+    for tensor in outer_reads(node) if node.attrs else node.inputs:
+        for maker in tensor.inputs:
+            level = levels.get(id(maker))
+            if level is None:
+                if id(maker) in own:
+                    ahead.append(maker)
+            elif level > highest:
+                highest = level
+    return highest, ahead

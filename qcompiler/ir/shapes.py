@@ -17,7 +17,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_numpy_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.sizes import settle_sizes
 from qcompiler.ir.verifier import skeleton, without_weights
-from qcompiler.protos import all_nodes
+from qcompiler.protos import all_attributes
 from qcompiler.session import load_soon
 
 _LONG = 1 << 20
@@ -26,7 +26,7 @@ _LONG = 1 << 20
 
 def declared_names(model: onnx.ModelProto) -> frozenset[str]:
     """The names of sizes in a model, those in its subgraphs too."""
-    attributes = [each for node in all_nodes(model) for each in node.attribute]
+    attributes = all_attributes(model)
     inner = [each.g for each in attributes if each.type == onnx.AttributeProto.GRAPH]
     return frozenset(
         dim.dim_param
@@ -100,7 +100,8 @@ def _named(tensor: Any, sizes: list[Any]) -> list[Any]:
 def _ask_runtime(graph: gs.Graph, unknown: dict[str, Any]) -> None:
     """What ONNX Runtime infers. It may refuse the model, which then says no more."""
     with without_weights(graph):
-        model = skeleton(to_model(graph))
+        model = to_model(graph)
+    skeleton(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
     options = ort.SessionOptions()
     options.log_severity_level = 4

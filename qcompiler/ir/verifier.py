@@ -69,13 +69,15 @@ def without_weights(graph: gs.Graph) -> Generator[None, None, None]:
 
 
 def check_model(model: onnx.ModelProto) -> None:
-    """ONNX's checker and shape inference on the skeleton of a model; PassError if it is invalid."""
-    bare = skeleton(model)
-    _hide_contrib(bare)
+    """ONNX's checker and shape inference on a model, which becomes a skeleton; PassError if it is
+    invalid.
+    """
+    skeleton(model)
+    _hide_contrib(model)
     try:
-        with _some_rank(bare):
-            checker.check_model(bare)
-        shape_inference.infer_shapes(bare, check_type=True, strict_mode=False)
+        with _some_rank(model):
+            checker.check_model(model)
+        shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         cause = " ".join(str(error).split())
         raise PassError(f"the graph is not valid ONNX: {cause}") from None
@@ -94,35 +96,28 @@ def _some_rank(model: onnx.ModelProto) -> Generator[None, None, None]:
         kind.ClearField("shape")
 
 
-def skeleton(model: onnx.ModelProto, above: int = SKELETON_BYTES) -> onnx.ModelProto:
-    """The model with its large initializers (over `above` bytes, or external) as graph inputs."""
-    bare = onnx.ModelProto()
-    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version"):
-        setattr(bare, name, getattr(model, name))
-    bare.opset_import.extend(model.opset_import)
-    bare.functions.extend(model.functions)
-    source, target = model.graph, bare.graph
-    target.name = source.name or "graph"
-    target.node.extend(source.node)
-    target.input.extend(source.input)
-    target.output.extend(source.output)
-    target.value_info.extend(source.value_info)
-    declared = {entry.name for entry in source.input}
-    for tensor in source.initializer:
+def skeleton(model: onnx.ModelProto, above: int = SKELETON_BYTES) -> None:
+    """Make graph inputs of a model's large initializers (over `above` bytes, or external)."""
+    graph = model.graph
+    graph.name = graph.name or "graph"
+    declared = {entry.name for entry in graph.input}
+    small: list[onnx.TensorProto] = []
+    for tensor in graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL and tensor.ByteSize() <= above:
-            target.initializer.append(tensor)
+            small.append(tensor)
         elif tensor.name not in declared:
-            target.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    _drop_external(target)
-    return bare
+            kind, dims = tensor.data_type, tensor.dims
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, dims))
+    if len(small) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(small)
+    _drop_external(graph)
 
 
 def _drop_external(graph: onnx.GraphProto) -> None:
     """Subgraphs and attributes may hold external tensors too: empty stand-ins take their place."""
     for node in graph.node:
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _stand_in(attribute.t)
             elif attribute.type == onnx.AttributeProto.GRAPH:
@@ -162,21 +157,27 @@ def _check_structure(graph: gs.Graph, outside: _Known) -> None:
         _declare(made, tensor, "graph input")
     for node in graph.nodes:
         for tensor in node.outputs:
-            if not tensor.is_empty():
-                _declare(made, tensor, f"output of {_label(node)}")
-                if isinstance(tensor, gs.Constant):
-                    raise PassError(f"{_label(node)} writes the initializer '{tensor.name}'")
+            if tensor.name:
+                if tensor.name in made or isinstance(tensor, gs.Constant):
+                    _refuse_output(made, tensor, node)
+                made[tensor.name] = tensor
     for node in graph.nodes:
         for tensor in node.inputs:
-            _check_read(made, tensor, f"{_label(node)} reads", outside)
+            if made.get(tensor.name) is not tensor:
+                _check_read(made, tensor, f"{_label(node)} reads", outside)
     for tensor in graph.outputs:
         _check_read(made, tensor, "the graph gives out", outside)
     known = outside.new_child(made)
     for node in graph.nodes:
-        for value in node.attrs.values():
+        for value in node.attrs.values() if node.attrs else ():
             if isinstance(value, gs.Graph):
                 _check_structure(value, known)
     topological(graph)
+
+
+def _refuse_output(made: dict[str, Any], tensor: Any, node: gs.Node) -> None:
+    _declare(made, tensor, f"output of {_label(node)}")
+    raise PassError(f"{_label(node)} writes the initializer '{tensor.name}'")
 
 
 def _check_node_names(graph: gs.Graph) -> None:

@@ -13,16 +13,16 @@ def graphs(graph: gs.Graph) -> list[gs.Graph]:
     """A graph and all its subgraphs, itself first."""
     found = [graph]
     for node in graph.nodes:
-        found += bodies(node)
+        if node.attrs:
+            found += bodies(node)
     return found
 
 
 def bodies(node: gs.Node) -> list[gs.Graph]:
     """All graphs that lie below a node: few nodes have any."""
-    if node.attrs:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Graph):
-                return list(node.subgraphs(recursive=True))
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            return list(node.subgraphs(recursive=True))
     return []
 
 
@@ -49,7 +49,7 @@ def proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The same of a message."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from proto_graphs(attribute.g)
 
@@ -58,6 +58,6 @@ def proto_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Every node of a message, each before those in its subgraphs."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
+        for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from proto_nodes(attribute.g)

@@ -105,7 +105,7 @@ def test_after_a_hard_kill_the_next_run_cleans_up(model, tmp_path, until):
     assert not out.exists()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
-    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files}
     onnx.checker.check_model(str(out))
 
 
@@ -117,7 +117,7 @@ def test_two_runs_for_one_output_leave_each_other_alone(model, tmp_path):
     subprocess.run([*QC, "compile", str(model), "-o", str(out), "-r", "rtn"], check=True)
     running.communicate(timeout=60)
     assert running.returncode == 0
-    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files()}
+    assert set(tmp_path.iterdir()) == {out, *open_package(out).data_files}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -155,10 +155,10 @@ class Case:
         output = folder / self.output
         wanted = {output}
         if not self.is_folder and output.exists():
-            wanted |= set(open_package(output).data_files())
+            wanted |= set(open_package(output).data_files)
         found = set(folder.iterdir()) - wanted
         if self.is_folder and output.is_dir():
-            named = {each.name for each in open_package(output).data_files()}
+            named = {each.name for each in open_package(output).data_files}
             found |= {
                 each
                 for each in output.iterdir()

@@ -122,17 +122,38 @@ def test_out_and_back_changes_nothing(
 ) -> None:
     graph = ir.read_model(saved(kind, tmp_path))
     before = print_graph(graph)
+    fresh = ir.Namer(graph)
     for node, attribute in bodies_of(graph):
-        body = lift(node.attrs[attribute], graph)
-        body.put_back(body.graph, graph)
+        body = lift(node.attrs[attribute], graph, fresh)
+        body.put_back(body.graph)
     assert print_graph(graph) == before
     assert "same name" not in "".join(capfd.readouterr())
+
+
+def test_names_around_bodies_are_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = ir.read_model(saved("branch", tmp_path))
+    walked: list[object] = []
+    plain = qcompiler.ir.graph.names_below
+
+    def noting(each: object) -> list[str]:
+        walked.append(each)
+        return plain(each)
+
+    monkeypatch.setattr("qcompiler.ir.graph.names_below", noting)
+    fresh = ir.Namer(graph)
+    places = list(bodies_of(graph))
+    for node, attribute in places:
+        body = lift(node.attrs[attribute], graph, fresh)
+        body.put_back(body.graph)
+    assert len(places) > 1 and len(walked) == 1
 
 
 def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:
     graph = ir.read_model(saved("branch", tmp_path))
     node, attribute = next(iter(bodies_of(graph)))
-    body = lift(node.attrs[attribute], graph)
+    body = lift(node.attrs[attribute], graph, ir.Namer(graph))
     assert {tensor.name for tensor in body.graph.inputs} == {"h", "p"} == body.around.keys()
     assert body.shared.keys() == {"w"}
     outside = {id(each) for each in graph.tensors().values()}
@@ -142,10 +163,10 @@ def test_a_body_taken_out_shares_nothing(tmp_path: Path) -> None:
 def test_names_given_in_a_body_stay_free_outside(tmp_path: Path) -> None:
     graph = ir.read_model(saved("branch", tmp_path))
     node, attribute = next(iter(bodies_of(graph)))
-    body = lift(node.attrs[attribute], graph)
+    body = lift(node.attrs[attribute], graph, ir.Namer(graph))
     inner = next(each for each in body.graph.nodes if each.op == "Tanh")
     inner.name, inner.outputs[0].name = "outer", "y"
-    body.put_back(body.graph, graph)
+    body.put_back(body.graph)
     assert (inner.name, inner.outputs[0].name) == ("outer_1", "y_1")
 
 

@@ -98,9 +98,9 @@ def peak() -> int:
 
 def test_expressions_that_share_a_chain_are_not_walked_without_end() -> None:
     nodes = [NODE("Abs", ["w"], ["a0"])]
-    nodes += [NODE("Abs", [f"a{at}"], [f"a{at + 1}"]) for at in range(1500)]
+    nodes += [NODE("Abs", [f"a{at}"], [f"a{at + 1}"]) for at in range(700)]
     last = "x"
-    for at in range(1500):
+    for at in range(700):
         nodes.append(NODE("MatMul", [last, f"a{at}"], [f"h{at}"]))
         last = f"h{at}"
     values = [tiny.value(name, tiny.FLOAT, ["n", 8]) for name in ("x", last)]
@@ -108,4 +108,4 @@ def test_expressions_that_share_a_chain_are_not_walked_without_end() -> None:
     manager = PassManager(parse_pipeline("import,fold-constants"))
     started = time.process_time()
     manager.run(import_proto(model), PassContext())
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 5

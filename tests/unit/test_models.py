@@ -53,7 +53,7 @@ def test_size_counts_model_and_data_only(folder):
     (folder / "unrelated.bin").write_bytes(b"x" * 1000)
     package = open_package(folder)
     data = folder / "model.onnx.data"
-    assert package.data_files() == (data,)
+    assert package.data_files == (data,)
     assert package.size_bytes() == (folder / "model.onnx").stat().st_size + data.stat().st_size
 
 
@@ -119,7 +119,7 @@ def test_truncated_data(folder):
 def test_missing_data(folder):
     (folder / "model.onnx.data").unlink()
     with pytest.raises(ModelError, match="is missing"):
-        open_package(folder).data_files()
+        open_package(folder)
 
 
 @pytest.mark.parametrize("location", ["../outside.data", "/etc/hostname", "link.data", ""])
@@ -133,7 +133,7 @@ def test_data_outside_the_folder(folder, location):
             entry.value = location
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        open_package(folder).data_files()
+        open_package(folder)
 
 
 def test_hub_cache_links_are_followed(folder):
@@ -142,7 +142,7 @@ def test_hub_cache_links_are_followed(folder):
     link.mkdir()
     for file in folder.iterdir():
         (link / file.name).symlink_to(file)
-    assert len(open_package(link).data_files()) == 1
+    assert len(open_package(link).data_files) == 1
 
 
 def test_external_data_of_constants_counts(folder):
@@ -154,7 +154,7 @@ def test_external_data_of_constants_counts(folder):
     model.graph.node.insert(0, node)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match=r"'c'.*constant\.data is missing"):
-        open_package(folder).data_files()
+        open_package(folder)
 
 
 def custom_op_model(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -107,8 +108,8 @@ def test_a_plan_is_refused_before_anything_is_rounded(
 def _noted(read: list[Path]):
     from qcompiler.ir.io import read_model
 
-    def noting(path: Path):
+    def noting(path: Path, files: Sequence[Path]):
         read.append(path)
-        return read_model(path)
+        return read_model(path, files)
 
     return noting

@@ -144,10 +144,9 @@ def test_skeleton_turns_large_initializers_into_inputs() -> None:
     model = onnx.parser.parse_model(MODEL)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((40, 40)), "large"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2), "little"))
-    bare = skeleton(model)
-    assert [entry.name for entry in bare.graph.initializer] == ["little"]
-    assert "large" in [entry.name for entry in bare.graph.input]
-    assert len(model.graph.initializer) == 2, "the source stays as it is"
+    skeleton(model)
+    assert [entry.name for entry in model.graph.initializer] == ["little"]
+    assert "large" in [entry.name for entry in model.graph.input]
 
 
 class Breaker(Pass):
