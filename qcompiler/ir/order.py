@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container
+from graphlib import TopologicalSorter
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -104,6 +105,26 @@ def sort_nodes(graph: gs.Graph) -> None:
         levels = _levels(each)
         nodes: list[Any] = sorted(levels.values(), key=_level)
         each.nodes = [node for _, node in nodes]
+
+
+def sort_functions(graph: gs.Graph) -> None:
+    """Put local functions in the order of their distance from those that call none; ties stay.
+
+    graphsurgeon recurses without end here where the graph has bodies.
+    """
+    functions: list[Any] = graph.functions
+    known = {each.unique_id: each for each in functions}
+    places = {key: place for place, key in enumerate(known)}
+    sorter: TopologicalSorter[Any] = TopologicalSorter()
+    for key, function in known.items():
+        nodes = (node for each in graphs(function) for node in each.nodes)
+        sorter.add(key, *{(node.domain, node.op) for node in nodes} & known.keys())
+    sorter.prepare()
+    graph.functions = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready(), key=places.__getitem__)
+        graph.functions += [known[key] for key in ready]
+        sorter.done(*ready)
 
 
 def _level(entry: tuple[int, Any]) -> int:
