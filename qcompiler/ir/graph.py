@@ -16,7 +16,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir import interface
-from qcompiler.ir.order import needed, sort_nodes
+from qcompiler.ir.order import needed, sort_functions, sort_nodes
 from qcompiler.ir.walk import graphs, tensors_of
 
 
@@ -116,8 +116,7 @@ def remove_dead(graph: gs.Graph) -> None:
         live = needed(each)
         remove_nodes(each, [node for node in each.nodes if id(node) not in live])
     sort_nodes(graph)
-    if functions:
-        graph.toposort(mode="functions")
+    sort_functions(graph)
 
 
 def remove_nodes(graph: gs.Graph, nodes: Sequence[gs.Node]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Mapping
+from graphlib import TopologicalSorter
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -105,6 +106,26 @@ def sort_nodes(graph: gs.Graph) -> None:
         levels_in_order = [levels[id(node)] for node in nodes]
         places = sorted(range(len(nodes)), key=levels_in_order.__getitem__)
         each.nodes = [nodes[place] for place in places]
+
+
+def sort_functions(graph: gs.Graph) -> None:
+    """Put local functions in the order of their distance from those that call none; ties stay.
+
+    graphsurgeon recurses without end here where the graph has bodies.
+    """
+    functions: list[Any] = graph.functions
+    known = {each.unique_id: each for each in functions}
+    places = {key: place for place, key in enumerate(known)}
+    sorter: TopologicalSorter[Any] = TopologicalSorter()
+    for key, function in known.items():
+        nodes = (node for each in graphs(function) for node in each.nodes)
+        sorter.add(key, *{(node.domain, node.op) for node in nodes} & known.keys())
+    sorter.prepare()
+    graph.functions = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready(), key=places.__getitem__)
+        graph.functions += [known[key] for key in ready]
+        sorter.done(*ready)
 
 
 def _levels(graph: gs.Graph) -> tuple[list[Any], dict[int, int]]:

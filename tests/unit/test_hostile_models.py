@@ -418,6 +418,14 @@ def local_opset(made: ModelProto) -> None:
     del made.opset_import[0]
 
 
+def older_functions(made: ModelProto) -> None:
+    """Functions that are not inlined, as their opset is another; the second calls the first."""
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("local", 1)]
+    for name, domain, op in (("outer", "local", "inner"), ("inner", "", "Relu")):
+        node = helper.make_node(op, ["a"], ["b"], domain=domain)
+        made.functions.append(helper.make_function("local", name, ["a"], ["b"], [node], opsets))
+
+
 PLAIN = linear(w=W).SerializeToString()
 COMPILED: dict[str, ModelProto | bytes] = {
     "annotations and training": changed(annotated),
@@ -433,6 +441,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "functions of another opset, and bodies": changed(older_functions, seed("bodies")),
     "an opset that functions alone have": changed(local_opset, seed("functions")),
     "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
     "a needed input that nobody reads": behind("y = Resize(h, _, s)", 11, s=np.ones(2, np.float32)),
