@@ -6,6 +6,7 @@ shapes: then data of one model beside the other loads, and only the numbers tell
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import itertools
 import json
@@ -13,7 +14,9 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +35,9 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler import commit, entry
 from qcompiler.models import open_package
 from qcompiler.session import create_session
+
+SLOW = 0.01
+"""Seconds that the disk may take for a file: so much longer are the moments of the commit."""
 
 for _module in (
     "qcompiler.cli",
@@ -274,3 +280,35 @@ def cases(folder: Path, *, export: bool) -> list[Case]:
 
 
 ort.set_default_logger_severity(4)
+
+
+def attack(options: argparse.ArgumentParser, what: str, one: Callable[..., list[str]]) -> int:
+    """Run rounds as the command line says; the exit code.
+
+    `one` takes a case, a source of chance, a folder, and the seconds that the
+    command takes; it gives what there is to count, and asserts the rest.
+    """
+    options.add_argument("--rounds", type=int, default=200)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--minutes", type=float, default=float("inf"))
+    given = options.parse_args()
+    until = time.monotonic() + 60 * given.minutes
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        known = cases(folder / "sources", export=getattr(given, "export", False))
+        took = {case.name: case.learn(folder / case.name, folder / "log") for case in known}
+        for index in range(given.rounds):
+            if time.monotonic() > until:
+                break
+            case, random = known[index % len(known)], Random(f"{given.seed} {index}")
+            try:
+                counts.update(one(case, random, folder, took[case.name]))
+            except AssertionError as error:
+                print(f"{what} {index} of seed {given.seed}, {case.name}: {error}")
+                print((folder / "log").read_text())
+                print("\n".join(map(str, sorted((folder / "place").rglob("*")))))
+                return 1
+            counts[f"{what}s"] += 1
+    print(", ".join(f"{count} {each}" for each, count in counts.items()) + "; 0 torn, 0 lost")
+    return 0

@@ -10,47 +10,20 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from random import Random
 
-from commands import Case, Child, cases, start
+from commands import SLOW, Case, Child, attack, start
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 POLITE = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
-SLOW = 0.01
-"""Seconds that the disk may take for a file: so much longer are the moments of the commit."""
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=200)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--minutes", type=float, default=float("inf"))
     options.add_argument("--export", action="store_true", help="`qc export` too; needs torch")
-    given = options.parse_args()
-    until = time.monotonic() + 60 * given.minutes
-    counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        known = cases(folder / "sources", export=given.export)
-        took = {case.name: case.learn(folder / case.name, folder / "log") for case in known}
-        for index in range(given.rounds):
-            if time.monotonic() > until:
-                break
-            case, random = known[index % len(known)], Random(f"{given.seed} {index}")
-            try:
-                counts.update(round_of(case, random, folder, took[case.name]))
-            except AssertionError as error:
-                print(f"round {index} of seed {given.seed}, {case.name}: {error}")
-                print((folder / "log").read_text())
-                print("\n".join(map(str, sorted((folder / "place").rglob("*")))))
-                return 1
-            counts["rounds"] += 1
-    print(", ".join(f"{count} {what}" for what, count in counts.items()) + "; 0 torn, 0 lost")
-    return 0
+    return attack(options, "round", round_of)
 
 
 def round_of(case: Case, random: Random, folder: Path, took: float) -> list[str]:

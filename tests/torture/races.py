@@ -8,47 +8,19 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from random import Random
 
-from commands import Case, cases, start
-
-SLOW = 0.01
-"""Seconds that the disk may take for a file: so much longer are the moments of the commit."""
+from commands import SLOW, Case, attack, start
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=200)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--minutes", type=float, default=float("inf"))
-    given = options.parse_args()
-    until = time.monotonic() + 60 * given.minutes
-    counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        known = cases(folder / "sources", export=False)
-        for case in known:
-            case.learn(folder / case.name, folder / "log")
-        for index in range(given.rounds):
-            if time.monotonic() > until:
-                break
-            case, random = known[index % len(known)], Random(f"{given.seed} {index}")
-            try:
-                counts.update(pair(case, random, folder))
-            except AssertionError as error:
-                print(f"pair {index} of seed {given.seed}, {case.name}: {error}")
-                print("\n".join(map(str, sorted((folder / "place").rglob("*")))))
-                return 1
-            counts["pairs"] += 1
-    print(", ".join(f"{count} {what}" for what, count in counts.items()) + "; 0 torn, 0 lost")
-    return 0
+    return attack(options, "pair", pair)
 
 
-def pair(case: Case, random: Random, folder: Path) -> list[str]:
+def pair(case: Case, random: Random, folder: Path, _took: float) -> list[str]:
     """Two runs at once; which of them is there in the end."""
     place = folder / "place"
     shutil.rmtree(place, ignore_errors=True)
