@@ -82,6 +82,29 @@ Threads = Annotated[
 ]
 
 
+NewTokens = Annotated[
+    int,
+    typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens to generate at most."),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        parser=cli_options.real(0.0),
+        metavar="X",
+        help="0 takes the most likely token, above 0 samples.",
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        parser=cli_options.whole(1), metavar="N", help="Sample from this many most likely tokens."
+    ),
+]
+SamplingSeed = Annotated[
+    int, typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of the sampling.")
+]
+
+
 def _known_provider(value: str) -> str:
     from qcompiler.session import PROVIDERS
 
@@ -330,29 +353,10 @@ def _bench_row(row: Mapping[str, Any], shown: list[str]) -> list[str]:
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens to generate at most."),
-    ] = 64,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            parser=cli_options.real(0.0),
-            metavar="X",
-            help="0 takes the most likely token, above 0 samples.",
-        ),
-    ] = 0.0,
-    top_k: Annotated[
-        int,
-        typer.Option(
-            parser=cli_options.whole(1),
-            metavar="N",
-            help="Sample from this many most likely tokens.",
-        ),
-    ] = 50,
-    seed: Annotated[
-        int, typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of the sampling.")
-    ] = 0,
+    max_new_tokens: NewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 50,
+    seed: SamplingSeed = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="Format the prompt with the chat template.")
     ] = False,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from qcompiler import console, literals
+
+_Number = TypeVar("_Number", int, float)
 
 
 class Command(TyperCommand):
@@ -23,29 +25,24 @@ class Command(TyperCommand):
 
 def whole(least: int) -> Callable[[str], int]:
     """A parser of whole numbers from `least`."""
-
-    def number(text: str | int) -> int:
-        try:
-            value = literals.whole(text) if isinstance(text, str) else text
-        except ValueError:
-            raise typer.BadParameter(f"'{text}' is not a whole number") from None
-        if value < least:
-            raise typer.BadParameter(f"{value} is less than {least}")
-        return value
-
-    return number
+    return _at_least(least, literals.whole, "a whole number", "d")
 
 
 def real(least: float = -math.inf) -> Callable[[str], float]:
     """A parser of finite numbers from `least`."""
+    return _at_least(least, literals.real, "a finite number", "g")
 
-    def number(text: str | float) -> float:
+
+def _at_least(
+    least: _Number, read: Callable[[str], _Number], what: str, form: str
+) -> Callable[[str | _Number], _Number]:
+    def number(text: str | _Number) -> _Number:
         try:
-            value = literals.real(text) if isinstance(text, str) else text
+            value = read(text) if isinstance(text, str) else text  # a default is one already
         except ValueError:
-            raise typer.BadParameter(f"'{text}' is not a finite number") from None
+            raise typer.BadParameter(f"'{text}' is not {what}") from None
         if value < least:
-            raise typer.BadParameter(f"{value:g} is less than {least:g}")
+            raise typer.BadParameter(f"{value:{form}} is less than {least:{form}}")
         return value
 
     return number

@@ -17,7 +17,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper, version_converter
 
 from qcompiler.errors import PassError
-from qcompiler.ir.walk import proto_nodes
+from qcompiler.protos import nodes_below
 
 OPSET = 21
 """The first opset with blocked quantization; ONNX Runtime 1.20 runs it."""
@@ -64,7 +64,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(source)
     _mend(model.graph, version, {})
-    for node in proto_nodes(model.graph):
+    for node in nodes_below(model.graph.node):
         # ORT puts ops such as SimplifiedLayerNormalization in ONNX's own domain.
         if not node.domain and not onnx.defs.has(node.op_type):
             node.domain = _HIDDEN
@@ -73,7 +73,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
             node.input.pop()
     model.opset_import.append(helper.make_opsetid(_HIDDEN, 1))
     result = version_converter.convert_version(model, OPSET)
-    for node in proto_nodes(result.graph):
+    for node in nodes_below(result.graph.node):
         if node.domain == _HIDDEN:
             node.domain = ""
     kept = [o for o in result.opset_import if o.domain != _HIDDEN]
@@ -91,7 +91,7 @@ def _at_opset(source: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 def _require_known(graph: onnx.GraphProto) -> None:
     """ValueError for a node that opset 21 does not have in this form."""
-    for node in proto_nodes(graph):
+    for node in nodes_below(graph.node):
         if node.domain or not onnx.defs.has(node.op_type):
             continue
         try:

@@ -22,7 +22,8 @@ from qcompiler.ir.graph import elem_type
 from qcompiler.ir.io import to_model
 from qcompiler.ir.order import topological
 from qcompiler.ir.tensors import MappedValues, nbytes
-from qcompiler.ir.walk import proto_nodes, tensors_of
+from qcompiler.ir.walk import tensors_of
+from qcompiler.protos import nodes_below
 
 SKELETON_BYTES = 1024
 """Initializers above this size are replaced by inputs in a skeleton."""
@@ -138,7 +139,7 @@ def _stand_in(tensor: onnx.TensorProto) -> None:
 
 def _hide_contrib(model: onnx.ModelProto) -> None:
     moved = False
-    for node in proto_nodes(model.graph):
+    for node in nodes_below(model.graph.node):
         if node.domain in ("", "ai.onnx") and node.op_type in _CONTRIB:
             node.domain = ops.CONTRIB_DOMAIN
             moved = True

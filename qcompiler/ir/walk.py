@@ -52,12 +52,3 @@ def proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute or ():
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from proto_graphs(attribute.g)
-
-
-def proto_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a message, each before those in its subgraphs."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute or ():
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from proto_nodes(attribute.g)
