@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, inliner, numpy_helper
 
 from qcompiler import ops
-from qcompiler.protos import all_nodes, all_tensors
+from qcompiler.protos import all_graphs, all_nodes, all_tensors
 
 _WHOLE_NUMBERS = frozenset(
     {
@@ -208,7 +208,8 @@ class _Reader:
         elif node.op_type == "Transpose":
             given = (list(a.ints) for a in node.attribute if a.name == "perm")
             order = next(given, list(range(len(sizes)))[::-1])
-            self.sizes[node.output[0]] = [sizes[axis] for axis in order]
+            if sorted(order) == list(range(len(sizes))):  # else ONNX Runtime will say so
+                self.sizes[node.output[0]] = [sizes[axis] for axis in order]
 
     def _number(self, name: str) -> int | None:
         """The value of a constant that is one whole number."""
@@ -222,6 +223,9 @@ def _constants(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
     for tensor in all_tensors(model):
         if tensor.name:
             yield tensor.name, tensor
+    for graph in all_graphs(model):
+        for sparse in graph.sparse_initializer:  # its values have its name and their size
+            yield sparse.values.name, TensorProto(dims=sparse.dims)
     for node in all_nodes(model):
         if node.op_type == "Constant":
             for attribute in node.attribute:

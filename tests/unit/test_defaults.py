@@ -9,9 +9,10 @@ import pytest
 import tiny_models as tiny
 from onnx import TensorProto, helper, numpy_helper
 
+import qcompiler
 from qcompiler.calibration.sources import load_source
 from qcompiler.calibration.supply import short
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, QcError
 from qcompiler.ir.io import import_proto
 from qcompiler.lookups import Lookups
 from qcompiler.models import open_package
@@ -80,6 +81,28 @@ def test_ids_that_a_function_looks_up(tmp_path):
     made.graph.initializer.append(numpy_helper.from_array(E, "E"))
     onnx.save(made, tmp_path / "model.onnx")
     assert "ids below 50" in drawn(open_package(tmp_path / "model.onnx")).description
+
+
+def test_a_table_that_is_sparse(tmp_path):
+    made = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+    g (int64[b, s] tokens) => (float[b, s, 8] y) {
+        turned = Transpose <perm = [1, 0]> (E) back = Transpose <perm = [1, 0]> (turned)
+        y = Gather(back, tokens)
+    }""")
+    sparse = made.graph.sparse_initializer.add(dims=E.shape)
+    sparse.values.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "E"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([3, 77, 399])))
+    onnx.save(made, tmp_path / "model.onnx")
+    assert "ids below 50 for 'tokens'" in drawn(open_package(tmp_path / "model.onnx")).description
+
+
+def test_a_table_turned_in_more_axes_than_it_has(tmp_path):
+    text = """g (int64[b, s] tokens) => (float[b, s, 8] y) {
+        turned = Transpose <perm = [1, 0]> (flat) y = Gather(turned, tokens)
+    }"""
+    path = package_of(tmp_path, text, flat=E.reshape(-1)).onnx_path
+    with pytest.raises(QcError, match="holds nothing this recipe can quantize"):
+        qcompiler.compile(path, output=tmp_path / "out.onnx")
 
 
 DECODER = """g (int64[batch, seq] decoder_ids, int64[batch, enc] encoder_attention_mask,
