@@ -78,6 +78,7 @@ foreach(row IN LISTS rows)
   target_compile_definitions(qc_kernels PUBLIC ${has})
   string(APPEND built "${row}\n")
   qc_kernel_source(kernels/matmul/matmul_${symbol}.cc "${flags}")
+  qc_kernel_source(kernels/linear/linear_${symbol}.cc "${flags}")
 endforeach()
 
 file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/kernels/dispatch/built_isas.inc

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompiler.numerics.packing import PackedMatrix, ceil_div
+from qcompiler.numerics.planes import PlaneMatrix
 from qcompiler.runtime import installed_library
 
 # A library from another build, such as one with sanitizers, instead of the installed one.
@@ -40,6 +41,27 @@ class Weights(Structure):
         ("scales", c_void_p),
         ("zero_points", c_void_p),
         ("zero_point", ctypes.c_uint8),
+        ("bias", c_void_p),
+        ("k", c_int64),
+        ("n", c_int64),
+        ("group_size", c_int64),
+    )
+
+
+class QuantizedRows(Structure):
+    _fields_ = (
+        ("codes", c_void_p),
+        ("stride", c_int64),
+        ("scales", c_void_p),
+        ("sums", c_void_p),
+    )
+
+
+class PlaneWeights(Structure):
+    _fields_ = (
+        ("codes", c_void_p),
+        ("groups", c_void_p),
+        ("scales", c_void_p),
         ("bias", c_void_p),
         ("k", c_int64),
         ("n", c_int64),
@@ -233,6 +255,48 @@ class KernelLibrary:
                     *(address(keep[3]), address(keep[4]), address(zero_points)),
                     *(int(w.zero_points.flat[0]), address(bias)),
                     *(k, w.N, w.form.group_size),
+                )
+            ),
+            ctypes.byref(
+                Tile(
+                    *(row_begin, row_end, panel_begin, panel_end, min(w.N, panel_end * 16)),
+                    *(address(out), columns),
+                )
+            ),
+        )
+        assert done
+        return out
+
+    def linear(
+        self, isa, codes, x_scales, w: PlaneMatrix, bias=None, *, rows=None, panels=None
+    ) -> np.ndarray:
+        """Rows and panels (begin, end) of the product of codes int8 [M, K] with x_scales [M]."""
+        guarded, address = self._guarded, self._address
+        m, k = codes.shape
+        row_begin, row_end = rows or (0, m)
+        panel_begin, panel_end = panels or (0, w.W.shape[0])
+        # What lies past the last strip may be anything.
+        padded = np.full((m, ceil_div(k, 64) * 64), 99, np.int8)
+        padded[:, : ceil_div(k, 32) * 32] = 0
+        padded[:, :k] = codes
+        sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.group_size), axis=1)
+        keep = [guarded(a) for a in (padded, x_scales, sums.astype(np.int32), w.W, w.scales)]
+        groups = None if w.groups is None else guarded(w.groups)
+        bias = None if bias is None else guarded(bias)
+        columns = min(w.N, panel_end * 16) - panel_begin * 16
+        out = guarded(np.full((row_end - row_begin, columns), np.nan, np.float32))
+        done = self._c.qc_linear(
+            isa.encode(),
+            w.bits,
+            ctypes.byref(
+                QuantizedRows(
+                    *(address(keep[0]), padded.shape[1], address(keep[1]), address(keep[2]))
+                )
+            ),
+            ctypes.byref(
+                PlaneWeights(
+                    *(address(keep[3]), address(groups), address(keep[4]), address(bias)),
+                    *(k, w.N, w.group_size),
                 )
             ),
             ctypes.byref(

@@ -54,6 +54,11 @@ int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
   return with_kernels(isa, [&](const KernelTable& table) { table.matmul[bits](*a, *w, *t); });
 }
 
+int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
+              const qc::kernels::PlaneWeights* w, const qc::kernels::Tile* t) {
+  return with_kernels(isa, [&](const KernelTable& table) { table.linear[bits](*q, *w, *t); });
+}
+
 int qc_load_tiles(const void* config) {
 #ifdef QC_HAS_AMXINT8
   if ((qc::kernels::cpu_flags() & qc::kernels::kAmxInt8) == 0) return 0;

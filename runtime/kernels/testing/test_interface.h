@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/gather/gather.h"
+#include "kernels/linear/linear.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
 
@@ -26,6 +27,8 @@ QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, 
                                float* scales, std::int32_t* starts);
 QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
                              const qc::kernels::Weights* w, const qc::kernels::Tile* t);
+QC_TEST_EXPORT int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
+                             const qc::kernels::PlaneWeights* w, const qc::kernels::Tile* t);
 // The calling thread's AMX tile configuration, 64 bytes; 0 where there is none.
 QC_TEST_EXPORT int qc_load_tiles(const void* config);
 QC_TEST_EXPORT int qc_store_tiles(void* config);

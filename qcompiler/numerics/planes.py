@@ -1,0 +1,189 @@
+"""Layout 2 of packed weights, the integer form: every weight is an int8, stored in 2 to 8 bits.
+
+    w[k, n] = (code[k, n] - z[g, n]) · m[g, n]        -127 .. 127, g the group of k
+    W[k, n] ≈ w[k, n] · scale[n]
+
+Codes have b = 2 .. 6 bits. A group of a column has one byte: b bits of zero point z, and above
+them 8 - b bits of m - 1. Eight-bit codes are the int8 themselves and have no groups. What a byte
+makes of a code is taken modulo 256, whatever it says.
+
+A ``K x N`` matrix is stored as panels of 16 columns, column 16p first, a panel as strips of 32 k. A
+strip is b blocks of 64 bytes, in which dword ``c`` belongs to column ``16p + c``. First comes the
+plane of the low bits of all codes (2 of them for 2 and 3 bits, 4 for 4, 5 and 6, else 8), then, for
+3, 5 and 6 bits, the plane of the others. In a plane of p bits byte j of a dword holds, from its
+lowest bits on, the bits of k = j, j + 4, j + 8, .. of a block, which covers 32 / p values of k.
+
+Rows beyond K hold codes of 0, columns beyond N as well and groups of 0: nothing reads either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.numerics.packing import BLOCK_BYTES, PANEL, ceil_div
+
+U8Array = NDArray[np.uint8]
+
+STRIP = 32
+"""Values of k in a strip."""
+WIDTHS = (2, 3, 4, 5, 6, 8)
+"""Bits that codes may have."""
+GROUP_SIZES = (16, 32, 64, 128, 256)
+"""Values of k that may share a zero point and a multiple."""
+MOST_ROWS = 1 << 17
+"""K at most: the sum of so many products of two int8 is an int32."""
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Bits of each plane of codes, the lowest first: (4,), (4, 2), .."""
+    low = 8 if bits == 8 else 4 if bits >= 4 else 2
+    return (low,) if low == bits else (low, bits - low)
+
+
+def most_multiple(bits: int) -> int:
+    """The largest m that a group of codes of so many bits can have."""
+    return 1 << (8 - bits)
+
+
+@dataclass(frozen=True)
+class PlaneMatrix:
+    """A K x N matrix of int8 weights as the ops' inputs.
+
+    W: uint8 [P, ceil(K/32), 64 · bits]. groups: uint8 [P, G, 16], None for 8 bits. scales: float32
+    [N].
+    """
+
+    bits: int
+    group_size: int
+    """K for 8 bits."""
+    K: int
+    N: int
+    W: U8Array
+    groups: U8Array | None
+    scales: NDArray[np.float32]
+
+    @classmethod
+    def pack(
+        cls,
+        codes: U8Array,
+        zero_points: U8Array,
+        multiples: U8Array,
+        scales: NDArray[np.float32],
+        *,
+        bits: int,
+        group_size: int,
+    ) -> PlaneMatrix:
+        """Pack codes [K, N] of 2 .. 6 bits, zero points and multiples [G, N], scales [N].
+
+        ValueError for sizes that disagree, a value that its bits don't hold, a weight that is no
+        int8 in -127 .. 127, or a scale that is not finite.
+        """
+        k, n = codes.shape
+        shape = (ceil_div(k, group_size), n)
+        if bits not in WIDTHS[:-1] or group_size not in GROUP_SIZES:
+            raise ValueError(f"no layout for codes of {bits} bits in groups of {group_size}")
+        for name, values, least, greatest in (
+            ("zero_points", zero_points, 0, (1 << bits) - 1),
+            ("multiples", multiples, 1, most_multiple(bits)),
+        ):
+            if values.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, not {values.shape}")
+            if values.min(initial=least) < least or values.max(initial=least) > greatest:
+                raise ValueError(f"{name} must lie in {least} .. {greatest}")
+        spread = np.repeat(np.arange(shape[0]), group_size)[:k]
+        wide = codes.astype(np.int32) - zero_points.astype(np.int32)[spread]
+        if np.abs(wide * multiples.astype(np.int32)[spread]).max(initial=0) > 127:
+            raise ValueError("a code less its zero point times its multiple is beyond 127")
+        byte = zero_points | (multiples - np.uint8(1)) << np.uint8(bits)
+        return cls(
+            bits, group_size, k, n, pack_planes(codes, bits), _to_panels(byte), _ok(scales, n)
+        )
+
+    @classmethod
+    def of_int8(cls, weights: NDArray[np.int8], scales: NDArray[np.float32]) -> PlaneMatrix:
+        """Weights [K, N] of 8 bits, as they are."""
+        k, n = weights.shape
+        if weights.min(initial=0) < -127:
+            raise ValueError("a weight is beyond -127")
+        return cls(8, k, k, n, pack_planes(weights.view(np.uint8), 8), None, _ok(scales, n))
+
+    def weights(self) -> NDArray[np.int8]:
+        """The int8 matrix, [K, N]."""
+        codes = unpack_planes(self.W, self.K, self.N, self.bits)
+        if self.groups is None:
+            return codes.view(np.int8)
+        byte = _from_panels(self.groups, self.N)
+        spread = np.repeat(np.arange(len(byte)), self.group_size)[: self.K]
+        zero = (byte & np.uint8((1 << self.bits) - 1))[spread]
+        multiple = ((byte >> np.uint8(self.bits)) + np.uint8(1))[spread]
+        return ((codes - zero) * multiple).view(np.int8)  # modulo 256
+
+    def dequantized(self) -> NDArray[np.float32]:
+        """The float matrix this stands for: float32 [K, N]."""
+        return self.weights() * self.scales
+
+
+def pack_planes(codes: U8Array, bits: int) -> U8Array:
+    """Codes uint8 [K, N] -> [ceil(N/16), ceil(K/32), 64 · bits]. ValueError for wider codes."""
+    if bits not in WIDTHS or codes.dtype != np.uint8 or codes.ndim != 2 or 0 in codes.shape:
+        raise ValueError(f"no {bits}-bit codes: {codes.dtype} of shape {list(codes.shape)}")
+    if int(codes.max()) >> bits:
+        raise ValueError(f"{bits}-bit codes must lie in 0 .. {(1 << bits) - 1}")
+    k, n = codes.shape
+    strips, panels = ceil_div(k, STRIP), ceil_div(n, PANEL)
+    padded = np.zeros((strips * STRIP, panels * PANEL), np.uint8)
+    padded[:k, :n] = codes
+    # [panel, strip, quad, column, byte]
+    quads = padded.reshape(strips, STRIP // 4, 4, panels, PANEL).transpose(3, 0, 1, 4, 2)
+    parts, at = [], 0
+    for width in planes(bits):
+        plane = quads >> np.uint8(at) & np.uint8((1 << width) - 1)
+        fields = plane.reshape(panels, strips, width, 8 // width, PANEL, 4)
+        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None, None]
+        parts.append(np.bitwise_or.reduce(fields << shifts, axis=3).reshape(panels, strips, -1))
+        at += width
+    return np.ascontiguousarray(np.concatenate(parts, axis=2))
+
+
+def unpack_planes(packed: U8Array, K: int, N: int, bits: int) -> U8Array:
+    """Inverse of `pack_planes`: uint8 [K, N]. ValueError for another shape."""
+    strips, panels = ceil_div(K, STRIP), ceil_div(N, PANEL)
+    if packed.dtype != np.uint8 or packed.shape != (panels, strips, bits * BLOCK_BYTES):
+        raise ValueError(f"{packed.dtype} {list(packed.shape)} holds no {K} x {N} {bits}-bit codes")
+    codes = np.zeros((panels, strips, STRIP // 4, PANEL, 4), np.uint8)
+    start = at = 0
+    for width in planes(bits):
+        plane = packed[:, :, start : start + width * BLOCK_BYTES]
+        fields = plane.reshape(panels, strips, width, 1, PANEL, 4)
+        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None, None]
+        values = fields >> shifts & np.uint8((1 << width) - 1)
+        codes |= values.reshape(codes.shape) << np.uint8(at)
+        start += width * BLOCK_BYTES
+        at += width
+    whole = codes.transpose(1, 2, 4, 0, 3).reshape(strips * STRIP, panels * PANEL)
+    return np.ascontiguousarray(whole[:K, :N])
+
+
+def _to_panels(groups: U8Array) -> U8Array:
+    """[G, N] -> [P, G, 16], zeros beyond N."""
+    count, n = groups.shape
+    panels = ceil_div(n, PANEL)
+    padded = np.zeros((count, panels * PANEL), np.uint8)
+    padded[:, :n] = groups
+    return np.ascontiguousarray(padded.reshape(count, panels, PANEL).transpose(1, 0, 2))
+
+
+def _from_panels(packed: U8Array, N: int) -> U8Array:
+    """[P, G, 16] -> [G, N]."""
+    panels, count, _ = packed.shape
+    return packed.transpose(1, 0, 2).reshape(count, panels * PANEL)[:, :N]
+
+
+def _ok(scales: NDArray[Any], n: int) -> NDArray[np.float32]:
+    if scales.shape != (n,) or scales.dtype != np.float32 or not np.isfinite(scales).all():
+        raise ValueError(f"scales must be {n} finite float32")
+    return scales

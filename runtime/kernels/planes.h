@@ -1,0 +1,83 @@
+// Layout 2 of packed weights, the one place for its numbers; docs/ops.md describes it.
+//
+//   w = (code - z) * m        an int8; 8-bit codes are the int8 themselves
+//
+// A matrix is cut into panels of 16 columns, a panel into strips of 32 k. A strip of b-bit codes is
+// b blocks of 64 bytes: first the plane of their low bits, then the plane of their high bits. In a
+// block dword c belongs to column c, and codes of neighbouring k lie in neighbouring bytes.
+#ifndef QC_KERNELS_PLANES_H_
+#define QC_KERNELS_PLANES_H_
+
+#include <cstdint>
+
+#include "kernels/layout.h"
+
+namespace qc::kernels {
+
+inline constexpr int kStrip = 32;                // values of k in a strip
+inline constexpr int kQuads = kStrip / kQuad;    // of values of k, in a strip
+inline constexpr std::int64_t kMostK = 1 << 17;  // the sum of so many products of int8 is an int32
+
+// Values of k that share a multiple and a zero point: a power of two.
+inline constexpr std::int64_t kLeastPlaneGroup = 16;
+
+QC_INLINE constexpr bool is_plane_group(std::int64_t size) {
+  return size >= kLeastPlaneGroup && size <= kMostGroup && (size & (size - 1)) == 0;
+}
+
+// The widths of weights, in bits: ROW(bits, ...) for each.
+#define QC_EACH_LINEAR_WIDTH(ROW, ...) \
+  ROW(2, __VA_ARGS__)                  \
+  ROW(3, __VA_ARGS__)                  \
+  ROW(4, __VA_ARGS__)                  \
+  ROW(5, __VA_ARGS__)                  \
+  ROW(6, __VA_ARGS__)                  \
+  ROW(8, __VA_ARGS__)
+
+// What a width makes of a strip.
+template <int kWidth>
+struct Planes {
+  static_assert(kWidth >= 2 && kWidth <= 8 && kWidth != 7, "no such width");
+  static constexpr int kBits = kWidth;
+  static constexpr bool kGrouped = kBits < 8;
+  static constexpr int kLow = kBits >= 8 ? 8 : kBits >= 4 ? 4 : 2;  // bits of the first plane
+  static constexpr int kHigh = kBits - kLow;                        // of the second, if any
+  static constexpr std::int64_t kStripBytes = std::int64_t{kBits} * kBlockBytes;
+  static constexpr int kMask = (1 << kBits) - 1;
+
+  static QC_INLINE std::int64_t strips(std::int64_t k) { return ceil_div(k, kStrip); }
+
+  // Of quad `i` in a plane of `bits` bits: the block that holds it, and its lowest bit in a byte.
+  QC_EVERYWHERE static QC_INLINE constexpr int block(int bits, int i) { return i * bits / 8; }
+  QC_EVERYWHERE static QC_INLINE constexpr int shift(int bits, int i) { return i * bits % 8; }
+
+  // The code of value `k` of a strip in column `c`; of 8 bits, as an int8.
+  QC_EVERYWHERE static QC_INLINE int at(const std::uint8_t* strip, int k, int c) {
+    const int i = k / kQuad, byte = c * kQuad + k % kQuad;
+    int code = strip[block(kLow, i) * kBlockBytes + byte] >> shift(kLow, i) & ((1 << kLow) - 1);
+    if constexpr (kHigh > 0) {
+      const std::uint8_t* plane = strip + kLow * kBlockBytes;
+      const int high = plane[block(kHigh, i) * kBlockBytes + byte] >> shift(kHigh, i);
+      code |= (high & ((1 << kHigh) - 1)) << kLow;
+    }
+    return kGrouped ? code : static_cast<std::int8_t>(code);
+  }
+
+  // What a group's byte says: b bits of zero point, 8 - b bits of multiple less one.
+  QC_EVERYWHERE static QC_INLINE constexpr int zero_point(int byte) { return byte & kMask; }
+  QC_EVERYWHERE static QC_INLINE constexpr int multiple(int byte) { return (byte >> kBits) + 1; }
+};
+
+// body(Planes<bits>) for a width that only the run knows.
+template <typename Body>
+QC_INLINE auto with_planes(int bits, Body body) {
+#define QC_WIDTH(width, ...) \
+  if (bits == width) return body(Planes<width>{});
+  QC_EACH_LINEAR_WIDTH(QC_WIDTH)
+#undef QC_WIDTH
+  return body(Planes<kMostBits>{});
+}
+
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_PLANES_H_
