@@ -44,8 +44,8 @@ _GROUPS = """
 """
 
 # Rows are a matrix: with none, MatMulInteger of ONNX Runtime mistakes the shape of anything else.
-# row_probe is 0 for a row of finite values and NaN for any other: added to the row's scale, it makes
-# all of the row's results NaN, whatever its codes are.
+# row_probe is 0 for a row of finite values and NaN for any other: added to the row's scale, it
+# makes all of the row's results NaN, whatever its codes are.
 _ROWS = """
     any_1d = Constant <value_ints = [-1]> ()
     rows_shape = Concat <axis = 0> (any_1d, k_1d)

@@ -14,6 +14,7 @@ from onnxruntime import InferenceSession, SessionOptions
 from op_models import rounded_to_bfloat16
 from plane_cases import make_planes
 
+from qcompiler.inspection import inspect
 from qcompiler.numerics import reference
 from qcompiler.numerics.planes import MOST_ROWS, WIDTHS, PlaneMatrix
 
@@ -187,3 +188,18 @@ def test_an_id_out_of_range_is_an_error(session, bits, wrong):
         runner.run(None, {"ids": np.array([[0, wrong]], np.int64)})
     with pytest.raises(IndexError):
         reference.embedding(np.array([0, wrong]), w)
+
+
+@EVERY_WIDTH
+def test_inspect_tells_what_the_ops_are(tmp_path, bits):
+    w = make_planes(100, 35, 32, bits=bits)
+    scheme = "int8 g100 sym" if bits == 8 else f"int{bits} g32 asym progressive"
+    for model, op, activation in (
+        (linear_model(w), f"LinearW{bits}A8", "per-token"),
+        (linear_model(w, x_scale=0.02), f"LinearW{bits}A8Static", "per-tensor"),
+        (embedding_model(w), f"EmbeddingW{bits}", "float"),
+    ):
+        onnx.save(model, tmp_path / "model.onnx")
+        (layer,) = inspect(tmp_path / "model.onnx").layers
+        assert (layer.op, layer.K, layer.N) == (op, 100, 35)
+        assert (layer.scheme, layer.activation) == (scheme, activation)
