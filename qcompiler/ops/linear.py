@@ -35,8 +35,8 @@ _CODES = """
     rows_of_codes = Slice (rows_padded, corner, k_n)
 """
 
-# Codes [G, group_size, N], the last group made whole, and their bytes [G, 1, N], which become 32 bits
-# wide and are not spread over k for that.
+# Codes [G, group_size, N], the last group made whole, and their bytes [G, 1, N]: these become 32
+# bits wide, and are not spread over k for that.
 _GROUPS = """
     groups_by_panel = Transpose <perm = [1, 0, 2]> (groups)
     groups_padded = Flatten <axis = 1> (groups_by_panel)
