@@ -94,9 +94,7 @@ class PlaneMatrix:
                 raise ValueError(f"{name} must have shape {shape}, not {values.shape}")
             if values.min(initial=least) < least or values.max(initial=least) > greatest:
                 raise ValueError(f"{name} must lie in {least} .. {greatest}")
-        spread = np.repeat(np.arange(shape[0]), group_size)[:k]
-        wide = codes.astype(np.int32) - zero_points.astype(np.int32)[spread]
-        if np.abs(wide * multiples.astype(np.int32)[spread]).max(initial=0) > 127:
+        if (farthest(codes, zero_points, group_size) * multiples).max(initial=0) > 127:
             raise ValueError("a code less its zero point times its multiple is beyond 127")
         byte = zero_points | (multiples - np.uint8(1)) << np.uint8(bits)
         return cls(
@@ -166,6 +164,14 @@ def unpack_planes(packed: U8Array, K: int, N: int, bits: int) -> U8Array:
         at += width
     whole = codes.transpose(1, 2, 4, 0, 3).reshape(strips * STRIP, panels * PANEL)
     return np.ascontiguousarray(whole[:K, :N])
+
+
+def farthest(codes: U8Array, zero_points: U8Array, group_size: int) -> NDArray[np.int32]:
+    """How far the codes [K, N] of each group lie from its zero point at most, [G, N] as those."""
+    starts = np.arange(0, codes.shape[0], group_size)
+    zero = zero_points.astype(np.int32)
+    above = np.maximum.reduceat(codes, starts, axis=0) - zero
+    return np.maximum(above, zero - np.minimum.reduceat(codes, starts, axis=0))
 
 
 def _to_panels(groups: U8Array) -> U8Array:
