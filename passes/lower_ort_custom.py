@@ -5,9 +5,9 @@
     DQ(Gather(codes, ids), Gather(scales, ids))    ->  EmbeddingW8 or GatherW8
     Gather(DQ(codes, scales, zeros), ids)          ->  EmbeddingW4 or GatherW4
 
-Linear and Embedding take weights in the integer form (`integer_form`), MatMul and Gather all others.
-A scale a group of activations is MatMul's too. A head tied to the embedding table shares its packed
-weight. What does not match stays Q/DQ, and the remark says why.
+Linear and Embedding take weights in the integer form (`integer_form`), MatMul and Gather the rest.
+Activations with a scale a group are MatMul's too. A head tied to the embedding table shares its
+packed weight. What does not match stays Q/DQ, and the remark says why.
 """
 
 from __future__ import annotations
