@@ -82,7 +82,7 @@ _KNOWN = (
     ),
     Target(
         name="cuda",
-        summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
+        summary="MatMul and Gather ops for ONNX Runtime's CUDA provider, the rest in float16",
         lowering=(
             # Its library has no kernels of the integer form.
             "fuse-norm,compute-rotary,merge-linears,lower-ort-custom{integer=false},"
