@@ -236,28 +236,20 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
-    """A node of ours: `LinearW4A8`, `MatMulW8A8Static`, `GatherW8`, ..."""
-    shape = (int(attrs["K"]), int(attrs["N"]))
-    form = _own_form(node, width, attrs)
-    return _info(node.name, node.op, shape, form, _own_granularity(node.op, shape[0], attrs))
-
-
-def _own_form(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> WeightFormat:
-    if attrs.get("layout") != ops.LINEAR_LAYOUT:
-        shared = tuple(node.inputs[3].shape) == (1, 1, 1)
-        return WeightFormat(bits=width, group_size=int(attrs["group_size"]), symmetric=shared)
-    if "group_size" not in attrs:
-        return WeightFormat(bits=width, group_size=int(attrs["K"]))
-    # Every group has a zero point of its own, be it the same.
-    size = int(attrs["group_size"])
-    return WeightFormat(bits=width, group_size=size, symmetric=False, progressive=True)
-
-
-def _own_granularity(op_type: str, channels: int, attrs: Mapping[str, Any]) -> Granularity:
-    """How a node of ours makes its input int8."""
-    if ops.is_static(op_type):
-        return Granularity.PER_TENSOR
-    if "splits" not in attrs:  # a look-up
-        return Granularity.NONE
-    whole = int(attrs.get("activation_block", channels)) >= channels
-    return Granularity.PER_TOKEN if whole else Granularity.PER_GROUP
+    """A node of ours: `LinearW4A8`, `LinearW8A8Static`, `EmbeddingW8`, `MatMulW4A8`, ..."""
+    channels = int(attrs["K"])
+    if ops.is_static(node.op):
+        granularity = Granularity.PER_TENSOR
+    elif "splits" not in attrs:  # a look-up
+        granularity = Granularity.NONE
+    else:
+        whole = int(attrs.get("activation_block", channels)) >= channels
+        granularity = Granularity.PER_TOKEN if whole else Granularity.PER_GROUP
+    integer = int(attrs["layout"]) == ops.LINEAR_LAYOUT
+    form = WeightFormat(
+        bits=width,
+        group_size=int(attrs.get("group_size", channels)),
+        symmetric=width == 8 if integer else tuple(node.inputs[3].shape) == (1, 1, 1),
+        progressive=integer and width < 8,
+    )
+    return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity)

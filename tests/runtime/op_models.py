@@ -229,6 +229,13 @@ def with_function(graph: onnx.GraphProto, op_type: str | None, **domains: int) -
     )
 
 
+def rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """To nearest, ties to even; NaN stays."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return np.where(np.isnan(x), x, rounded.astype(np.uint32).view(np.float32)).astype(np.float32)
+
+
 def assert_close(y, expected, tolerance, dtype="float32") -> None:
     """NaN where expected, else within tolerance and the rounding of dtype."""
     assert y.shape == expected.shape

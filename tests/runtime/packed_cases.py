@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from node_cases import NodeCase, Values, Wanted, pick
-from op_models import ACTIVATIONS, BITS, ROUNDING, X_SCALE, Layer, make_layer
+from op_models import ACTIVATIONS, BITS, ROUNDING, X_SCALE, Layer, make_layer, rounded_to_bfloat16
 
 from qcompiler import ops
 from qcompiler.formats import GROUP_SIZES
@@ -127,7 +127,7 @@ def _products(
     changed = Layer(_matrix(layer, attributes, values), values["bias"])
     x = values["X"]
     if dtype == "bfloat16":
-        x = _rounded_to_bfloat16(x)
+        x = rounded_to_bfloat16(x)
     scale = None
     if "x_scale" in values:
         activation, scale = "static", float(values["x_scale"].reshape(()))
@@ -143,10 +143,3 @@ def _products(
     ends = np.cumsum(attributes["splits"])[:-1]
     parts = (np.split(each, ends, axis=-1) for each in (wanted, tolerance))
     return [Wanted(*each) for each in zip(*parts, strict=True)]
-
-
-def _rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """To nearest, ties to even; NaN stays."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return np.where(np.isnan(x), x, rounded.astype(np.uint32).view(np.float32)).astype(np.float32)
