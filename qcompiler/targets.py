@@ -82,9 +82,11 @@ _KNOWN = (
     ),
     Target(
         name="cuda",
-        summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
+        summary="MatMul and Gather ops for ONNX Runtime's CUDA provider, the rest in float16",
         lowering=(
-            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision,decompose-norm"
+            # Its library has no kernels of the integer form.
+            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom{integer=false},"
+            "half-precision,decompose-norm"
         ),
         minimum_onnxruntime="1.20",
         widths=frozenset(PACKED_WIDTHS),

@@ -6,11 +6,11 @@ s1 is a float of a column, s2 an integer of a group, so that a kernel can multip
 and turn the result into floats once. s1 = max|w| / 119: rounding to nearest in steps of s2 ≤ 16
 then stays within 119 + 8 = 127. Source of both: QServe, arXiv 2405.04532.
 
-A file holds one float16 scale a group, here s1 · s2 without any error: s1 has 7 significant bits
+The Q/DQ form has a float16 scale a group, here s1 · s2 without any error: s1 has 7 significant bits
 and s2 adds at most 4, as 16 adds none; float16 has 11. Below 2^-14 a float16 still holds every
 multiple of 2^-24 exactly, so s1 is rounded to one of those: coarser, never inexact. Both can be
-read back: all scales of a column are multiples of s1. QServe keeps s2 in a byte and s1 apart, which
-would save a byte a group.
+read back: all scales of a column are multiples of s1. QServe keeps s2 in a byte and s1 apart, as
+the ops of the integer form do (`integer_form`).
 """
 
 from __future__ import annotations
