@@ -3,12 +3,15 @@
     (code - zero) · scale = ((code' - z) · m) · unit
 
 The scales of a column are ± whole multiples m of one number. The largest such number is their
-greatest common divisor: a float16 is a whole multiple of 2^-24, and the divisor has no more
-significant bits than they have. A negative scale mirrors its codes: code' = top - code,
-z = top - zero. Progressive weights always fit, others where a column has one group, or by chance.
+greatest common divisor. A negative scale mirrors its codes: code' = top - code, z = top - zero.
+Weights of less than 8 bits that we round always fit, others where a column has one group, or by
+chance. A graph says nothing of a width that ONNX has no type for: codes get the narrowest width
+that holds them and their multiples.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +26,7 @@ from qcompiler.numerics.planes import (
 )
 from qcompiler.numerics.rounding import QuantizedWeight
 
-_LEAST = 2.0**-24  # of which every finite float16 is a whole multiple
+_SIGNIFICANT = 24  # bits of a float32
 
 
 def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
@@ -36,7 +39,7 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     held = form.bits in WIDTHS and (form.group_size in GROUP_SIZES or form.bits == 8)
     if not held or weight.codes.size == 0 or weight.codes.shape[0] > MOST_ROWS:
         return None
-    found = _multiples(weight.scales, most_multiple(form.bits))
+    found = _multiples(weight.scales, most_multiple(WIDTHS[0]))
     if found is None:
         return None
     multiples, units = found
@@ -46,26 +49,41 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     codes = weight.codes ^ weight.spread(mirror)  # top is all ones: top - code
     if (farthest(codes, zeros, form.group_size) * multiples).max() > 127:
         return None
-    if form.bits == 8:
+    least = min(codes.min(), zeros.min())
+    bits = _narrowest(int(max(codes.max(), zeros.max()) - least), int(multiples.max()))
+    if bits is None:
+        return None
+    if bits == 8:
         return PlaneMatrix.of_int8((codes - weight.spread(zeros)).view(np.int8), units)
+    if form.group_size not in GROUP_SIZES:
+        return None
     return PlaneMatrix.pack(
-        codes, zeros, multiples, units, bits=form.bits, group_size=form.group_size
+        codes - least, zeros - least, multiples, units, bits=bits, group_size=form.group_size
     )
 
 
+def _narrowest(largest: int, multiple: int) -> int | None:
+    """The least width whose codes go from 0 to `largest` and whose groups have `multiple`."""
+    fit = (b for b in WIDTHS if largest < 1 << b and multiple <= most_multiple(b))
+    return next(fit, None)
+
+
 def _multiples(
-    scales: NDArray[np.float16], most: int
+    scales: NDArray[Any], most: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
     """Scales [G, N] as multiples [G, N], 1 .. `most`, of a number a column, [N]."""
-    sizes = np.abs(scales.astype(np.float64)) / _LEAST
-    if not np.isfinite(sizes).all() or not sizes.all():
+    sizes = np.abs(scales.astype(np.float64))
+    least = sizes.min(axis=0)
+    if not np.isfinite(sizes).all() or not least.all() or (sizes.max(axis=0) > most * least).any():
         return None
-    whole = sizes.astype(np.int64)
+    # The last bit of a column's least scale, and so of all of them.
+    last = np.exp2(np.frexp(least)[1] - _SIGNIFICANT)
+    whole = (sizes / last).astype(np.int64)
     divisors = np.gcd.reduce(whole, axis=0)
     multiples = whole // divisors
     if multiples.max() > most:
         return None
-    return multiples.astype(np.uint8), (divisors * _LEAST).astype(np.float32)
+    return multiples.astype(np.uint8), (divisors * last).astype(np.float32)
 
 
 __all__ = ["planes_of"]
