@@ -1,7 +1,8 @@
 """What each ``ai.qcompiler`` op computes, in numpy, on packed inputs: the yardstick of the kernels.
 
-Integer parts are exact. Sums over groups and the bias are done in float64, so that a float32
-implementation is compared with the true value and not with another rounding.
+Integer parts are exact. Sums of floats are done in float64, so that a float32 implementation is
+compared with the true value and not with another rounding. `linear_a8` and `embedding` have none
+and give the ops' bits, every float32 operation rounded in the stated order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompiler.numerics.packing import PackedMatrix, ceil_div
+from qcompiler.numerics.planes import PlaneMatrix
 
 F32Array = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
@@ -95,6 +97,32 @@ def matmul_a8_static(X: Array, w: PackedMatrix, bias: F32Array, *, x_scale: floa
 
 def gather(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
     """``GatherW4`` and ``GatherW8``: dequantized columns `ids` of the matrix, [ids.shape..., K].
+
+    Raises IndexError for an id outside -N .. N-1.
+    """
+    return w.dequantized().T[ids]
+
+
+def linear_a8(
+    X: Array, w: PlaneMatrix, bias: F32Array, *, x_scale: float | None = None
+) -> F32Array:
+    """``LinearW{b}A8`` and, with `x_scale`, its Static form: X [..., K] -> float32 [..., N].
+
+    Before the split and the cast to X's type. bias: float32 [N] or [1].
+    """
+    a = quantize_activations(_rows(X), w.K, x_scale)
+    y = integer_product(a.codes, w).astype(np.float32) * w.scales * a.scales + bias
+    return y.reshape(*X.shape[:-1], w.N)
+
+
+def integer_product(codes: npt.NDArray[np.int8], w: PlaneMatrix) -> npt.NDArray[np.int32]:
+    """The exact product of int8 [M, K] and the int8 weights: int32 [M, N]."""
+    product = codes.astype(np.float64) @ w.weights().astype(np.float64)  # exact, and BLAS
+    return product.astype(np.int32)
+
+
+def embedding(ids: npt.NDArray[np.integer], w: PlaneMatrix) -> F32Array:
+    """``EmbeddingW{b}``: columns `ids` of the matrix, float32 [ids.shape..., K].
 
     Raises IndexError for an id outside -N .. N-1.
     """

@@ -1,0 +1,110 @@
+"""Pieces of function bodies that read layout 2 (`qcompiler.numerics.planes`)."""
+
+from __future__ import annotations
+
+from qcompiler.numerics.planes import planes
+
+def grouped(bits: int) -> bool:
+    """Whether codes of so many bits have groups."""
+    return bits < 8
+
+
+def matrix_attributes(bits: int) -> list[str]:
+    """The attributes that describe a matrix."""
+    return ["K", "N", *(["group_size"] if grouped(bits) else []), "layout"]
+
+
+def matrix_inputs(bits: int) -> list[str]:
+    """The inputs that hold a matrix."""
+    return ["W", *(["groups"] if grouped(bits) else []), "scales"]
+
+
+SIZES = """
+    k = Constant <value_int : int = @K> ()
+    n = Constant <value_int : int = @N> ()
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    axis_0 = Constant <value_ints = [0]> ()
+    k_1d = Unsqueeze (k, axis_0)
+    n_1d = Unsqueeze (n, axis_0)
+"""
+"""K and N as scalars and as one-element vectors, and small constants."""
+
+GROUP_OF_K = """
+    group_size = Constant <value_int : int = @group_size> ()
+    ks = Range (zero, k, one)
+    group_of_k = Div (ks, group_size)
+"""
+"""The group of every k. The last group may be short."""
+
+
+def codes_by_quad(bits: int, width: int) -> str:
+    """Nodes that make ``quads`` from ``blocks``, both uint8: of every strip all codes, in order.
+
+    blocks [A, strips, bits, width] -> quads [A, strips, 8, width], where `width` counts the bytes
+    taken of a block: codes of 4 k for each column.
+    """
+    if not grouped(bits):
+        return "quads = Identity (blocks)\n"
+    low, *high = planes(bits)
+    text = f"""
+    planes_axis = Constant <value_ints = [2]> ()
+    field_axis = Constant <value_ints = [3]> ()
+    quads_shape = Constant <value_ints = [0, 0, 8, {width}]> ()
+    {_plane("low", low, 0, low)}
+    """
+    if not high:
+        return text + "quads = Identity (low_codes)\n"
+    return f"""{text}
+    {_plane("high", high[0], low, bits)}
+    low_bits = Constant <value = uint8 {{{low}}}> ()
+    high_codes_up = BitShift <direction = "LEFT"> (high_codes, low_bits)
+    quads = BitwiseOr (low_codes, high_codes_up)
+"""
+
+
+def _plane(name: str, width: int, start: int, end: int) -> str:
+    """Nodes that make the `width` bits of each code that blocks `start` .. `end` - 1 hold."""
+    shifts = list(range(0, 8, width))
+    return f"""
+    {name}_start = Constant <value_ints = [{start}]> ()
+    {name}_end = Constant <value_ints = [{end}]> ()
+    {name}_blocks = Slice (blocks, {name}_start, {name}_end, planes_axis)
+    {name}_bytes = Unsqueeze ({name}_blocks, field_axis)
+    {name}_shifts = Constant <value = uint8[{len(shifts)}, 1] {{{", ".join(map(str, shifts))}}}> ()
+    {name}_shifted = BitShift <direction = "RIGHT"> ({name}_bytes, {name}_shifts)
+    {name}_mask = Constant <value = uint8 {{{(1 << width) - 1}}}> ()
+    {name}_fields = BitwiseAnd ({name}_shifted, {name}_mask)
+    {name}_codes = Reshape ({name}_fields, quads_shape)
+"""
+
+
+def weights_from_codes(bits: int) -> str:
+    """Nodes that make ``w_shifted``, uint8 weights + 128, from ``codes`` and ``group_bytes``.
+
+    Both are uint8 of one shape; `group_bytes` has each code's group, and is not read for 8 bits.
+    """
+    if not grouped(bits):
+        # An int8 and the same plus 128 differ in their highest bit.
+        return """
+    sign = Constant <value = uint8 {128}> ()
+    w_shifted = BitwiseXor (codes, sign)
+"""
+    return f"""
+    zero_mask = Constant <value = uint8 {{{(1 << bits) - 1}}}> ()
+    zero_bytes = BitwiseAnd (group_bytes, zero_mask)
+    multiple_shift = Constant <value = uint8 {{{bits}}}> ()
+    multiple_bytes = BitShift <direction = "RIGHT"> (group_bytes, multiple_shift)
+    code_values = Cast <to = 6> (codes)
+    zero_points = Cast <to = 6> (zero_bytes)
+    multiples_less_1 = Cast <to = 6> (multiple_bytes)
+    one_value = Constant <value = int32 {{1}}> ()
+    multiples = Add (multiples_less_1, one_value)
+    centered = Sub (code_values, zero_points)
+    products = Mul (centered, multiples)
+    middle_value = Constant <value = int32 {{128}}> ()
+    products_shifted = Add (products, middle_value)
+    byte_mask = Constant <value = int32 {{255}}> ()
+    products_modulo = BitwiseAnd (products_shifted, byte_mask)
+    w_shifted = Cast <to = 2> (products_modulo)
+"""

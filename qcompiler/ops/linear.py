@@ -1,0 +1,114 @@
+"""``LinearW{bits}A8`` and ``LinearW{bits}A8Static``, each as an ONNX function.
+
+The text below is the specification: what the op library computes is what these nodes compute, bit
+for bit. It is also what an ONNX Runtime without the library runs. Everything that depends on
+weights alone is folded when the session loads, so that a uint8 matrix is left for MatMulInteger.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from qcompiler.ops._planes import (
+    GROUP_OF_K,
+    SIZES,
+    codes_by_quad,
+    grouped,
+    matrix_attributes,
+    matrix_inputs,
+    weights_from_codes,
+)
+from qcompiler.ops._text import parse
+
+# Dword c of a block is column c, its bytes are k .. k+3. From panels, strips, quads, columns, bytes
+# to rows of k.
+_CODES = """
+    blocks_shape = Constant <value_ints = [0, 0, {bits}, 64]> ()
+    blocks = Reshape (W, blocks_shape)
+    {quads}
+    columns_shape = Constant <value_ints = [0, 0, 8, 16, 4]> ()
+    quads_by_column = Reshape (quads, columns_shape)
+    quads_by_k = Transpose <perm = [1, 2, 4, 0, 3]> (quads_by_column)
+    codes_padded = Flatten <axis = 3> (quads_by_k)
+    corner = Constant <value_ints = [0, 0]> ()
+    k_n = Concat <axis = 0> (k_1d, n_1d)
+    codes = Slice (codes_padded, corner, k_n)
+"""
+
+_GROUPS = """
+    groups_by_panel = Transpose <perm = [1, 0, 2]> (groups)
+    groups_padded = Flatten <axis = 1> (groups_by_panel)
+    columns_axis = Constant <value_ints = [1]> ()
+    groups_by_column = Slice (groups_padded, axis_0, n_1d, columns_axis)
+    group_bytes = Gather <axis = 0> (groups_by_column, group_of_k)
+"""
+
+# Rows are a matrix: with none, MatMulInteger of ONNX Runtime mistakes the shape of anything else.
+# row_probe is 0 for a row of finite values and NaN for any other, which is quantized as zeros.
+_ROWS = """
+    any_1d = Constant <value_ints = [-1]> ()
+    rows_shape = Concat <axis = 0> (any_1d, k_1d)
+    x_float = Cast <to = 1> (X)
+    x = Reshape (x_float, rows_shape)
+    row_axis = Constant <value_ints = [1]> ()
+    nothing = Constant <value_float = 0.0> ()
+    x_nothing = Mul (x, nothing)
+    row_probe = ReduceSum <keepdims = 1> (x_nothing, row_axis)
+    row_is_wrong = IsNaN (row_probe)
+    x_finite = Where (row_is_wrong, nothing, x)
+"""
+
+_DYNAMIC = """
+    x_magnitudes = Abs (x_finite)
+    x_peaks = ReduceMax <keepdims = 1> (x_magnitudes, row_axis)
+    levels = Constant <value_float = 127.0> ()
+    x_raw_scales = Div (x_peaks, levels)
+    x_is_zero = Equal (x_raw_scales, nothing)
+    one_float = Constant <value_float = 1.0> ()
+    x_scales = Where (x_is_zero, one_float, x_raw_scales)
+"""
+
+_STATIC = "x_scales = Identity (x_scale)\n"
+
+# MatMulInteger of two uint8 is exact on every CPU; of a uint8 and an int8, ONNX Runtime's saturates
+# on some. The bias is added by Sum: ONNX Runtime drops an Add of one 0, which makes -0 of 0.
+_PRODUCT = """
+    x_quotients = Div (x_finite, x_scales)
+    x_rounded = Round (x_quotients)
+    code_min = Constant <value_float = -127.0> ()
+    code_max = Constant <value_float = 127.0> ()
+    x_codes = Clip (x_rounded, code_min, code_max)
+    middle_float = Constant <value_float = 128.0> ()
+    x_codes_up = Add (x_codes, middle_float)
+    x_shifted = Cast <to = 2> (x_codes_up)
+    middle = Constant <value = uint8 {128}> ()
+    sums = MatMulInteger (x_shifted, w_shifted, middle, middle)
+    sums_float = Cast <to = 1> (sums)
+    y_by_column = Mul (sums_float, scales)
+    row_scales = Add (x_scales, row_probe)
+    y_by_row = Mul (y_by_column, row_scales)
+    y_rows = Sum (y_by_row, bias)
+    leading = Shape <start = 0, end = -1> (X)
+    y_shape = Concat <axis = 0> (leading, n_1d)
+    y_float = Reshape <allowzero = 1> (y_rows, y_shape)
+    y = CastLike (y_float, X)
+    sizes = Constant <value_ints : ints = @splits> ()
+    Y0, Y1, Y2 = Split <axis = -1> (y, sizes)
+"""
+
+
+def linear_function(op_type: str, bits: int, *, static: bool) -> onnx.FunctionProto:
+    """The function of one op type of the family."""
+    weights = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 64))
+    if grouped(bits):
+        weights += GROUP_OF_K + _GROUPS
+    return parse(
+        op_type,
+        attributes=[*matrix_attributes(bits), "splits"],
+        inputs=["X", *matrix_inputs(bits), "bias", *(["x_scale"] if static else [])],
+        outputs=["Y0", "Y1", "Y2"],
+        body="".join(
+            (SIZES, weights, weights_from_codes(bits), _ROWS, _STATIC if static else _DYNAMIC)
+        )
+        + _PRODUCT,
+    )
