@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.numerics.planes import planes
 
+
 def grouped(bits: int) -> bool:
     """Whether codes of so many bits have groups."""
     return bits < 8
