@@ -81,16 +81,13 @@ def _plane(name: str, width: int, start: int, end: int) -> str:
 
 
 def weights_from_codes(bits: int) -> str:
-    """Nodes that make ``w_shifted``, uint8 weights + 128, from ``codes`` and ``group_bytes``.
+    """Nodes that make the int8 ``w`` from ``codes`` and ``group_bytes``, uint8 of one shape.
 
-    Both are uint8 of one shape; `group_bytes` has each code's group, and is not read for 8 bits.
+    `group_bytes` has the byte of each code's group, and is not read for 8 bits. ONNX casts integers
+    to narrower ones modulo 256.
     """
     if not grouped(bits):
-        # An int8 and the same plus 128 differ in their highest bit.
-        return """
-    sign = Constant <value = uint8 {128}> ()
-    w_shifted = BitwiseXor (codes, sign)
-"""
+        return "w = Cast <to = 3> (codes)\n"
     return f"""
     zero_mask = Constant <value = uint8 {{{(1 << bits) - 1}}}> ()
     zero_bytes = BitwiseAnd (group_bytes, zero_mask)
@@ -103,9 +100,5 @@ def weights_from_codes(bits: int) -> str:
     multiples = Add (multiples_less_1, one_value)
     centered = Sub (code_values, zero_points)
     products = Mul (centered, multiples)
-    middle_value = Constant <value = int32 {{128}}> ()
-    products_shifted = Add (products, middle_value)
-    byte_mask = Constant <value = int32 {{255}}> ()
-    products_modulo = BitwiseAnd (products_shifted, byte_mask)
-    w_shifted = Cast <to = 2> (products_modulo)
+    w = Cast <to = 3> (products)
 """

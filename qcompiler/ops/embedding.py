@@ -73,11 +73,9 @@ _GROUPS = """
 """
 
 _ROWS = """
-    w_up = Cast <to = 1> (w_shifted)
-    middle_float = Constant <value_float = 128.0> ()
-    w = Sub (w_up, middle_float)
+    w_float = Cast <to = 1> (w)
     scales_2d = Unsqueeze (scales_of_rows, last)
-    rows = Mul (w, scales_2d)
+    rows = Mul (w_float, scales_2d)
     ids_shape = Shape (ids)
     y_shape = Concat <axis = 0> (ids_shape, k_1d)
     Y = Reshape <allowzero = 1> (rows, y_shape)

@@ -2,7 +2,7 @@
 
 The text below is the specification: what the op library computes is what these nodes compute, bit
 for bit. It is also what an ONNX Runtime without the library runs. Everything that depends on
-weights alone is folded when the session loads, so that a uint8 matrix is left for MatMulInteger.
+weights alone is folded when the session loads, so that an int8 matrix is left for MatMulInteger.
 """
 
 from __future__ import annotations
@@ -70,19 +70,23 @@ _DYNAMIC = """
 
 _STATIC = "x_scales = Identity (x_scale)\n"
 
-# MatMulInteger of two uint8 is exact on every CPU; of a uint8 and an int8, ONNX Runtime's saturates
-# on some. The bias is added by Sum: ONNX Runtime drops an Add of one 0, which makes -0 of 0.
+# Positive and negative codes are multiplied apart, as rows of one matrix: of uint8 beyond 127 and
+# int8, ONNX Runtime's MatMulInteger saturates where a CPU has AVX2 and no VNNI, and of two uint8 or
+# two int8 it is slow. The bias is added by Sum: ONNX Runtime drops an Add of one 0, which makes -0
+# of 0.
 _PRODUCT = """
     x_quotients = Div (x_finite, x_scales)
     x_rounded = Round (x_quotients)
-    code_min = Constant <value_float = -127.0> ()
+    x_negated = Neg (x_rounded)
+    x_both = Concat <axis = 0> (x_rounded, x_negated)
     code_max = Constant <value_float = 127.0> ()
-    x_codes = Clip (x_rounded, code_min, code_max)
-    middle_float = Constant <value_float = 128.0> ()
-    x_codes_up = Add (x_codes, middle_float)
-    x_shifted = Cast <to = 2> (x_codes_up)
-    middle = Constant <value = uint8 {128}> ()
-    sums = MatMulInteger (x_shifted, w_shifted, middle, middle)
+    x_parts = Clip (x_both, nothing, code_max)
+    x_bytes = Cast <to = 2> (x_parts)
+    part_sums = MatMulInteger (x_bytes, w)
+    row_count = Shape <start = 0, end = 1> (x)
+    part_counts = Concat <axis = 0> (row_count, row_count)
+    positive_sums, negative_sums = Split <axis = 0> (part_sums, part_counts)
+    sums = Sub (positive_sums, negative_sums)
     sums_float = Cast <to = 1> (sums)
     y_by_column = Mul (sums_float, scales)
     row_scales = Add (x_scales, row_probe)
@@ -102,13 +106,11 @@ def linear_function(op_type: str, bits: int, *, static: bool) -> onnx.FunctionPr
     weights = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 64))
     if grouped(bits):
         weights += GROUP_OF_K + _GROUPS
+    scales = _STATIC if static else _DYNAMIC
     return parse(
         op_type,
         attributes=[*matrix_attributes(bits), "splits"],
         inputs=["X", *matrix_inputs(bits), "bias", *(["x_scale"] if static else [])],
         outputs=["Y0", "Y1", "Y2"],
-        body="".join(
-            (SIZES, weights, weights_from_codes(bits), _ROWS, _STATIC if static else _DYNAMIC)
-        )
-        + _PRODUCT,
+        body=SIZES + weights + weights_from_codes(bits) + _ROWS + scales + _PRODUCT,
     )
