@@ -1,12 +1,225 @@
-#include "kernels/linear/linear.h"
+// vpmaddubsw kernels. Codes of 2 to 6 bits are multiplied as they are: products of a group add up
+// in int16, and the vpmaddwd that widens them multiplies them by the group's multiple, for nothing.
+// Weights of 8 bits are multiplied by magnitude, with their signs moved to the activations.
+#include "kernels/linear/bytes_avx2.h"
+#include "kernels/linear/expand.h"
+#include "kernels/linear/finish.h"
 
 namespace qc::kernels {
+namespace {
 
-#define QC_DEFINE(bits, ...)                                                       \
-  void linear_s8_w##bits##_f32_avx2(const QuantizedRows& q, const PlaneWeights& w, \
-                                    const Tile& t) {                               \
-    linear_s8_w##bits##_f32_reference(q, w, t);                                    \
+constexpr int64_t kPrefetchBytes = 2048;
+
+// Products of unsigned and signed bytes, added in pairs: the first of a sum, or more for it. In
+// assembly so that a sum is updated in place: GCC adds up products first, and runs out of
+// registers.
+template <bool kFirst>
+QC_INLINE void add_products(__m256i& sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+  if (kFirst) {
+    __asm__("vpmaddubsw %2, %1, %0" : "=x"(sum) : "x"(unsigned_bytes), "x"(signed_bytes));
+    return;
   }
-QC_EACH_LINEAR_WIDTH(QC_DEFINE)
+  __m256i products;
+  __asm__(
+      "vpmaddubsw %3, %2, %1\n\t"
+      "vpaddw %1, %0, %0"
+      : "+x"(sum), "=&x"(products)
+      : "x"(unsigned_bytes), "x"(signed_bytes));
+}
+
+// Quads whose pairs of products fit into int16 together: 2 * 127 * the largest code each.
+constexpr int quads_in_word(int bits) {
+  const int fit = 32767 / (2 * 127 * ((1 << bits) - 1));
+  return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+}
+
+// kRows rows times half a panel or a whole one.
+template <int kWidth, int kRows, int kHalves>
+class Rows {
+ public:
+  using P = Planes<kWidth>;
+  static constexpr int kBytes = kBlockBytes / 2;
+  static constexpr int kRun = kWidth < 8 ? quads_in_word(kWidth) : 1;
+
+  Rows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel, int half)
+      : w_(w), groups_(w.group_count()) {
+    strip_ = w.codes + panel * P::strips(w.k) * P::kStripBytes + half * kBytes;
+    bytes_ = P::kGrouped ? w.groups + panel * groups_ * kPanel + half * Avx2::kLanes : nullptr;
+    for (int r = 0; r < kRows; ++r) {
+      q_[r] = q.codes + (row + r) * q.stride;
+      __asm__("" : "+r"(q_[r]));
+      sums_[r] = q.sums + (row + r) * groups_;
+    }
+  }
+
+  QC_INLINE void multiply(__m256i (&totals)[kRows][kHalves]) {
+    for_all([&](int r, int h) { totals[r][h] = _mm256_setzero_si256(); });
+    const int64_t strips = P::strips(w_.k);
+    if constexpr (!P::kGrouped) {
+      for (int64_t s = 0; s < strips; ++s) signed_strip(totals);
+    } else if (w_.group_size < kStrip) {
+      for (int64_t g = 0; g < groups_; g += 2) {
+        group<0, kQuads / 2>(totals, g, 1);
+        if (g + 1 == groups_) return;
+        group<kQuads / 2, kQuads>(totals, g + 1, 1);
+        advance();
+      }
+    } else {
+      const int64_t per_group = w_.group_size / kStrip;
+      for (int64_t g = 0, s = 0; g < groups_; ++g, s += per_group) {
+        group<0, kQuads>(totals, g, strips - s < per_group ? strips - s : per_group);
+      }
+    }
+  }
+
+ private:
+  template <typename Body>
+  static QC_INLINE void for_all(Body body) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) body(r, h);
+    }
+  }
+
+  QC_INLINE void advance() {
+    if constexpr (kRows < 4) {
+#pragma GCC unroll 8
+      for (int b = 0; b < kWidth; ++b) {
+        __builtin_prefetch(strip_ + kPrefetchBytes + b * kBlockBytes);
+      }
+    }
+    strip_ += P::kStripBytes;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) q_[r] += kStrip;
+  }
+
+  // Quads [kBegin, kEnd) of `strips` strips, which are a group.
+  template <int kBegin, int kEnd>
+  QC_INLINE void group(__m256i (&totals)[kRows][kHalves], int64_t g, int64_t strips) {
+    __m256i multiples[kHalves];
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      const Factors<Bytes256, kWidth> f(bytes_ + g * kPanel + h * Avx2::kLanes);
+      multiples[h] = Bytes256::spread_words(f.multiples);
+      // Below 2^8 in well-formed weights, so that one 16-bit multiply is exact.
+      const __m256i both = Bytes256::times(f.zero_points, f.multiples);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        totals[r][h] = _mm256_sub_epi32(totals[r][h], Avx2::times(both, sums_[r][g]));
+      }
+    }
+    for (int64_t s = 0; s < strips; ++s) {
+      runs<kBegin, kEnd>(totals, multiples);
+      if constexpr (kEnd - kBegin == kQuads) advance();
+    }
+  }
+
+  // As many quads at a time as int16 holds.
+  template <int kBegin, int kEnd>
+  QC_INLINE void runs(__m256i (&totals)[kRows][kHalves], const __m256i (&multiples)[kHalves]) {
+    if constexpr (kBegin < kEnd) {
+      constexpr int kStop = kBegin + kRun < kEnd ? kBegin + kRun : kEnd;
+      __m256i words[kRows][kHalves];
+      each_quad<kBegin, kStop>([&](auto quad) {
+        constexpr int kIndex = decltype(quad)::kValue;
+        __m256i codes[kHalves];
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h) {
+          codes[h] = quad_codes<Bytes256, kWidth, kIndex>(strip_ + h * kBytes);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i x = Bytes256::quad(q_[r] + kIndex * kQuad);
+#pragma GCC unroll 2
+          for (int h = 0; h < kHalves; ++h) {
+            add_products<kIndex == kBegin>(words[r][h], codes[h], x);
+          }
+        }
+      });
+      for_all([&](int r, int h) {
+        totals[r][h] = _mm256_add_epi32(totals[r][h], _mm256_madd_epi16(words[r][h], multiples[h]));
+      });
+      runs<kStop, kEnd>(totals, multiples);
+    }
+  }
+
+  // Eight bits: |w| <= 127 times +-q, so that a pair of products stays below 2^15.
+  QC_INLINE void signed_strip(__m256i (&totals)[kRows][kHalves]) {
+    each_quad<0, kQuads>([&](auto quad) {
+      constexpr int kIndex = decltype(quad)::kValue;
+      __m256i weights[kHalves], sizes[kHalves];
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        weights[h] = Bytes256::load(strip_ + kIndex * kBlockBytes + h * kBytes);
+        sizes[h] = _mm256_abs_epi8(weights[h]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i x = Bytes256::quad(q_[r] + kIndex * kQuad);
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h) {
+          const __m256i pairs = _mm256_maddubs_epi16(sizes[h], _mm256_sign_epi8(x, weights[h]));
+          totals[r][h] =
+              _mm256_add_epi32(totals[r][h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+      }
+    });
+    advance();
+  }
+
+  const PlaneWeights& w_;
+  int64_t groups_;
+  const std::uint8_t* strip_;
+  const std::uint8_t* bytes_;
+  const std::int8_t* q_[kRows];
+  const std::int32_t* sums_[kRows];
+};
+
+template <int kBits, int kRows, int kHalves>
+__attribute__((noinline)) void tile(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
+                                    int64_t row, int64_t panel, int half = 0) {
+  __m256i totals[kRows][kHalves];
+  Rows<kBits, kRows, kHalves>(q, w, row, panel, half).multiply(totals);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      finish<Avx2>(q, w, t, row + r, panel * kPanel + (half + h) * Avx2::kLanes, totals[r][h]);
+    }
+  }
+}
+
+// A whole panel where 16 registers hold its sums.
+template <int kBits, int kRows>
+void panel_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, int64_t row,
+                int64_t panel) {
+  if constexpr (kRows <= 2) {
+    tile<kBits, kRows, 2>(q, w, t, row, panel);
+  } else {
+    tile<kBits, kRows, 1>(q, w, t, row, panel);
+    if (t.column_end - panel * kPanel > kPanel / 2) tile<kBits, kRows, 1>(q, w, t, row, panel, 1);
+  }
+}
+
+template <int kBits>
+void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
+  for (int64_t panel = t.panel_begin; panel < t.panel_end; ++panel) {
+    int64_t row = t.row_begin;
+    while (row < t.row_end) {
+      const int64_t left = t.row_end - row;
+      // 5 to 7 rows are two tiles of nearly the same height.
+      const int64_t height = left >= 8 ? 4 : left > 4 ? (left + 1) / 2 : left;
+      with_count<4>(height, [&](auto count) {
+        panel_rows<kBits, decltype(count)::kValue>(q, w, t, row, panel);
+      });
+      row += height;
+    }
+  }
+}
+
+}  // namespace
+
+QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, avx2)
 
 }  // namespace qc::kernels

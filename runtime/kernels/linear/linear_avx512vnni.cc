@@ -1,12 +1,55 @@
-#include "kernels/linear/linear.h"
+// vpdpbusd kernels on 512-bit registers. Internal linkage throughout: see matmul_avx512vnni.cc.
+#include "kernels/linear/bytes_avx512.h"
+#include "kernels/linear/few_rows.h"
+#include "kernels/linear/many_rows.h"
 
 namespace qc::kernels {
+namespace {
 
-#define QC_DEFINE(bits, ...)                                                             \
-  void linear_s8_w##bits##_f32_avx512vnni(const QuantizedRows& q, const PlaneWeights& w, \
-                                          const Tile& t) {                               \
-    linear_s8_w##bits##_f32_reference(q, w, t);                                          \
+struct Vnni512 {
+  using Bytes = Bytes512;
+  static constexpr int kOffset = 128;
+  static constexpr int kRows = 6, kVectors = 4;
+  static constexpr int kPrefetchBytes = 2048;
+  static constexpr int panels_for(int rows) { return rows == 1 ? 4 : 2; }
+
+  // In assembly so that the sum is updated in place: from intrinsics GCC copies sums about until it
+  // has to spill them.
+  static QC_INLINE void dot(__m512i& sum, __m512i unsigned_quads, __m512i signed_quads) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_quads), "v"(signed_quads));
   }
-QC_EACH_LINEAR_WIDTH(QC_DEFINE)
+
+  template <int kRows, int kVectors>
+  static QC_INLINE void multiply(__m512i (&sums)[kRows][kVectors],
+                                 const std::int8_t* const (&q)[kRows], const std::uint8_t* weights,
+                                 int64_t quads) {
+    for (int64_t i = 0; i < quads; ++i) {
+      __m512i w[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        w[v] = Bytes::load(weights + v * kChunk * kPanel + i * kBlockBytes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i x = Bytes::quad(q[r] + i * kQuad);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) dot(sums[r][v], w[v], x);
+      }
+    }
+  }
+};
+
+template <int kBits>
+void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
+  if (t.row_end - t.row_begin < Vnni512::kRows) {
+    few_rows<Vnni512, kBits, Vnni512::kRows - 1>(q, w, t);
+  } else {
+    many_rows<Vnni512, kBits>(q, w, t);
+  }
+}
+
+}  // namespace
+
+QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, avx512vnni)
 
 }  // namespace qc::kernels

@@ -1,12 +1,7 @@
-#include "kernels/linear/linear.h"
+#include "kernels/linear/linear_vnni256.h"
 
 namespace qc::kernels {
 
-#define QC_DEFINE(bits, ...)                                                                 \
-  void linear_s8_w##bits##_f32_avx512vnni_256(const QuantizedRows& q, const PlaneWeights& w, \
-                                              const Tile& t) {                               \
-    linear_s8_w##bits##_f32_reference(q, w, t);                                              \
-  }
-QC_EACH_LINEAR_WIDTH(QC_DEFINE)
+QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, avx512vnni_256)
 
 }  // namespace qc::kernels

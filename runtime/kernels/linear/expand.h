@@ -1,0 +1,126 @@
+// From packed codes to int8 weights, over one of the classes of bytes. Internal linkage throughout:
+// see matmul_avx512vnni.cc.
+#ifndef QC_KERNELS_LINEAR_EXPAND_H_
+#define QC_KERNELS_LINEAR_EXPAND_H_
+
+#include <cstdint>
+
+#include "kernels/linear/linear.h"
+
+namespace qc::kernels {
+namespace {
+
+using std::int64_t;
+
+// The bits [kFrom, kFrom + kCount) of every byte, moved to kTo.
+template <typename Bytes, int kFrom, int kCount, int kTo>
+QC_INLINE typename Bytes::Reg field(typename Bytes::Reg x) {
+  if constexpr (kCount == 8) return x;
+  constexpr int kMask = ((1 << kCount) - 1) << kTo;
+  if constexpr (kFrom > kTo) {
+    x = Bytes::template right<kFrom - kTo>(x);
+  } else if constexpr (kFrom < kTo) {
+    x = Bytes::template left<kTo - kFrom>(x);
+  }
+  return Bytes::and_(x, Bytes::all(kMask));
+}
+
+// The codes of quad kQuad of a strip, of the columns of one register.
+template <typename Bytes, int kBits, int kQuadIndex>
+QC_INLINE typename Bytes::Reg quad_codes(const std::uint8_t* strip) {
+  using P = Planes<kBits>;
+  constexpr int kLowBlock = P::block(P::kLow, kQuadIndex);
+  constexpr int kLowShift = P::shift(P::kLow, kQuadIndex);
+  const auto low =
+      field<Bytes, kLowShift, P::kLow, 0>(Bytes::load(strip + kLowBlock * kBlockBytes));
+  if constexpr (P::kHigh == 0) {
+    return low;
+  } else {
+    constexpr int kHighBlock = P::kLow + P::block(P::kHigh, kQuadIndex);
+    constexpr int kHighShift = P::shift(P::kHigh, kQuadIndex);
+    const auto high =
+        field<Bytes, kHighShift, P::kHigh, P::kLow>(Bytes::load(strip + kHighBlock * kBlockBytes));
+    return Bytes::or_(low, high);
+  }
+}
+
+// body(Constant<i>) for i of kBegin .. kEnd - 1, unrolled.
+template <int kBegin, int kEnd, typename Body>
+QC_INLINE void each_quad(Body body) {
+  if constexpr (kBegin < kEnd) {
+    body(Constant<kBegin>{});
+    each_quad<kBegin + 1, kEnd>(body);
+  }
+}
+
+// What the bytes of a group say, for the columns of one register: as 32-bit integers.
+template <typename Bytes, int kBits>
+struct Factors {
+  typename Bytes::Reg zero_points, multiples;
+
+  explicit QC_INLINE Factors(const std::uint8_t* bytes) {
+    const auto wide = Bytes::Lanes::load_bytes(bytes);
+    zero_points = Bytes::and_(wide, Bytes::Lanes::set_ints(Planes<kBits>::kMask));
+    multiples =
+        Bytes::Lanes::add_ints(Bytes::template right_ints<kBits>(wide), Bytes::Lanes::set_ints(1));
+  }
+};
+
+// Quads [kBegin, kEnd) of a strip as int8 weights plus kOffset, 64 bytes a quad and panel.
+// 16-bit products serve two bytes, since a code times its multiple stays below 256.
+template <typename Bytes, int kBits, int kOffset, int kBegin, int kEnd>
+QC_INLINE void expand_quads(const std::uint8_t* strip, const Factors<Bytes, kBits>& factors,
+                            std::uint8_t* to) {
+  const auto multiples = Bytes::spread_words(factors.multiples);
+  const auto less =
+      Bytes::sub(Bytes::spread_bytes(Bytes::times(factors.zero_points, factors.multiples)),
+                 Bytes::all(kOffset));
+  each_quad<kBegin, kEnd>([&](auto quad) {
+    constexpr int kIndex = decltype(quad)::kValue;
+    const auto codes = quad_codes<Bytes, kBits, kIndex>(strip);
+    Bytes::store(to + kIndex * kBlockBytes, Bytes::sub(Bytes::times(codes, multiples), less));
+  });
+}
+
+// Strips [first, last) of a panel as int8 weights plus kOffset: 512 bytes a strip.
+template <typename Bytes, int kBits, int kOffset>
+void expand(const PlaneWeights& w, int64_t panel, int64_t first, int64_t last, std::uint8_t* to) {
+  using P = Planes<kBits>;
+  constexpr int kBytes = kBlockBytes / Bytes::kPerPanel;  // of a block, in a register
+  const std::uint8_t* strip = w.codes + (panel * P::strips(w.k) + first) * P::kStripBytes;
+  const std::uint8_t* groups = P::kGrouped ? w.groups + panel * w.group_count() * kPanel : nullptr;
+  const int64_t last_group = P::kGrouped ? w.group_count() - 1 : 0;
+  const int shift = __builtin_ctzll(static_cast<unsigned long long>(w.group_size));
+  for (int64_t s = first; s < last; ++s, strip += P::kStripBytes, to += kQuads * kBlockBytes) {
+    for (int part = 0; part < Bytes::kPerPanel; ++part) {
+      const std::uint8_t* codes = strip + part * kBytes;
+      std::uint8_t* out = to + part * kBytes;
+      if constexpr (!P::kGrouped) {
+        each_quad<0, kQuads>([&](auto quad) {
+          constexpr int kAt = decltype(quad)::kValue * kBlockBytes;
+          Bytes::store(out + kAt, Bytes::xor_(Bytes::load(codes + kAt), Bytes::all(kOffset)));
+        });
+      } else {
+        const auto factors = [&](int64_t k) {
+          const int64_t g = k >> shift;
+          const int64_t at =
+              (g < last_group ? g : last_group) * kPanel + part * Bytes::Lanes::kLanes;
+          return Factors<Bytes, kBits>(groups + at);
+        };
+        if (w.group_size >= kStrip) {
+          expand_quads<Bytes, kBits, kOffset, 0, kQuads>(codes, factors(s * kStrip), out);
+        } else {
+          constexpr int kHalf = kQuads / 2;
+          expand_quads<Bytes, kBits, kOffset, 0, kHalf>(codes, factors(s * kStrip), out);
+          expand_quads<Bytes, kBits, kOffset, kHalf, kQuads>(codes,
+                                                             factors(s * kStrip + kStrip / 2), out);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_LINEAR_EXPAND_H_

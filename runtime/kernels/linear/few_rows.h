@@ -1,0 +1,238 @@
+// Few rows: codes are multiplied as they are, and the multiple of a group by its sum, which is less
+// work than expanding weights that hardly anybody shares. Over an ISA as in many_rows.h, and
+//   dot(sum, unsigned, signed)   adds the products of four neighbouring bytes
+//   panels_for(rows)             how many panels a tile of so many rows takes
+// Internal linkage throughout: see matmul_avx512vnni.cc.
+#ifndef QC_KERNELS_LINEAR_FEW_ROWS_H_
+#define QC_KERNELS_LINEAR_FEW_ROWS_H_
+
+#include <cstdint>
+
+#include "kernels/linear/expand.h"
+#include "kernels/linear/finish.h"
+
+namespace qc::kernels {
+namespace {
+
+// kRows rows times kPanels panels.
+template <typename Isa, int kWidth, int kRows, int kPanelCount>
+class FewRows {
+ public:
+  using Bytes = typename Isa::Bytes;
+  using Lanes = typename Bytes::Lanes;
+  using Reg = typename Bytes::Reg;
+  using P = Planes<kWidth>;
+
+  static constexpr int kPerPanel = Bytes::kPerPanel;
+  static constexpr int kVectors = kPanelCount * kPerPanel;
+  static constexpr int kBytes = kBlockBytes / kPerPanel;  // of a block, in a register
+
+  // Products take turns on so many chains of sums, so that short tiles don't wait for their own.
+  // Where there is one for each field of a byte, fields stay where they are, and the sums of their
+  // chain are shifted instead.
+  static constexpr int kFields = 8 / P::kLow;
+  static constexpr bool kInPlace = P::kHigh == 0 && kFields > 1 &&
+                                   (kFields + 2) * kRows* kVectors < Bytes::kRegisters;
+  static constexpr int kChains = kInPlace                                       ? kFields
+                                 : 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2
+                                                                                : 1;
+
+  FewRows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel)
+      : w_(w), groups_(w.group_count()), panel_bytes_(P::strips(w.k) * P::kStripBytes) {
+    strip_ = w.codes + panel * panel_bytes_;
+    bytes_ = P::kGrouped ? w.groups + panel * groups_ * kPanel : nullptr;
+    for (int r = 0; r < kRows; ++r) {
+      q_[r] = q.codes + (row + r) * q.stride;
+      // Hides where the pointer came from: GCC would rather recompute all of them for every quad.
+      __asm__("" : "+r"(q_[r]));
+      sums_[r] = q.sums + (row + r) * groups_;
+    }
+  }
+
+  QC_INLINE void multiply(Reg (&totals)[kRows][kVectors]) {
+    const int64_t strips = P::strips(w_.k);
+    if constexpr (!P::kGrouped) {
+      Reg dots[kChains][kRows][kVectors];
+      clear(dots);
+      for (int64_t s = 0; s < strips; ++s) {
+        add_quads<0, kQuads>(dots);
+        advance();
+      }
+      for_all([&](int r, int v) {
+        totals[r][v] = Lanes::add_ints(joined(dots, r, v), Lanes::set_ints(-128 * sums_[r][0]));
+      });
+    } else {
+      for_all([&](int r, int v) { totals[r][v] = Lanes::set_ints(0); });
+      if (w_.group_size < kStrip) {
+        halves(totals);
+      } else {
+        wholes(totals, strips);
+      }
+    }
+  }
+
+ private:
+  template <typename Body>
+  static QC_INLINE void for_all(Body body) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) body(r, v);
+    }
+  }
+
+  static QC_INLINE void clear(Reg (&dots)[kChains][kRows][kVectors]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kChains; ++c) {
+      for_all([&](int r, int v) { dots[c][r][v] = Lanes::set_ints(0); });
+    }
+  }
+
+  static QC_INLINE Reg joined(const Reg (&dots)[kChains][kRows][kVectors], int r, int v) {
+    Reg sum = dots[0][r][v];
+    each_quad<1, kChains>([&](auto chain) {
+      constexpr int kChain = decltype(chain)::kValue;
+      const Reg more = dots[kChain][r][v];
+      sum = Lanes::add_ints(sum,
+                            kInPlace ? Bytes::template right_ints<kChain * P::kLow>(more) : more);
+    });
+    return sum;
+  }
+
+  // What quad kIndex of a strip holds in one register, unsigned.
+  template <int kIndex>
+  static QC_INLINE Reg load(const std::uint8_t* strip) {
+    if constexpr (!P::kGrouped) {
+      return Bytes::xor_(Bytes::load(strip + kIndex * kBlockBytes), Bytes::all(128));
+    } else if constexpr (kInPlace) {
+      constexpr int kShift = P::shift(P::kLow, kIndex);
+      return field<Bytes, kShift, P::kLow, kShift>(
+          Bytes::load(strip + P::block(P::kLow, kIndex) * kBlockBytes));
+    } else {
+      return quad_codes<Bytes, kWidth, kIndex>(strip);
+    }
+  }
+
+  template <int kBegin, int kEnd>
+  QC_INLINE void add_quads(Reg (&dots)[kChains][kRows][kVectors]) const {
+    each_quad<kBegin, kEnd>([&](auto quad) {
+      constexpr int kIndex = decltype(quad)::kValue;
+      Reg codes[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        codes[v] = load<kIndex>(strip_ + v / kPerPanel * panel_bytes_ + v % kPerPanel * kBytes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Reg x = Bytes::quad(q_[r] + kIndex * kQuad);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) Isa::dot(dots[kIndex % kChains][r][v], codes[v], x);
+      }
+    });
+  }
+
+  QC_INLINE void advance() {
+    if constexpr (kRows * kPanelCount < 6) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanelCount; ++p) {
+        const auto* ahead = reinterpret_cast<const char*>(strip_ + p * panel_bytes_);
+#pragma GCC unroll 8
+        for (int b = 0; b < kWidth; ++b) {
+          __builtin_prefetch(ahead + Isa::kPrefetchBytes + b * kBlockBytes);
+        }
+      }
+    }
+    strip_ += P::kStripBytes;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) q_[r] += kStrip;
+  }
+
+  // totals += multiple * (sums of codes - zero point * sum of activations)
+  QC_INLINE void add_group(Reg (&totals)[kRows][kVectors],
+                           const Reg (&dots)[kChains][kRows][kVectors], int64_t g) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const Factors<Bytes, kWidth> factors(bytes_ + (v / kPerPanel * groups_ + g) * kPanel +
+                                           v % kPerPanel * Lanes::kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Reg less = Lanes::times(factors.zero_points, sums_[r][g]);
+        const Reg dot = Bytes::sub_ints(joined(dots, r, v), less);
+        totals[r][v] = Lanes::add_ints(totals[r][v], Bytes::times_ints(factors.multiples, dot));
+      }
+    }
+  }
+
+  QC_INLINE void wholes(Reg (&totals)[kRows][kVectors], int64_t strips) {
+    const int64_t per_group = w_.group_size / kStrip;
+    for (int64_t g = 0, s = 0; g < groups_; ++g) {
+      Reg dots[kChains][kRows][kVectors];
+      clear(dots);
+      const int64_t end = s + per_group < strips ? s + per_group : strips;
+      for (; s < end; ++s) {
+        add_quads<0, kQuads>(dots);
+        advance();
+      }
+      add_group(totals, dots, g);
+    }
+  }
+
+  // Two groups a strip; the last strip may have one.
+  QC_INLINE void halves(Reg (&totals)[kRows][kVectors]) {
+    for (int64_t g = 0; g < groups_; g += 2) {
+      Reg dots[kChains][kRows][kVectors];
+      clear(dots);
+      add_quads<0, kQuads / 2>(dots);
+      add_group(totals, dots, g);
+      if (g + 1 == groups_) return;
+      clear(dots);
+      add_quads<kQuads / 2, kQuads>(dots);
+      add_group(totals, dots, g + 1);
+      advance();
+    }
+  }
+
+  const PlaneWeights& w_;
+  int64_t groups_, panel_bytes_;
+  const std::uint8_t* strip_;
+  const std::uint8_t* bytes_;
+  const std::int8_t* q_[kRows];
+  const std::int32_t* sums_[kRows];
+};
+
+template <typename Isa, int kBits, int kRows, int kPanelCount>
+__attribute__((noinline)) void few_rows_tile(const QuantizedRows& q, const PlaneWeights& w,
+                                             const Tile& t, int64_t row, int64_t panel) {
+  using Few = FewRows<Isa, kBits, kRows, kPanelCount>;
+  typename Few::Reg totals[kRows][Few::kVectors];
+  Few(q, w, row, panel).multiply(totals);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Few::kVectors; ++v) {
+      finish<typename Few::Lanes>(q, w, t, row + r, panel * kPanel + v * Few::Lanes::kLanes,
+                                  totals[r][v]);
+    }
+  }
+}
+
+// All panels of at most kMost rows.
+template <typename Isa, int kBits, int kMost>
+void few_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
+  with_count<kMost>(t.row_end - t.row_begin, [&](auto count) {
+    constexpr int kRows = decltype(count)::kValue;
+    constexpr int kAtOnce = Isa::panels_for(kRows);
+    int64_t panel = t.panel_begin;
+    for (; panel + kAtOnce <= t.panel_end; panel += kAtOnce) {
+      few_rows_tile<Isa, kBits, kRows, kAtOnce>(q, w, t, t.row_begin, panel);
+    }
+    for (; kAtOnce > 1 && panel < t.panel_end; ++panel) {
+      few_rows_tile<Isa, kBits, kRows, 1>(q, w, t, t.row_begin, panel);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_LINEAR_FEW_ROWS_H_
