@@ -236,18 +236,20 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
-    """A node of ours: `MatMulW4A8`, `MatMulW8A8Static`, `GatherW8`, ..."""
+    """A node of ours: `LinearW4A8`, `LinearW8A8Static`, `EmbeddingW8`, `MatMulW4A8`, ..."""
     channels = int(attrs["K"])
     if ops.is_static(node.op):
         granularity = Granularity.PER_TENSOR
-    elif "activation_block" not in attrs:  # a look-up
+    elif "splits" not in attrs:  # a look-up
         granularity = Granularity.NONE
     else:
-        whole = int(attrs["activation_block"]) >= channels
+        whole = int(attrs.get("activation_block", channels)) >= channels
         granularity = Granularity.PER_TOKEN if whole else Granularity.PER_GROUP
+    integer = int(attrs["layout"]) == ops.LINEAR_LAYOUT
     form = WeightFormat(
         bits=width,
-        group_size=int(attrs["group_size"]),
-        symmetric=tuple(node.inputs[3].shape) == (1, 1, 1),
+        group_size=int(attrs.get("group_size", channels)),
+        symmetric=width == 8 if integer else tuple(node.inputs[3].shape) == (1, 1, 1),
+        progressive=integer and width < 8,
     )
     return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity)

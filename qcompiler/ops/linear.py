@@ -44,7 +44,8 @@ _GROUPS = """
 """
 
 # Rows are a matrix: with none, MatMulInteger of ONNX Runtime mistakes the shape of anything else.
-# row_probe is 0 for a row of finite values and NaN for any other, which is quantized as zeros.
+# row_probe is 0 for a row of finite values and NaN for any other: added to the row's scale, it
+# makes all of the row's results NaN, whatever its codes are.
 _ROWS = """
     any_1d = Constant <value_ints = [-1]> ()
     rows_shape = Concat <axis = 0> (any_1d, k_1d)
@@ -54,12 +55,10 @@ _ROWS = """
     nothing = Constant <value_float = 0.0> ()
     x_nothing = Mul (x, nothing)
     row_probe = ReduceSum <keepdims = 1> (x_nothing, row_axis)
-    row_is_wrong = IsNaN (row_probe)
-    x_finite = Where (row_is_wrong, nothing, x)
 """
 
 _DYNAMIC = """
-    x_magnitudes = Abs (x_finite)
+    x_magnitudes = Abs (x)
     x_peaks = ReduceMax <keepdims = 1> (x_magnitudes, row_axis)
     levels = Constant <value_float = 127.0> ()
     x_raw_scales = Div (x_peaks, levels)
@@ -75,7 +74,7 @@ _STATIC = "x_scales = Identity (x_scale)\n"
 # two int8 it is slow. The bias is added by Sum: ONNX Runtime drops an Add of one 0, which makes -0
 # of 0.
 _PRODUCT = """
-    x_quotients = Div (x_finite, x_scales)
+    x_quotients = Div (x, x_scales)
     x_rounded = Round (x_quotients)
     x_negated = Neg (x_rounded)
     x_both = Concat <axis = 0> (x_rounded, x_negated)

@@ -28,11 +28,16 @@ def isa(request, kernels) -> str:
 
 @pytest.fixture(scope="session")
 def session():
-    """session(model, library=..., threads=...) -> onnxruntime.InferenceSession on the CPU."""
+    """session(model, library=..., threads=...) -> onnxruntime.InferenceSession on the CPU.
 
-    def create(model, *, library=True, threads=2):
+    `level`: which optimizations of the graph ONNX Runtime makes; all of them unless stated.
+    """
+
+    def create(model, *, library=True, threads=2, level=None):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if level is not None:
+            options.graph_optimization_level = level
         options.log_severity_level = 4
         if library:
             runtime.register(options)

@@ -1,14 +1,12 @@
-"""Random layers in the integer form, one-node models of them, and the bits they give."""
+"""One-node models of the Linear and Embedding ops, and the bits that they give."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-from plane_cases import make_planes
-from single_node import layer_model, rounded_to_bfloat16, table_model
+from single_node import Values, layer_model, rounded_to_bfloat16, table_model
 
 from qcompiler import ops
 from qcompiler.numerics import reference
@@ -17,96 +15,85 @@ from qcompiler.numerics.planes import PlaneMatrix
 X_SCALE = 0.02
 
 
-@dataclass(frozen=True)
-class LinearLayer:
-    """A random layer: a packed matrix and a bias."""
-
-    w: PlaneMatrix
-    bias: np.ndarray
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """The inputs that hold the matrix, in the nodes' order."""
-        groups = {} if self.w.groups is None else {"groups": self.w.groups}
-        return {"W": self.w.W, **groups, "scales": self.w.scales}
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        return self.weights() | {"bias": self.bias}
-
-    def attributes(self) -> dict[str, Any]:
-        """Those of a lookup; a layer has splits too."""
-        group = {} if self.w.groups is None else {"group_size": self.w.group_size}
-        return {"K": self.w.K, "N": self.w.N, **group, "layout": ops.LINEAR_LAYOUT}
-
-    def expected(self, X, x_scale: float | None = None, *, dtype="float32") -> np.ndarray:
-        """All outputs side by side, in the type that a session gives them. None: dynamic."""
-        with np.errstate(invalid="ignore"):
-            return stored(reference.linear_a8(X, self.w, self.bias, x_scale=x_scale), dtype)
+def matrix_tensors(w: PlaneMatrix) -> Values:
+    """The inputs that hold a matrix, in the ops' order."""
+    groups = {} if w.groups is None else {"groups": w.groups}
+    return {"W": w.W, **groups, "scales": w.scales}
 
 
-def stored(y: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values as outputs of another type; of bfloat16, which numpy lacks, widened again."""
-    if dtype == "bfloat16":
-        return rounded_to_bfloat16(y)
-    with np.errstate(over="ignore"):
-        return y.astype(dtype)
+def layer_tensors(w: PlaneMatrix, bias: np.ndarray | None, x_scale: float | None) -> Values:
+    """All inputs of a Linear node but X. Without a bias one 0; with `x_scale` the Static form."""
+    static = {} if x_scale is None else {"x_scale": np.array(x_scale, np.float32)}
+    return matrix_tensors(w) | {"bias": np.zeros(1, np.float32) if bias is None else bias} | static
 
 
-def make_linear(
-    K: int, N: int, group_size: int, *, bits: int = 4, bias: bool = True, seed: int = 0
-) -> LinearLayer:
-    w = make_planes(K, N, group_size, bits=bits, seed=seed)
-    values = np.random.default_rng(seed).normal(size=N).astype(np.float32)
-    return LinearLayer(w, values if bias else np.zeros(1, np.float32))
+def matrix_attributes(w: PlaneMatrix) -> dict[str, Any]:
+    """The attributes that describe it."""
+    sizes = {} if w.groups is None else {"group_size": w.group_size}
+    return {"K": w.K, "N": w.N, **sizes, "layout": ops.LINEAR_LAYOUT}
 
 
 def linear_model(
-    layer: LinearLayer,
+    w: PlaneMatrix,
+    bias: np.ndarray | None = None,
     *,
-    static: bool = False,
-    splits=None,
-    x_scale: float = X_SCALE,
+    x_scale: float | None = None,
+    splits: tuple[int, int, int] | None = None,
     attributes: dict[str, Any] | None = None,
-    tensors: dict[str, np.ndarray] | None = None,
+    tensors: Values | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
-    """A model of one Linear node; `attributes` and `tensors` override what the layer says.
+    """A Linear node; with `x_scale` of the Static form.
 
-    `options` are those of `layer_model`.
+    `attributes` and `tensors` override what these say; `options` are those of `layer_model`.
     """
-    splits = list(splits or (layer.w.N, 0, 0))
-    values = layer.inputs()
-    if static:
-        values["x_scale"] = np.array(x_scale, np.float32)
+    sizes = splits or (w.N, 0, 0)
     return layer_model(
-        ops.linear_op(layer.w.bits, static=static),
-        layer.attributes() | {"splits": splits} | (attributes or {}),
-        values | (tensors or {}),
-        K=layer.w.K,
-        splits=splits,
+        ops.linear_op(w.bits, static=x_scale is not None),
+        matrix_attributes(w) | {"splits": list(sizes)} | (attributes or {}),
+        layer_tensors(w, bias, x_scale) | (tensors or {}),
+        K=w.K,
+        splits=sizes,
         **options,
     )
 
 
 def embedding_model(
-    layer: LinearLayer,
+    w: PlaneMatrix,
     *,
     attributes: dict[str, Any] | None = None,
-    tensors: dict[str, np.ndarray] | None = None,
+    tensors: Values | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
-    """A model of one Embedding node, likewise; `options` of `table_model`."""
+    """An Embedding node, likewise; `options` are those of `table_model`."""
     return table_model(
-        ops.embedding_op(layer.w.bits),
-        layer.attributes() | (attributes or {}),
-        layer.weights() | (tensors or {}),
-        K=layer.w.K,
+        ops.embedding_op(w.bits),
+        matrix_attributes(w) | (attributes or {}),
+        matrix_tensors(w) | (tensors or {}),
+        K=w.K,
         **options,
     )
 
 
-def assert_same(y: np.ndarray, expected: np.ndarray) -> None:
-    """The very bits, but for those of a NaN."""
-    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
-    np.testing.assert_array_equal(y, expected)
-    signs = (np.signbit(each) & ~np.isnan(each) for each in (y, expected))
-    np.testing.assert_array_equal(*signs)
+def wanted(
+    x: np.ndarray,
+    w: PlaneMatrix,
+    bias: np.ndarray | None = None,
+    x_scale: float | None = None,
+    *,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """What a Linear node gives, its outputs side by side, as a session returns them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        none = np.zeros(1, np.float32)
+        y = reference.linear_a8(x, w, none if bias is None else bias, x_scale=x_scale)
+        return rounded_to_bfloat16(y) if dtype == "bfloat16" else y.astype(dtype)
+
+
+def assert_same_bits(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Equal in type, shape and bits, but for those of NaN."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    numbers = ~np.isnan(wanted)
+    kind = f"u{found.itemsize}"
+    np.testing.assert_array_equal(found[numbers].view(kind), wanted[numbers].view(kind))

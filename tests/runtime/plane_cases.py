@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcompiler.numerics import reference
 from qcompiler.numerics.packing import ceil_div
 from qcompiler.numerics.planes import PlaneMatrix, most_multiple, unpack_planes
 
@@ -30,8 +31,8 @@ def make_planes(K: int, N: int, group_size: int, *, bits: int, seed: int = 0) ->
 
 def expected(codes: np.ndarray, x_scales: np.ndarray, w: PlaneMatrix, bias=None) -> np.ndarray:
     """The product, every float32 operation rounded by itself."""
-    sums = codes.astype(np.float64) @ w.weights().astype(np.float64)  # exact
-    y = sums.astype(np.int32).astype(np.float32) * w.scales * x_scales[:, None]
+    sums = reference.integer_product(codes, w)
+    y = sums.astype(np.float32) * w.scales * x_scales[:, None]
     return y + (np.float32(0) if bias is None else bias)
 
 

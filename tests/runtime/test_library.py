@@ -75,7 +75,9 @@ def test_functions(op_type):
     assert imports.pop("") == ops.ONNX_OPSET
     assert imports in ({}, {"com.microsoft": 1})
     if "W" in function.input:
-        assert {"K", "N", "group_size", "layout"} <= set(function.attribute)
+        assert {"K", "N", "layout"} <= set(function.attribute)
+        has_groups = bool({"groups", "zero_points"} & set(function.input))
+        assert ("group_size" in function.attribute) == has_groups
 
 
 def test_unknown_function():

@@ -1,4 +1,4 @@
-"""The Embedding ops in ONNX Runtime and their kernel: numpy's bits, from any bytes."""
+"""The Embedding ops of the library: numpy's bits, from any bytes."""
 
 from __future__ import annotations
 
@@ -7,59 +7,55 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from linear_models import LinearLayer, assert_same, embedding_model, make_linear
-from op_checks import BOTH
+from linear_models import assert_same_bits, embedding_model, matrix_tensors
+from plane_cases import make_planes
 
 from qcompiler import ops
 from qcompiler.numerics import reference
+from qcompiler.numerics.planes import PlaneMatrix
 
 EVERY_WIDTH = pytest.mark.parametrize("bits", ops.LINEAR_WIDTHS)
 
 
-def hostile(layer: LinearLayer) -> LinearLayer:
+def hostile(w: PlaneMatrix) -> PlaneMatrix:
     """Any bytes, of groups whose weights leave int8 too: they wrap."""
     rng = np.random.default_rng(1)
     changed = {
         name: rng.integers(0, 256, tensor.shape, dtype=np.uint8)
-        for name, tensor in layer.weights().items()
+        for name, tensor in matrix_tensors(w).items()
         if name != "scales"
     }
-    return LinearLayer(dataclasses.replace(layer.w, **changed), layer.bias)
+    return dataclasses.replace(w, **changed)
 
 
-@BOTH
 @EVERY_WIDTH
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (100, 35, 32), (128, 48, 64), (300, 17, 256)])
-def test_same_bits_as_the_reference(session, bits, shape, ids_type, library):
-    for layer in (make_linear(*shape, bits=bits), hostile(make_linear(*shape, bits=bits))):
-        model = embedding_model(layer, ids_type=ids_type)
+def test_same_bits_as_the_reference(session, bits, shape, ids_type):
+    for w in (make_planes(*shape, bits=bits), hostile(make_planes(*shape, bits=bits))):
+        model = embedding_model(w, ids_type=ids_type)
         onnx.checker.check_model(model, full_check=True)
-        runner = session(model, library=library)
-        n = layer.w.N
+        runner = session(model)
+        n = w.N
         every = np.arange(-n, n, dtype=ids_type)
         for ids in (every.reshape(2, n), every[:1].reshape(1, 1), every[:0].reshape(0, 3)):
             (y,) = runner.run(None, {"ids": ids})
-            assert_same(y, reference.embedding(ids, layer.w))
+            assert_same_bits(y, reference.embedding(ids, w))
 
 
-@BOTH
 @pytest.mark.parametrize("ids_shape", [(), ("a",), ("a", "b", "c")], ids=str)
-def test_any_rank(session, ids_shape, library):
-    layer = make_linear(33, 20, 32, bits=5)
+def test_any_rank(session, ids_shape):
+    w = make_planes(33, 20, 32, bits=5)
     ids = np.full([2] * len(ids_shape), 19, np.int64)
-    (y,) = session(embedding_model(layer, ids_shape=ids_shape), library=library).run(
-        None, {"ids": ids}
-    )
-    assert_same(y, reference.embedding(ids, layer.w))
+    (y,) = session(embedding_model(w, ids_shape=ids_shape)).run(None, {"ids": ids})
+    assert_same_bits(y, reference.embedding(ids, w))
 
 
-@BOTH
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("wrong", [35, -36, 48, 2**40, -(2**63)])
-def test_an_id_out_of_range_is_an_error(session, bits, wrong, library):
-    runner = session(embedding_model(make_linear(100, 35, 32, bits=bits)), library=library)
-    with pytest.raises(Exception, match=f"id {wrong} is out of range" if library else "Gather"):
+def test_an_id_out_of_range_is_an_error(session, bits, wrong):
+    runner = session(embedding_model(make_planes(100, 35, 32, bits=bits)))
+    with pytest.raises(Exception, match=f"id {wrong} is out of range"):
         runner.run(None, {"ids": np.array([[0, wrong]], np.int64)})
     (y,) = runner.run(None, {"ids": np.array([[34]], np.int64)})
     assert y.shape == (1, 1, 100)
@@ -68,7 +64,7 @@ def test_an_id_out_of_range_is_an_error(session, bits, wrong, library):
 @EVERY_WIDTH
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_many_rows_on_threads(session, bits, threads):
-    layer = make_linear(576, 1000, 32, bits=bits)
+    w = make_planes(576, 1000, 32, bits=bits)
     ids = np.random.default_rng(0).integers(0, 1000, (2, 333))
-    (y,) = session(embedding_model(layer), threads=threads).run(None, {"ids": ids})
-    assert_same(y, reference.embedding(ids, layer.w))
+    (y,) = session(embedding_model(w), threads=threads).run(None, {"ids": ids})
+    assert_same_bits(y, reference.embedding(ids, w))

@@ -15,7 +15,7 @@ from isas import ARCHITECTURE, names
 from qcompiler import ops, runtime
 
 CASES = 800
-SEED = 1
+SEED = 2
 BODIES = 2
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from linear_models import embedding_model, linear_model, make_linear
+from linear_models import embedding_model, linear_model
 from op_checks import refusal
+from plane_cases import make_planes
 
 from qcompiler import ops
 
@@ -85,46 +86,46 @@ X_SCALES = [
 
 
 @pytest.fixture
-def layer():
-    return make_linear(100, 35, 32)
+def w():
+    return make_planes(100, 35, 32, bits=4)
 
 
 @EVERY_WIDTH
 @pytest.mark.parametrize("make", [linear_model, embedding_model])
 def test_sizes(session, make, bits):
-    layer = make_linear(100, 35, 32, bits=bits)
+    w = make_planes(100, 35, 32, bits=bits)
     label = f"LinearW{bits}A8 node 'layer0': "
     if make is embedding_model:
         label = f"EmbeddingW{bits} node 'embed': "
     for attributes, cause in [*SIZES, *(GROUPS if bits < 8 else [])]:
-        message = refusal(session, make(layer, attributes=attributes, functions=False))
+        message = refusal(session, make(w, attributes=attributes, functions=False))
         assert label in message
         assert cause.replace("{strip}", str(64 * bits)) in message
 
 
 @pytest.mark.parametrize(("attributes", "cause"), SPLITS, ids=str)
-def test_splits(session, layer, attributes, cause):
-    message = refusal(session, linear_model(layer, attributes=attributes, functions=False))
+def test_splits(session, w, attributes, cause):
+    message = refusal(session, linear_model(w, attributes=attributes, functions=False))
     assert "LinearW4A8 node 'layer0': " in message
     assert cause in message
 
 
 @pytest.mark.parametrize(("tensors", "cause"), [*MATRIX, *BIASES], ids=str)
-def test_constants(session, layer, tensors, cause):
-    message = refusal(session, linear_model(layer, tensors=tensors, functions=False))
+def test_constants(session, w, tensors, cause):
+    message = refusal(session, linear_model(w, tensors=tensors, functions=False))
     assert f"LinearW4A8 node 'layer0': {cause}" in message
 
 
 @pytest.mark.parametrize(("tensors", "cause"), MATRIX, ids=str)
-def test_tables(session, layer, tensors, cause):
-    message = refusal(session, embedding_model(layer, tensors=tensors, functions=False))
+def test_tables(session, w, tensors, cause):
+    message = refusal(session, embedding_model(w, tensors=tensors, functions=False))
     assert f"EmbeddingW4 node 'embed': {cause}" in message
 
 
 @pytest.mark.parametrize(("tensors", "cause"), [*MATRIX, *BIASES], ids=str)
-def test_tensors_at_run_time(session, layer, tensors, cause):
+def test_tensors_at_run_time(session, w, tensors, cause):
     (name,) = tensors
-    model = linear_model(layer, as_inputs=(name,), tensors=tensors, functions=False)
+    model = linear_model(w, as_inputs=(name,), tensors=tensors, functions=False)
     runner = session(model)
     with pytest.raises(Exception, match="LinearW4A8 node 'layer0': ") as caught:
         runner.run(None, {"X": f32(1, 1, 100), **tensors})
@@ -132,42 +133,41 @@ def test_tensors_at_run_time(session, layer, tensors, cause):
 
 
 @pytest.mark.parametrize(("x_scale", "cause"), X_SCALES, ids=str)
-def test_static_scale(session, layer, x_scale, cause):
-    options = {"static": True, "tensors": {"x_scale": x_scale}, "functions": False}
+def test_static_scale(session, w, x_scale, cause):
+    options = {"x_scale": 0.02, "tensors": {"x_scale": x_scale}, "functions": False}
     label = "LinearW4A8Static node 'layer0': "
-    assert label + cause in refusal(session, linear_model(layer, **options))
-    runner = session(linear_model(layer, **options, as_inputs=("x_scale",)))
+    assert label + cause in refusal(session, linear_model(w, **options))
+    runner = session(linear_model(w, **options, as_inputs=("x_scale",)))
     with pytest.raises(Exception, match=f"{label}x_scale"):
         runner.run(None, {"X": f32(1, 1, 100), "x_scale": x_scale})
 
 
 def test_sizes_of_eight_bits_name_no_groups(session):
-    layer = make_linear(100, 35, 32, bits=8)
-    message = refusal(session, linear_model(layer, tensors={"W": u8(3, 3, 512)}, functions=False))
+    w = make_planes(100, 35, 32, bits=8)
+    message = refusal(session, linear_model(w, tensors={"W": u8(3, 3, 512)}, functions=False))
     assert "expected [3, 4, 512] for K=100, N=35" in message
     assert "group_size" not in message
 
 
-def test_wrong_x(session, layer):
-    model = linear_model(layer, functions=False)
+def test_wrong_x(session, w):
+    model = linear_model(w, functions=False)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "k"
     with pytest.raises(Exception, match=r"X has shape \[1, 1, 99\], its last dimension .* K=100"):
         session(model).run(None, {"X": f32(1, 1, 99)})
 
 
-def test_other_element_types(session, layer):
-    tensors = {"scales": layer.w.scales.astype(np.float16)}
-    message = refusal(session, linear_model(layer, tensors=tensors, functions=False))
+def test_other_element_types(session, w):
+    tensors = {"scales": w.scales.astype(np.float16)}
+    message = refusal(session, linear_model(w, tensors=tensors, functions=False))
     assert "layer0" in message
     assert "tensor(float16)" in message
 
 
 @EVERY_WIDTH
-@pytest.mark.parametrize("static", [False, True])
-def test_the_kernel_replaces_the_function(session, static, bits):
+@pytest.mark.parametrize("x_scale", [None, 0.02])
+def test_the_kernel_replaces_the_function(session, x_scale, bits):
     """Only the kernel looks at the layout: its refusal shows that it is the one in use."""
-    model = linear_model(
-        make_linear(100, 35, 32, bits=bits), static=static, attributes={"layout": 7}
-    )
+    w = make_planes(100, 35, 32, bits=bits)
+    model = linear_model(w, x_scale=x_scale, attributes={"layout": 7})
     assert "layout 7" in refusal(session, model)
     session(model, library=False)
