@@ -90,7 +90,7 @@ def w():
     return make_planes(100, 35, 32, bits=4)
 
 
-@EVERY_WIDTH
+@pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("make", [linear_model, embedding_model])
 def test_sizes(session, make, bits):
     w = make_planes(100, 35, 32, bits=bits)
