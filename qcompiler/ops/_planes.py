@@ -23,20 +23,11 @@ def matrix_inputs(bits: int) -> list[str]:
 SIZES = """
     k = Constant <value_int : int = @K> ()
     n = Constant <value_int : int = @N> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
     axis_0 = Constant <value_ints = [0]> ()
     k_1d = Unsqueeze (k, axis_0)
     n_1d = Unsqueeze (n, axis_0)
 """
-"""K and N as scalars and as one-element vectors, and small constants."""
-
-GROUP_OF_K = """
-    group_size = Constant <value_int : int = @group_size> ()
-    ks = Range (zero, k, one)
-    group_of_k = Div (ks, group_size)
-"""
-"""The group of every k. The last group may be short."""
+"""K and N as scalars and as one-element vectors."""
 
 
 def codes_by_quad(bits: int, width: int) -> str:
@@ -81,13 +72,13 @@ def _plane(name: str, width: int, start: int, end: int) -> str:
 
 
 def weights_from_codes(bits: int) -> str:
-    """Nodes that make the int8 ``w`` from ``codes`` and ``group_bytes``, uint8 of one shape.
+    """Nodes that make the int8 ``weights`` from ``codes`` and ``group_bytes``, all of one shape.
 
-    `group_bytes` has the byte of each code's group, and is not read for 8 bits. ONNX casts integers
-    to narrower ones modulo 256.
+    `group_bytes` has the byte of each code's group, or broadcasts to that, and is not read for 8
+    bits. ONNX casts integers to narrower ones modulo 256.
     """
     if not grouped(bits):
-        return "w = Cast <to = 3> (codes)\n"
+        return "weights = Cast <to = 3> (codes)\n"
     return f"""
     zero_mask = Constant <value = uint8 {{{(1 << bits) - 1}}}> ()
     zero_bytes = BitwiseAnd (group_bytes, zero_mask)
@@ -100,5 +91,5 @@ def weights_from_codes(bits: int) -> str:
     multiples = Add (multiples_less_1, one_value)
     centered = Sub (code_values, zero_points)
     products = Mul (centered, multiples)
-    w = Cast <to = 3> (products)
+    weights = Cast <to = 3> (products)
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import onnx
 
 from qcompiler.ops._planes import (
-    GROUP_OF_K,
     SIZES,
     codes_by_quad,
     grouped,
@@ -30,6 +29,8 @@ _CODES = """
     panels = Div (columns, panel)
     lanes = Mod (columns, panel)
 
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
     strip = Constant <value_int = 32> ()
     k_up = Add (k, strip)
     k_up_1 = Sub (k_up, one)
@@ -60,8 +61,10 @@ _CODES = """
 """
 
 _GROUPS = """
-    groups_shape = Shape <start = 1, end = 2> (groups)
-    group_count = Squeeze (groups_shape)
+    group_size = Constant <value_int : int = @group_size> ()
+    ks = Range (zero, k, one)
+    group_of_k = Div (ks, group_size)
+    group_count = Shape <start = 1, end = 2> (groups)
     panels_2d = Unsqueeze (panels, last)
     lanes_2d = Unsqueeze (lanes, last)
     first_groups = Mul (panels_2d, group_count)
@@ -73,9 +76,9 @@ _GROUPS = """
 """
 
 _ROWS = """
-    w_float = Cast <to = 1> (w)
+    w = Cast <to = 1> (weights)
     scales_2d = Unsqueeze (scales_of_rows, last)
-    rows = Mul (w_float, scales_2d)
+    rows = Mul (w, scales_2d)
     ids_shape = Shape (ids)
     y_shape = Concat <axis = 0> (ids_shape, k_1d)
     Y = Reshape <allowzero = 1> (rows, y_shape)
@@ -86,7 +89,7 @@ def embedding_function(op_type: str, bits: int) -> onnx.FunctionProto:
     """The function of one op type of the family."""
     codes = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 4))
     if grouped(bits):
-        codes += GROUP_OF_K + _GROUPS
+        codes += _GROUPS
     return parse(
         op_type,
         attributes=matrix_attributes(bits),

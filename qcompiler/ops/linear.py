@@ -10,7 +10,6 @@ from __future__ import annotations
 import onnx
 
 from qcompiler.ops._planes import (
-    GROUP_OF_K,
     SIZES,
     codes_by_quad,
     grouped,
@@ -21,26 +20,44 @@ from qcompiler.ops._planes import (
 from qcompiler.ops._text import parse
 
 # Dword c of a block is column c, its bytes are k .. k+3. From panels, strips, quads, columns, bytes
-# to rows of k.
+# to rows of k, in two steps because ONNX Runtime is fast at these two.
 _CODES = """
     blocks_shape = Constant <value_ints = [0, 0, {bits}, 64]> ()
     blocks = Reshape (W, blocks_shape)
     {quads}
     columns_shape = Constant <value_ints = [0, 0, 8, 16, 4]> ()
     quads_by_column = Reshape (quads, columns_shape)
-    quads_by_k = Transpose <perm = [1, 2, 4, 0, 3]> (quads_by_column)
-    codes_padded = Flatten <axis = 3> (quads_by_k)
+    quads_by_k = Transpose <perm = [0, 1, 2, 4, 3]> (quads_by_column)
+    rows_by_panel = Transpose <perm = [1, 2, 3, 0, 4]> (quads_by_k)
+    rows_padded = Flatten <axis = 3> (rows_by_panel)
     corner = Constant <value_ints = [0, 0]> ()
     k_n = Concat <axis = 0> (k_1d, n_1d)
-    codes = Slice (codes_padded, corner, k_n)
+    rows_of_codes = Slice (rows_padded, corner, k_n)
 """
 
+# Codes [G, group_size, N], the last group made whole, and their bytes [G, 1, N]: these become 32
+# bits wide, and are not spread over k for that.
 _GROUPS = """
     groups_by_panel = Transpose <perm = [1, 0, 2]> (groups)
     groups_padded = Flatten <axis = 1> (groups_by_panel)
-    columns_axis = Constant <value_ints = [1]> ()
-    groups_by_column = Slice (groups_padded, axis_0, n_1d, columns_axis)
-    group_bytes = Gather <axis = 0> (groups_by_column, group_of_k)
+    axis_1 = Constant <value_ints = [1]> ()
+    groups_by_column = Slice (groups_padded, axis_0, n_1d, axis_1)
+    group_bytes = Unsqueeze (groups_by_column, axis_1)
+    group_size = Constant <value_int : int = @group_size> ()
+    group_size_1d = Unsqueeze (group_size, axis_0)
+    group_count = Shape <start = 1, end = 2> (groups)
+    k_whole = Mul (group_count, group_size_1d)
+    k_missing = Sub (k_whole, k_1d)
+    pads = Concat <axis = 0> (corner, k_missing, axis_0)
+    rows_whole = Pad (rows_of_codes, pads)
+    grouped_shape = Concat <axis = 0> (group_count, group_size_1d, n_1d)
+    codes = Reshape (rows_whole, grouped_shape)
+"""
+
+_UNGROUPED = """
+    w_whole_shape = Concat <axis = 0> (k_whole, n_1d)
+    w_whole = Reshape (weights, w_whole_shape)
+    w = Slice (w_whole, axis_0, k_1d, axis_0)
 """
 
 # Rows are a matrix: with none, MatMulInteger of ONNX Runtime mistakes the shape of anything else.
@@ -102,14 +119,20 @@ _PRODUCT = """
 
 def linear_function(op_type: str, bits: int, *, static: bool) -> onnx.FunctionProto:
     """The function of one op type of the family."""
-    weights = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 64))
-    if grouped(bits):
-        weights += GROUP_OF_K + _GROUPS
     scales = _STATIC if static else _DYNAMIC
     return parse(
         op_type,
         attributes=[*matrix_attributes(bits), "splits"],
         inputs=["X", *matrix_inputs(bits), "bias", *(["x_scale"] if static else [])],
         outputs=["Y0", "Y1", "Y2"],
-        body=SIZES + weights + weights_from_codes(bits) + _ROWS + scales + _PRODUCT,
+        body=SIZES + _weights(bits) + _ROWS + scales + _PRODUCT,
     )
+
+
+def _weights(bits: int) -> str:
+    """Nodes that make the int8 ``w`` [K, N] of the inputs that hold a matrix."""
+    rows = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 64))
+    if grouped(bits):
+        return rows + _GROUPS + weights_from_codes(bits) + _UNGROUPED
+    codes, w = "codes = Identity (rows_of_codes)\n", "w = Identity (weights)\n"
+    return rows + codes + weights_from_codes(bits) + w
