@@ -3,9 +3,9 @@
 //
 //   qcompiler_kernels_bench [--quick] [options of google-benchmark]
 //
-// A name reads W4/avx512vnni/4096x4096/g32/row/M1/hot: bits, ISA, KxN, group size, scale of the
-// activations, rows, and where weights lie: in the caches as far as they fit (hot), or in so many
-// copies that every run reads from memory (memory; one row only).
+// A name reads LinearW4/avx512vnni/4096x4096/g32/row/M1/hot: weights (W4: of the MatMul ops), ISA,
+// KxN, group size, scale of the activations, rows, and where weights lie: in the caches as far as
+// they fit (hot), or in so many copies that every run reads from memory (memory; one row only).
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -20,6 +20,7 @@
 
 namespace {
 
+using qc::bench::Form;
 using qc::bench::Problem;
 using qc::bench::Shape;
 using qc::kernels::KernelTable;
@@ -39,6 +40,10 @@ constexpr std::int64_t kReferenceMaxWork = std::int64_t{1} << 24;
 struct Matrix {
   std::int64_t k, n;
 };
+// Of the Linear ops.
+constexpr Matrix kLinearMatrix = {4096, 4096};
+constexpr std::int64_t kLinearRows[] = {1, 4, 16, 128};
+// Of the MatMul ops.
 constexpr Matrix kMatrices[] = {{4096, 4096}, {576, 960}, {1536, 576}};
 constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 128};
 
@@ -52,7 +57,8 @@ struct Case {
 
 std::string name(const Case& c) {
   const Shape& s = c.shape;
-  return "W" + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
+  const char* family = s.form == Form::kLinear ? "LinearW" : "W";
+  return family + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
          std::to_string(s.n) + "/g" + std::to_string(s.group_size) +
          (s.scale_per_group ? "/group" : "/row") + "/M" + std::to_string(s.rows) +
          (c.from_memory ? "/memory" : "/hot");
@@ -65,7 +71,7 @@ Problem& problem_of(const Case& c, std::size_t footprint) {
   static std::unique_ptr<Problem> kept;
   if (kept == nullptr || kept_name != name(c)) {
     kept.reset();
-    kept = std::make_unique<Problem>(*c.table, c.shape, c.from_memory ? footprint : 0);
+    kept = qc::bench::make_problem(*c.table, c.shape, c.from_memory ? footprint : 0);
     kept_name = name(c);
   }
   return *kept;
@@ -100,28 +106,63 @@ void add(const Case& c, const Effort& effort) {
   if (effort.repetitions > 1) added->ReportAggregatesOnly();
 }
 
-void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
-  const double peak = qc::bench::peak_ops(table.isa);
-  if (peak > 0) {
-    benchmark::AddCustomContext(std::string("peak_gops_") + table.isa, std::to_string(peak / 1e9));
+// What the cases of an ISA have in common.
+struct Machine {
+  const KernelTable* table;
+  const Effort* effort;
+  double peak, bandwidth;
+};
+
+// Where the weights are hot and, for one row, in memory.
+void add_places(const Machine& machine, const Shape& shape) {
+  const std::int64_t work = shape.rows * shape.k * shape.n;
+  const bool plain = std::strcmp(machine.table->isa, "reference") == 0;
+  if (work > machine.effort->max_work || (plain && work > kReferenceMaxWork)) return;
+  for (const bool from_memory : {false, true}) {
+    if (from_memory && shape.rows > 1) continue;
+    add({machine.table, shape, from_memory, machine.peak, machine.bandwidth}, *machine.effort);
   }
-  const bool plain = std::strcmp(table.isa, "reference") == 0;
+}
+
 #define QC_BITS(bits, ...) bits,
+
+void add_linear(const Machine& machine) {
+  const auto [k, n] = kLinearMatrix;
+  for (const int bits : {QC_EACH_LINEAR_WIDTH(QC_BITS)}) {
+    for (const std::int64_t group : {16, 32, 128}) {
+      if (bits == qc::kernels::kMostBits && group != 16) continue;  // it has no groups
+      const std::int64_t size = bits == qc::kernels::kMostBits ? k : group;
+      for (const std::int64_t rows : kLinearRows) {
+        add_places(machine, {Form::kLinear, bits, k, n, size, rows, false});
+      }
+    }
+  }
+}
+
+void add_matmul(const Machine& machine) {
   for (const int bits : {QC_EACH_WIDTH(QC_BITS)}) {
     for (const Matrix& m : kMatrices) {
       for (const std::int64_t group : {32, 128}) {
         for (const bool per_group : {false, true}) {
           for (const std::int64_t rows : kRows) {
-            const std::int64_t work = rows * m.k * m.n;
-            if (work > effort.max_work || (plain && work > kReferenceMaxWork)) continue;
-            const Shape shape{bits, m.k, m.n, group, rows, per_group};
-            add({&table, shape, false, peak, bandwidth}, effort);
-            if (rows == 1) add({&table, shape, true, peak, bandwidth}, effort);
+            add_places(machine, {Form::kMatMul, bits, m.k, m.n, group, rows, per_group});
           }
         }
       }
     }
   }
+}
+
+#undef QC_BITS
+
+void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
+  const double peak = qc::bench::peak_ops(table.isa);
+  if (peak > 0) {
+    benchmark::AddCustomContext(std::string("peak_gops_") + table.isa, std::to_string(peak / 1e9));
+  }
+  const Machine machine{&table, &effort, peak, bandwidth};
+  add_linear(machine);
+  add_matmul(machine);
 }
 
 // Takes --quick off the arguments.

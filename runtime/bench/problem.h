@@ -4,47 +4,37 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "kernels/dispatch/dispatch.h"
 
 namespace qc::bench {
 
+enum class Form { kLinear, kMatMul };  // of layout 2 and of layout 1
+
 struct Shape {
+  Form form;
   int bits;
-  std::int64_t k, n, group_size;
+  std::int64_t k, n;
+  std::int64_t group_size;  // k for kLinear of 8 bits
   std::int64_t rows;
-  bool scale_per_group;  // of the activations; otherwise one a row
+  bool scale_per_group;  // of the activations; otherwise one a row. Not for kLinear
 };
 
-// Bytes of one copy of the weights: codes and scales.
+// Bytes of one copy of the weights: codes, scales and what a group has.
 std::size_t weight_bytes(const Shape& shape);
 
 class Problem {
  public:
-  // As many copies of the weights as fill `footprint` bytes, at least one.
-  Problem(const kernels::KernelTable& table, const Shape& shape, std::size_t footprint);
+  virtual ~Problem() = default;
 
   // The whole product, with copy `index` modulo their number.
-  void run(std::size_t index);
-
- private:
-  void quantize(const kernels::KernelTable& table);
-
-  Shape shape_;
-  kernels::MatMul matmul_;
-  std::int64_t groups_, stride_;
-  std::vector<std::uint8_t> codes_;    // of all copies
-  std::vector<std::uint16_t> scales_;  // of all copies
-  std::size_t copies_;
-  struct alignas(64) Line {  // where the op lays rows out, too
-    std::int8_t codes[64];
-  };
-  std::vector<Line> rows_;
-  std::vector<float> row_scales_;
-  std::vector<std::int32_t> starts_;
-  std::vector<float> out_;
+  virtual void run(std::size_t index) = 0;
 };
+
+// As many copies of the weights as fill `footprint` bytes, at least one.
+std::unique_ptr<Problem> make_problem(const kernels::KernelTable& table, const Shape& shape,
+                                      std::size_t footprint);
 
 }  // namespace qc::bench
 

@@ -28,7 +28,7 @@ class GatherCudaKernel {
     job.scales = call.packed.scales;
     job.zero_points = call.packed.zero_points;
     job.out = call.out;
-    job.wide_ids = call.wide_ids;
+    job.wide_ids = call.wide;
     job.bits = node_.bits();
     job.one_zero_point = call.packed.one_zero_point;
     void* stream = nullptr;

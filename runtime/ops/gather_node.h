@@ -6,6 +6,7 @@
 #include <deque>
 #include <string>
 
+#include "ops/lookup.h"
 #include "ops/op.h"
 #include "ops/packed_inputs.h"
 #include "ops/shape_inference.h"
@@ -18,13 +19,9 @@ struct GatherForm {
 };
 inline constexpr GatherForm kGatherForms[] = {{"GatherW4", 4}, {"GatherW8", 8}};
 
-// One run: ids [count] of either type, and where their rows [count, k] go.
-struct GatherCall {
+// One run.
+struct GatherCall : LookUpCall {
   PackedInputs::Pointers packed;
-  const void* ids;
-  bool wide_ids;  // int64 rather than int32
-  std::int64_t count;
-  float* out;
 };
 
 class GatherNode {
@@ -38,15 +35,8 @@ class GatherNode {
   const MatrixAttributes& matrix() const { return matrix_; }
 
   GatherCall read(OrtKernelContext* context) const {
-    const OrtValue* ids = input_of(api_, context, 0);
-    const TensorInfo info = info_of(api_, ids);
-    GatherCall call{packed_.read(context), data_of(api_, ids), info.type == abi::kInt64, 1,
-                    nullptr};
-    for (const std::int64_t dim : info.shape) call.count *= dim;
-    Shape out_shape = info.shape;
-    out_shape.push_back(matrix_.k);
-    call.out = static_cast<float*>(data_of(api_, output_of(api_, context, 0, out_shape)));
-    return call;
+    const PackedInputs::Pointers packed = packed_.read(context);
+    return {read_look_up(api_, context, matrix_.k), packed};
   }
 
  private:
@@ -54,7 +44,7 @@ class GatherNode {
       : api_(api),
         label_(node.label()),
         bits_(bits),
-        matrix_(MatrixAttributes::read(node)),
+        matrix_(read_layout_1(node)),
         packed_(api, node, matrix_, bits, 1) {}
 
   const OrtApi* api_;

@@ -15,9 +15,11 @@ void add_ops(std::deque<Op>& ops);
 void add_activation_ops(std::deque<Op>& ops);  // SwiGLU, Gelu and GeluTanh
 void add_attention_ops(std::deque<Op>& ops);   // GroupQueryAttention
 void add_multi_head_attention_ops(std::deque<Op>& ops);
-void add_norm_ops(std::deque<Op>& ops);    // AddRMSNormalization and AddLayerNormalization
-void add_matmul_ops(std::deque<Op>& ops);  // each width and form, for each type of X
-void add_gather_ops(std::deque<Op>& ops);  // each width, for each type of ids
+void add_embedding_ops(std::deque<Op>& ops);  // each width, for each type of ids
+void add_linear_ops(std::deque<Op>& ops);     // each width and form, for each type of X
+void add_norm_ops(std::deque<Op>& ops);       // AddRMSNormalization and AddLayerNormalization
+void add_matmul_ops(std::deque<Op>& ops);     // each width and form, for each type of X
+void add_gather_ops(std::deque<Op>& ops);     // each width, for each type of ids
 
 // The same on a GPU, for an execution provider of ONNX Runtime (a literal).
 void add_matmul_cuda_ops(std::deque<Op>& ops, const char* provider);

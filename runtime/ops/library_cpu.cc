@@ -3,6 +3,8 @@
 namespace qc::ops {
 
 void add_ops(std::deque<Op>& ops) {
+  add_linear_ops(ops);
+  add_embedding_ops(ops);
   add_matmul_ops(ops);
   add_gather_ops(ops);
   add_attention_ops(ops);

@@ -1,17 +1,15 @@
-// A node of the MatMul family: its attributes, and the checks of every tensor it gets.
-//
-// The same on every device: data is read here only where it lies in the host's memory, which is the
-// static scale of X.
+// A node of the MatMul family: its attributes, and the checks of every tensor it gets. The same on
+// every device.
 #ifndef QC_OPS_MATMUL_NODE_H_
 #define QC_OPS_MATMUL_NODE_H_
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "ops/layer_tensors.h"
 #include "ops/op.h"
 #include "ops/packed_inputs.h"
 #include "ops/shape_inference.h"
@@ -30,21 +28,9 @@ inline constexpr MatMulForm kMatMulForms[] = {
     {"MatMulW8A8Static", 8, true},
 };
 
-// Where the result goes: up to three column ranges side by side, each a tensor of its own.
-struct OutputRange {
-  std::int64_t column_begin, column_end;
-  void* data;  // [rows, column_end - column_begin]; null: nothing to write
-};
-
 // The tensors of one run, checked.
-struct MatMulCall {
-  const void* x;  // [rows, k]
-  std::int64_t rows;
+struct MatMulCall : LayerCall {
   PackedInputs::Pointers packed;
-  const float* bias;
-  bool one_bias;       // one value for all columns
-  float static_scale;  // 0: dynamic
-  std::array<OutputRange, 3> outputs;
 };
 
 class MatMulNode {
@@ -65,10 +51,6 @@ class MatMulNode {
 
  private:
   MatMulNode(const OrtApi* api, const Node& node, const MatMulForm& form, int element_type);
-  void read_splits(const Node& node);
-  void check_bias(const Shape& shape) const;
-  void check_x_scale(const OrtValue* value) const;
-  std::array<OutputRange, 3> make_outputs(OrtKernelContext* context, Shape shape) const;
 
   const OrtApi* api_;
   const MatMulForm& form_;
@@ -76,11 +58,8 @@ class MatMulNode {
   int element_type_;
   MatrixAttributes matrix_;
   PackedInputs packed_;
-  std::int64_t activation_block_ = 0;
-  std::vector<std::int64_t> splits_;
-  bool bias_checked_ = false;  // constant, checked at creation
-  bool one_bias_ = false;
-  bool x_scale_checked_ = false;
+  LayerTensors layer_;
+  std::int64_t activation_block_;
 };
 
 // Adds the ops of the family for each type of X, with `Kernel` as their class. `adapt(op)` may

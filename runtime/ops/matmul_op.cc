@@ -1,10 +1,8 @@
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include <deque>
 
 #include "ops/library.h"
-#include "ops/matmul_compute.h"
 #include "ops/matmul_node.h"
+#include "ops/tiled_product.h"
 
 namespace qc::ops {
 namespace {
@@ -20,33 +18,34 @@ class MatMulKernel {
     const MatMulCall call = node_.read(context);
     if (call.rows == 0) return;
     const MatrixAttributes& matrix = node_.matrix();
-    const float* bias = call.bias;
-    std::vector<float> spread_bias;
-    if (call.one_bias) {
-      // One value for all columns: 0 by convention, else spread here. It may lie unaligned.
-      float value;
-      std::memcpy(&value, call.bias, sizeof value);
-      if (value != 0.0f) spread_bias.assign(static_cast<std::size_t>(matrix.n), value);
-      bias = spread_bias.empty() ? nullptr : spread_bias.data();
-    }
-    MatMulJob job{};
-    job.kernels = &kernels_;
-    job.bits = node_.form().bits;
-    job.element_type = node_.element_type();
-    job.x = call.x;
-    job.rows = call.rows;
-    job.activation_block = node_.activation_block();
-    job.static_scale = call.static_scale;
-    job.weights = {call.packed.codes,
-                   call.packed.scales,
-                   call.packed.one_zero_point ? nullptr : call.packed.zero_points,
-                   call.packed.zero_points[0],
-                   bias,
-                   matrix.k,
-                   matrix.n,
-                   matrix.group_size};
-    job.outputs = call.outputs;
-    run(api(), context, job);
+    const BiasValues bias(call, matrix.n);
+    const PackedInputs::Pointers& packed = call.packed;
+    const kernels::Weights weights{packed.codes,
+                                   packed.scales,
+                                   packed.one_zero_point ? nullptr : packed.zero_points,
+                                   packed.zero_points[0],
+                                   bias.get(),
+                                   matrix.k,
+                                   matrix.n,
+                                   matrix.group_size};
+    const auto matmul = kernels_.matmul[node_.form().bits];
+
+    TiledProduct product{};
+    product.kernels = &kernels_;
+    product.element_type = node_.element_type();
+    product.x = call.x;
+    product.rows = call.rows;
+    product.k = matrix.k;
+    product.n = matrix.n;
+    product.group_size = matrix.group_size;
+    product.activation_block = node_.activation_block();
+    product.static_scale = call.static_scale;
+    product.start_factor = packed.one_zero_point ? -weights.zero_point : -1;
+    product.outputs = call.outputs;
+    product.multiply = [&](const QuantizedChunk& q, const kernels::Tile& tile) {
+      matmul({q.codes, q.stride, q.scales, q.scale_count, q.starts}, weights, tile);
+    };
+    run(api(), context, product);
   }
 
  private:

@@ -3,31 +3,9 @@
 namespace qc::ops {
 namespace {
 
-constexpr std::int64_t kMaxSide = std::int64_t{1} << 28;
-constexpr std::int64_t kMaxWeights = std::int64_t{1} << 40;
-
 bool is_one_value(const Shape& shape) { return shape == Shape{1, 1, 1}; }
 
 }  // namespace
-
-MatrixAttributes MatrixAttributes::read(const Node& node) {
-  const std::int64_t layout = node.integer("layout");
-  if (layout != 1) {
-    node.refuse("layout " + std::to_string(layout) +
-                " is not known to this version of the op library, which reads layout 1");
-  }
-  const MatrixAttributes m{node.integer("K"), node.integer("N"), node.integer("group_size")};
-  if (m.k < 1 || m.k > kMaxSide) node.refuse("K=" + std::to_string(m.k) + " is out of range");
-  if (m.n < 1 || m.n > kMaxSide) node.refuse("N=" + std::to_string(m.n) + " is out of range");
-  if (m.k > kMaxWeights / m.n) {
-    node.refuse("K=" + std::to_string(m.k) + " times N=" + std::to_string(m.n) +
-                " is out of range");
-  }
-  if (!kernels::is_group_size(m.group_size)) {
-    node.refuse("group_size=" + std::to_string(m.group_size) + " is not 32, 64, 128 or 256");
-  }
-  return m;
-}
 
 PackedInputs::PackedInputs(const OrtApi* api, const Node& node, const MatrixAttributes& matrix,
                            int bits, std::size_t first)

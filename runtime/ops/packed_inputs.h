@@ -1,23 +1,14 @@
-// The three inputs that hold a packed matrix: W, scales and zero_points.
+// The three inputs that hold a matrix of layout 1: W, scales and zero_points.
 #ifndef QC_OPS_PACKED_INPUTS_H_
 #define QC_OPS_PACKED_INPUTS_H_
 
 #include <cstdint>
 #include <string>
 
-#include "kernels/layout.h"
+#include "ops/matrix_attributes.h"
 #include "ops/op.h"
 
 namespace qc::ops {
-
-// K, N, group_size and layout, checked, and small enough that no size computed from them overflows.
-struct MatrixAttributes {
-  std::int64_t k, n, group_size;
-
-  static MatrixAttributes read(const Node& node);
-  std::int64_t groups() const { return kernels::ceil_div(k, group_size); }
-  std::int64_t panels() const { return kernels::ceil_div(n, kernels::kPanel); }
-};
 
 // Weights are almost always constants: those are checked once, when the kernel is created. Any
 // other tensor is checked at each run.

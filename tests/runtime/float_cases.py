@@ -18,8 +18,7 @@ MASKED = -1e30  # what swallows any score that is added to it
 
 def float_case(rng: np.random.Generator) -> NodeCase:
     """One of the ops."""
-    makers = (_decoder_case, _decoder_case, _encoder_case, _encoder_case, _norm_case, _gate_case)
-    return pick(rng, makers)(rng)
+    return pick(rng, (_decoder_case, _encoder_case, _norm_case, _gate_case))(rng)
 
 
 def _normal(rng: np.random.Generator, *shape: int, size: float = 1.0) -> np.ndarray:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnxruntime as ort
 from float_cases import float_case
-from node_cases import NodeCase, Values, mutate
+from linear_cases import linear_case
+from node_cases import NodeCase, Values, mutate, pick
 from op_checks import run_into
 from packed_cases import packed_case
 
@@ -53,10 +54,15 @@ class Tally:
         return Tally(**{n: Counter(v) if isinstance(v, dict) else v for n, v in values.items()})
 
 
+def valid_case(rng: np.random.Generator) -> NodeCase:
+    """A node of any op; most are of the many ops of the integer form."""
+    return pick(rng, (linear_case, linear_case, float_case, packed_case))(rng)
+
+
 def make_case(seed: int, index: int) -> NodeCase:
     """Case `index` of a seed, mutated."""
     rng = np.random.default_rng([seed, index])
-    case = (float_case if rng.random() < 0.5 else packed_case)(rng)
+    case = valid_case(rng)
     mutate(case, rng)
     return case
 

@@ -178,6 +178,7 @@ class KernelLibrary:
         self._c.qc_swiglu.argtypes = (c_char_p, c_void_p, c_void_p, c_int64, c_void_p)
         self._c.qc_gelu.argtypes = (c_char_p, c_void_p, c_int64, c_int, c_void_p)
         self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_void_p)
+        self._c.qc_embedding.argtypes = (c_int, POINTER(PlaneWeights), c_int64, c_void_p)
         self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
     def _guarded(self, array: np.ndarray) -> np.ndarray:
@@ -391,6 +392,18 @@ class KernelLibrary:
         y = guarded(np.full(x.shape, np.nan, np.float32))
         assert self._c.qc_gelu(isa.encode(), address(x), x.size, int(by_tanh), address(y))
         return y
+
+    def embedding(self, w: PlaneMatrix, column: int) -> np.ndarray:
+        guarded, address = self._guarded, self._address
+        out = guarded(np.full(w.K, np.nan, np.float32))
+        codes, scales = guarded(w.W), guarded(w.scales)
+        groups = None if w.groups is None else guarded(w.groups)
+        weights = PlaneWeights(
+            *(address(codes), address(groups), address(scales), None),
+            *(w.K, w.N, w.group_size),
+        )
+        self._c.qc_embedding(w.bits, ctypes.byref(weights), column, address(out))
+        return out
 
     def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
         guarded, address = self._guarded, self._address

@@ -1,4 +1,4 @@
-"""One-node models of the Linear and Embedding ops, and what comparing bits means."""
+"""One-node models of the Linear and Embedding ops, and the bits that they give."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from op_models import FLOAT_TYPES, narrowed, with_function
+from single_node import Values, layer_model, rounded_to_bfloat16, table_model
 
 from qcompiler import ops
+from qcompiler.numerics import reference
 from qcompiler.numerics.planes import PlaneMatrix
 
+X_SCALE = 0.02
 
-def matrix_tensors(w: PlaneMatrix) -> dict[str, np.ndarray]:
+
+def matrix_tensors(w: PlaneMatrix) -> Values:
     """The inputs that hold a matrix, in the ops' order."""
     groups = {} if w.groups is None else {"groups": w.groups}
     return {"W": w.W, **groups, "scales": w.scales}
 
 
-def matrix_attributes(w: PlaneMatrix) -> dict[str, int]:
+def layer_tensors(w: PlaneMatrix, bias: np.ndarray | None, x_scale: float | None) -> Values:
+    """All inputs of a Linear node but X. Without a bias one 0; with `x_scale` the Static form."""
+    static = {} if x_scale is None else {"x_scale": np.array(x_scale, np.float32)}
+    return matrix_tensors(w) | {"bias": np.zeros(1, np.float32) if bias is None else bias} | static
+
+
+def matrix_attributes(w: PlaneMatrix) -> dict[str, Any]:
     """The attributes that describe it."""
     sizes = {} if w.groups is None else {"group_size": w.group_size}
     return {"K": w.K, "N": w.N, **sizes, "layout": ops.LINEAR_LAYOUT}
@@ -30,38 +38,56 @@ def linear_model(
     bias: np.ndarray | None = None,
     *,
     x_scale: float | None = None,
-    dtype: str = "float32",
     splits: tuple[int, int, int] | None = None,
-    leading: tuple[str, ...] = ("batch", "sequence"),
+    attributes: dict[str, Any] | None = None,
+    tensors: Values | None = None,
+    **options: Any,
 ) -> onnx.ModelProto:
-    """A Linear node; with `x_scale` of the Static form. In bfloat16 the model converts."""
+    """A Linear node; with `x_scale` of the Static form.
+
+    `attributes` and `tensors` override what these say; `options` are those of `layer_model`.
+    """
     sizes = splits or (w.N, 0, 0)
-    tensors = matrix_tensors(w)
-    tensors["bias"] = np.zeros(1, np.float32) if bias is None else bias
-    if x_scale is not None:
-        tensors["x_scale"] = np.array(x_scale, np.float32)
-    op_type = ops.linear_op(w.bits, static=x_scale is not None)
-    outputs = [f"Y{i}" if size else "" for i, size in enumerate(sizes)]
-    attributes = matrix_attributes(w) | {"splits": list(sizes)}
-    node = _node(op_type, ["X", *tensors], outputs, attributes)
-    elem = FLOAT_TYPES["float32" if dtype == "bfloat16" else dtype]
-    return _model(
-        narrowed(node) if dtype == "bfloat16" else [node],
-        ("X", elem, [*leading, w.K]),
-        [(y, elem, [*leading, n]) for y, n in zip(outputs, sizes, strict=True) if y],
-        tensors,
-        op_type,
+    return layer_model(
+        ops.linear_op(w.bits, static=x_scale is not None),
+        matrix_attributes(w) | {"splits": list(sizes)} | (attributes or {}),
+        layer_tensors(w, bias, x_scale) | (tensors or {}),
+        K=w.K,
+        splits=sizes,
+        **options,
     )
 
 
 def embedding_model(
-    w: PlaneMatrix, *, ids_type: int = TensorProto.INT64, ids_shape: tuple[str, ...] = ("a", "b")
+    w: PlaneMatrix,
+    *,
+    attributes: dict[str, Any] | None = None,
+    tensors: Values | None = None,
+    **options: Any,
 ) -> onnx.ModelProto:
-    """An Embedding node."""
-    op_type, tensors = ops.embedding_op(w.bits), matrix_tensors(w)
-    node = _node(op_type, ["ids", *tensors], ["Y"], matrix_attributes(w))
-    y = ("Y", TensorProto.FLOAT, [*ids_shape, w.K])
-    return _model([node], ("ids", ids_type, [*ids_shape]), [y], tensors, op_type)
+    """An Embedding node, likewise; `options` are those of `table_model`."""
+    return table_model(
+        ops.embedding_op(w.bits),
+        matrix_attributes(w) | (attributes or {}),
+        matrix_tensors(w) | (tensors or {}),
+        K=w.K,
+        **options,
+    )
+
+
+def wanted(
+    x: np.ndarray,
+    w: PlaneMatrix,
+    bias: np.ndarray | None = None,
+    x_scale: float | None = None,
+    *,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """What a Linear node gives, its outputs side by side, as a session returns them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        none = np.zeros(1, np.float32)
+        y = reference.linear_a8(x, w, none if bias is None else bias, x_scale=x_scale)
+        return rounded_to_bfloat16(y) if dtype == "bfloat16" else y.astype(dtype)
 
 
 def assert_same_bits(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -71,28 +97,3 @@ def assert_same_bits(found: np.ndarray, wanted: np.ndarray) -> None:
     numbers = ~np.isnan(wanted)
     kind = f"u{found.itemsize}"
     np.testing.assert_array_equal(found[numbers].view(kind), wanted[numbers].view(kind))
-
-
-def _node(
-    op_type: str, inputs: list[str], outputs: list[str], attributes: dict[str, Any]
-) -> onnx.NodeProto:
-    return helper.make_node(
-        op_type, inputs, outputs, name="layer0", domain=ops.DOMAIN, **attributes
-    )
-
-
-def _model(
-    nodes: list[onnx.NodeProto],
-    given: tuple[str, int, list[Any]],
-    results: list[tuple[str, int, list[Any]]],
-    tensors: dict[str, np.ndarray],
-    op_type: str,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info(*given)],
-        [helper.make_tensor_value_info(*each) for each in results],
-        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )
-    return with_function(graph, op_type)

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
-from float_cases import float_case
-from fuzzing import open_session
+from fuzzing import open_session, valid_case
 from node_cases import Values
-from packed_cases import packed_case
 
 from qcompiler import ops
 
@@ -35,7 +33,7 @@ def subjects(seed: int, feeds: int = 3) -> list[Subject]:
     rng = np.random.default_rng(seed)
     found: dict[str, Subject] = {}
     while len(found) < len(ops.OP_TYPES):
-        case = (float_case if rng.random() < 0.5 else packed_case)(rng)
+        case = valid_case(rng)
         if case.op_type in found:
             continue
         given = case.runs()[0]

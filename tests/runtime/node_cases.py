@@ -1,7 +1,7 @@
 """Nodes of every op, some of them mutated: models of one node, what is fed, what should come out.
 
-A case is a function of a seed and its number. `packed_cases` and `float_cases` make valid nodes of
-the two families; the mutations here know nothing of any op.
+A case is a function of a seed and its number. `linear_cases`, `packed_cases` and
+`float_cases` make valid nodes of the families; the mutations here know nothing of any op.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from op_models import narrowed, with_function
+from single_node import narrowed, with_function
 
 from qcompiler import ops
 
@@ -21,6 +21,8 @@ Values = dict[str, np.ndarray]
 
 INTEGERS = (0, 1, -1, 2, 3, 7, 16, 31, 32, 33, 64, 128, 256, 300, 301)
 INTEGERS += (2**28, 2**28 + 1, 2**31 - 1, 2**31, -(2**31), 2**62, 2**63 - 1, -(2**63))
+# Of rows of X, down to denormals and up to where products overflow.
+SIZES_OF_X = (1.0, 1.0, 1.0, 1e-3, 1e4, 1e-37, 1e-42, 1e32)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-38, 1e-5, 1e30, 3.4e38, np.inf, -np.inf, np.nan)
 HUGE = 2**40  # of a dimension, beside one of 0
 STRUCTURES = (
@@ -34,12 +36,14 @@ class Wanted:
     """One output: its values, and by how much a result may differ from each.
 
     An infinite tolerance: anything may be there. `loose`: the tolerance of the function body where
-    that is another, because ONNX Runtime's own operators are less exact.
+    that is another, because ONNX Runtime's own operators are less exact. `exact`: the signs of
+    zeros count too.
     """
 
     value: np.ndarray
     tolerance: np.ndarray | float
     loose: np.ndarray | float | None = None
+    exact: bool = False
 
     def excess(self, found: np.ndarray, *, body: bool) -> str:
         """How `found` differs beyond the tolerance; "" where it does not."""
@@ -50,6 +54,8 @@ class Wanted:
             a, b = found.astype(np.float64), self.value.astype(np.float64)
             same = (a == b) | (np.isnan(a) & np.isnan(b)) | np.isposinf(tolerance)
             wrong = ~(same | (np.abs(a - b) <= tolerance))
+            if self.exact:
+                wrong |= (a == 0) & (np.signbit(a) != np.signbit(b)) & ~np.isposinf(tolerance)
         if not wrong.any():
             return ""
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -163,6 +169,13 @@ def _info(name: str, dtype: np.dtype) -> onnx.ValueInfoProto:
 def pick(rng: np.random.Generator, choices: Any) -> Any:
     """One of them, as it is: numpy's own choice would make arrays of them."""
     return choices[int(rng.integers(len(choices)))]
+
+
+def leading_sizes(large: bool, rng: np.random.Generator) -> tuple[int, ...]:
+    """The dimensions of X or ids before the last of a layer."""
+    if large:
+        return (int(rng.integers(1, 150)),)
+    return tuple(pick(rng, [0, 1, 1, 2, 3, 7]) for _ in range(rng.integers(0, 4)))
 
 
 def reshaped(tensor: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -33,6 +33,13 @@ VARIABLE = pytest.mark.parametrize(
 )
 
 
+def refusal(open_session, model) -> str:
+    """Why no session is made of a model."""
+    with pytest.raises(Exception) as caught:
+        open_session(model)
+    return str(caught.value)
+
+
 def run(session, x, names=None) -> np.ndarray:
     return np.concatenate([y.astype(np.float32) for y in session.run(names, {"X": x})], axis=-1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from single_node import layer_model, table_model
 
 from qcompiler import ops
 from qcompiler.formats import WeightFormat
@@ -21,12 +21,6 @@ ACTIVATIONS = ("row", "group", "static")
 
 # What a result stored in a narrower type adds to its relative error.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
-FLOAT_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
 
 
 @dataclass(frozen=True)
@@ -107,20 +101,17 @@ def matmul_model(
     layer: Layer,
     activation: str,
     *,
-    dtype="float32",
     splits=None,
-    outputs=None,
-    leading=("batch", "sequence"),
     x_scale: float = X_SCALE,
     attributes: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
-    as_inputs: tuple[str, ...] = (),
-    functions: bool = True,
-    name: str = "layer0",
+    **options: Any,
 ) -> onnx.ModelProto:
-    """A model of one MatMul node; `attributes` and `tensors` override what the layer says."""
+    """A model of one MatMul node; `attributes` and `tensors` override what the layer says.
+
+    `options` are those of `layer_model`.
+    """
     static = activation == "static"
-    op_type = ops.matmul_op(layer.w.form.bits, static=static)
     splits = list(splits or (layer.w.N, 0, 0))
     attrs: dict[str, Any] = {
         "K": layer.w.K,
@@ -135,105 +126,28 @@ def matmul_model(
     else:
         attrs["activation_block"] = layer.block(activation)
     attrs |= attributes or {}
-    attrs = {k: v for k, v in attrs.items() if v is not None}
-    values |= tensors or {}
-    outputs = outputs or [f"Y{i}" if s else "" for i, s in enumerate(splits)]
-    node = helper.make_node(op_type, ["X", *values], outputs, name=name, domain=ops.DOMAIN, **attrs)
-    # numpy has no bfloat16: the model converts
-    nodes = narrowed(node) if dtype == "bfloat16" else [node]
-    elem = FLOAT_TYPES["float32" if dtype == "bfloat16" else dtype]
-    return _model(
-        op_type,
-        nodes,
-        [
-            helper.make_tensor_value_info("X", elem, [*leading, layer.w.K]),
-            *(_value_info(v, values[v]) for v in as_inputs),
-        ],
-        [
-            helper.make_tensor_value_info(o, elem, [*leading, s])
-            for o, s in zip(outputs, splits, strict=True)
-            if o
-        ],
-        {k: v for k, v in values.items() if k not in as_inputs},
-        functions=functions,
+    return layer_model(
+        ops.matmul_op(layer.w.form.bits, static=static),
+        attrs,
+        values | (tensors or {}),
+        K=layer.w.K,
+        splits=splits,
+        **options,
     )
-
-
-def narrowed(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The node with X and its results in bfloat16, between Casts from and to float32."""
-    x, results = node.input[0], [name for name in node.output if name]
-    node.input[0] = f"{x}_narrow"
-    node.output[:] = [f"{name}_narrow" if name else "" for name in node.output]
-    return [
-        helper.make_node("Cast", [x], [node.input[0]], to=TensorProto.BFLOAT16),
-        node,
-        *(
-            helper.make_node("Cast", [f"{name}_narrow"], [name], to=TensorProto.FLOAT)
-            for name in results
-        ),
-    ]
-
-
-def _value_info(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
-    """An input like `value`, of any size."""
-    elem = helper.np_dtype_to_tensor_dtype(value.dtype)
-    return helper.make_tensor_value_info(name, elem, [f"{name}_{i}" for i in range(np.ndim(value))])
 
 
 def gather_model(
     layer: Layer,
     *,
-    ids_type="int64",
-    ids_shape=("batch", "sequence"),
     attributes: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
-    functions: bool = True,
+    **options: Any,
 ) -> onnx.ModelProto:
+    """A model of one Gather node, likewise; `options` of `table_model`."""
     attrs = {"K": layer.w.K, "N": layer.w.N, "group_size": layer.w.form.group_size, "layout": 1}
     attrs |= attributes or {}
     values = {k: v for k, v in layer.inputs().items() if k != "bias"} | (tensors or {})
-    op_type = ops.gather_op(layer.w.form.bits)
-    node = helper.make_node(
-        op_type, ["ids", *values], ["Y"], name="embed", domain=ops.DOMAIN, **attrs
-    )
-    elem = TensorProto.INT64 if ids_type == "int64" else TensorProto.INT32
-    return _model(
-        op_type,
-        [node],
-        [helper.make_tensor_value_info("ids", elem, list(ids_shape))],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [*ids_shape, layer.w.K])],
-        values,
-        functions=functions,
-    )
-
-
-def _model(op_type, nodes, inputs, outputs, initializers, *, functions) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        inputs,
-        outputs,
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in initializers.items()],
-    )
-    return with_function(graph, op_type if functions else None)
-
-
-def with_function(graph: onnx.GraphProto, op_type: str | None, **domains: int) -> onnx.ModelProto:
-    """A model that brings the function of one of our ops. `domains`: more of them, by version."""
-    versions = {"": ops.ONNX_OPSET, ops.DOMAIN: ops.OPSET_VERSION} | domains
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid(*each) for each in versions.items()],
-        functions=[ops.function(op_type)] if op_type else [],
-        ir_version=10,
-    )
-
-
-def rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """To nearest, ties to even; NaN stays."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return np.where(np.isnan(x), x, rounded.astype(np.uint32).view(np.float32)).astype(np.float32)
+    return table_model(ops.gather_op(layer.w.form.bits), attrs, values, K=layer.w.K, **options)
 
 
 def assert_close(y, expected, tolerance, dtype="float32") -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from node_cases import NodeCase, Values, Wanted, pick
-from op_models import ACTIVATIONS, BITS, ROUNDING, X_SCALE, Layer, make_layer, rounded_to_bfloat16
+from node_cases import SIZES_OF_X, NodeCase, Values, Wanted, leading_sizes, pick
+from op_models import ACTIVATIONS, BITS, ROUNDING, X_SCALE, Layer, make_layer
+from single_node import rounded_to_bfloat16
 
 from qcompiler import ops
 from qcompiler.formats import GROUP_SIZES
@@ -17,8 +18,6 @@ from qcompiler.numerics.packing import PackedMatrix
 
 # Terms that float32 can hold; what is infinite on the way is not specified.
 MOST_TERMS = {"float32": 1e30, "bfloat16": 1e30, "float16": 6e4}
-# Of rows, down to denormals and up to where products overflow.
-SIZES_OF_X = (1.0, 1.0, 1.0, 1e-3, 1e4, 1e-37, 1e-42, 1e32)
 
 
 def packed_case(rng: np.random.Generator) -> NodeCase:
@@ -40,12 +39,6 @@ def packed_case(rng: np.random.Generator) -> NodeCase:
     return case
 
 
-def _leading(large: bool, rng: np.random.Generator) -> tuple[int, ...]:
-    if large:
-        return (int(rng.integers(1, 150)),)
-    return tuple(pick(rng, [0, 1, 1, 2, 3, 7]) for _ in range(rng.integers(0, 4)))
-
-
 def _attributes(layer: Layer) -> dict[str, Any]:
     w = layer.w
     return {"K": w.K, "N": w.N, "group_size": w.form.group_size, "layout": 1}
@@ -63,7 +56,7 @@ def _gather_case(layer: Layer, large: bool, rng: np.random.Generator) -> NodeCas
     kind = pick(rng, ["int64", "int32"])
 
     def vary(rng: np.random.Generator) -> Values:
-        return {"ids": rng.integers(-layer.w.N, layer.w.N, _leading(large, rng)).astype(kind)}
+        return {"ids": rng.integers(-layer.w.N, layer.w.N, leading_sizes(large, rng)).astype(kind)}
 
     def judge(attributes: Mapping[str, Any], values: Values) -> list[Wanted]:
         with np.errstate(all="ignore"):
@@ -98,7 +91,7 @@ def _matmul_case(layer: Layer, large: bool, rng: np.random.Generator) -> NodeCas
         attributes["activation_block"] = layer.block(activation)
 
     def vary(rng: np.random.Generator) -> Values:
-        x = rng.standard_normal((*_leading(large, rng), w.K)) * pick(rng, SIZES_OF_X)
+        x = rng.standard_normal((*leading_sizes(large, rng), w.K)) * pick(rng, SIZES_OF_X)
         with np.errstate(over="ignore"):
             x = x.astype("float16" if dtype == "float16" else "float32")
         return {"X": x}

@@ -6,7 +6,7 @@ import numpy as np
 
 from qcompiler.numerics import reference
 from qcompiler.numerics.packing import ceil_div
-from qcompiler.numerics.planes import PlaneMatrix, most_multiple
+from qcompiler.numerics.planes import PlaneMatrix, most_multiple, unpack_planes
 
 
 def make_planes(K: int, N: int, group_size: int, *, bits: int, seed: int = 0) -> PlaneMatrix:
@@ -34,3 +34,15 @@ def expected(codes: np.ndarray, x_scales: np.ndarray, w: PlaneMatrix, bias=None)
     sums = reference.integer_product(codes, w)
     y = sums.astype(np.float32) * w.scales * x_scales[:, None]
     return y + (np.float32(0) if bias is None else bias)
+
+
+def beyond_int8(w: PlaneMatrix) -> np.ndarray:
+    """bool [N]: columns with a weight that leaves -127 .. 127, which `pack` would refuse."""
+    codes = unpack_planes(w.W, w.K, w.N, w.bits)
+    if w.groups is None:
+        return (codes == 128).any(axis=0)
+    count = w.groups.shape[1]
+    byte = w.groups.transpose(1, 0, 2).reshape(count, -1)[:, : w.N].astype(np.int32)
+    byte = np.repeat(byte, w.group_size, axis=0)[: w.K]
+    zero, multiple = byte & ((1 << w.bits) - 1), (byte >> w.bits) + 1
+    return (np.abs((codes - zero) * multiple) > 127).any(axis=0)

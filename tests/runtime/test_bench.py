@@ -153,12 +153,18 @@ def test_kernels_are_measured(tmp_path, bench_path) -> None:
     import kernels
 
     out = tmp_path / "kernels.json"
-    command = [PROGRAM, "--quick", f"--benchmark_out={out}", "--benchmark_filter=/576x960/.*/M1/"]
+    command = [
+        PROGRAM,
+        "--quick",
+        f"--benchmark_out={out}",
+        "--benchmark_filter=/576x960/.*/M1/|Linear.*/M1/",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     measured = kernels.read(load(out))
     assert "reference" in kernels.isas(measured)
-    # bits, groups, activations and places of each ISA
-    assert len(measured) == len(kernels.isas(measured)) * 2 * 2 * 2 * 2
+    matmuls = 2 * 2 * 2  # bits, groups, activations
+    linears = 5 * 3 + 1  # bits and groups; of 8 bits there are none
+    assert len(measured) == len(kernels.isas(measured)) * (matmuls + linears) * 2  # places
     for kernel in measured:
         assert kernel.rows == 1 and kernel.figures["GOPS"] > 0 and kernel.figures["GB/s"] > 0
         symbol = next(isa.symbol for isa in ISAS if isa.name == kernel.isa)

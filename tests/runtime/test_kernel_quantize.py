@@ -28,7 +28,7 @@ def rows(k: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("activation", ["row", "group", "static"])
-@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("group_size", [16, 32, 128])
 @pytest.mark.parametrize("k", [1, 15, 16, 31, 33, 64, 100, 257])
 def test_quantize_is_exact(kernels, isa, k, group_size, activation):
     block = group_size if activation == "group" else k

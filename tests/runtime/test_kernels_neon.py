@@ -22,6 +22,7 @@ from test_kernel_attention import (  # noqa: F401
     test_keys_are_packed_side_by_side,
     test_scores_of_any_size,
 )
+from test_kernel_embedding import test_embedding_is_exact  # noqa: F401
 from test_kernel_linear import (  # noqa: F401
     test_any_byte_is_read_without_a_trap,
     test_bits_do_not_depend_on_the_tile_of_planes,

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from op_checks import BOTH
-from op_models import with_function
+from single_node import with_function
 
 from qcompiler import ops
 from qcompiler.numerics import reference

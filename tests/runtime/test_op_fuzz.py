@@ -14,8 +14,8 @@ from isas import ARCHITECTURE, names
 
 from qcompiler import ops, runtime
 
-CASES = 600
-SEED = 0
+CASES = 800
+SEED = 2
 BODIES = 2
 
 

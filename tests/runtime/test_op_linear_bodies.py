@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from linear_models import assert_same_bits, embedding_model, linear_model
+from linear_models import assert_same_bits, embedding_model, linear_model, wanted
 from onnx import TensorProto
 from onnxruntime import GraphOptimizationLevel as Level
 from onnxruntime import InferenceSession, SessionOptions
-from op_models import rounded_to_bfloat16
 from plane_cases import make_planes
+from single_node import rounded_to_bfloat16
 
 from qcompiler.inspection import inspect
 from qcompiler.numerics import reference
@@ -43,11 +43,6 @@ def rows_of(*leading: int, k: int) -> np.ndarray:
         x[1, 2] = 1.5 * np.arange(k) - 70  # ties, where the scale is 1
         x[1, 2, 0] = 127
     return x
-
-
-def wanted(x: np.ndarray, w: PlaneMatrix, bias: np.ndarray, x_scale: float | None) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return reference.linear_a8(x, w, bias, x_scale=x_scale)
 
 
 def run(session: InferenceSession, x: np.ndarray) -> np.ndarray:
@@ -81,9 +76,7 @@ def test_narrow_floats_are_rounded_once(session, bits, dtype, x_scale):
         with np.errstate(over="ignore"):
             x = rounded_to_bfloat16(rows_of(*leading, k=100))
             x = x.astype(np.float16) if dtype == "float16" else x
-            y = wanted(x, w, np.zeros(1, np.float32), x_scale)
-            y = y.astype(np.float16) if dtype == "float16" else rounded_to_bfloat16(y)
-        assert_same_bits(run(runner, x), y)
+        assert_same_bits(run(runner, x), wanted(x, w, x_scale=x_scale, dtype=dtype))
 
 
 @pytest.mark.parametrize("leading", [(), ("a",), ("a", "b", "c")], ids=str)
@@ -91,7 +84,7 @@ def test_linear_of_any_rank(session, leading):
     w = make_planes(40, 20, 32, bits=5)
     x = rows_of(*[3] * len(leading), k=40)
     y = run(session(linear_model(w, leading=leading), library=False), x)
-    assert_same_bits(y, wanted(x, w, np.zeros(1, np.float32), None))
+    assert_same_bits(y, wanted(x, w))
 
 
 @pytest.mark.parametrize("k", [2048, MOST_ROWS])
@@ -104,7 +97,7 @@ def test_sums_are_exact(session, k):
     x = values.T.astype(np.float32)  # of scale 1
     y = run(session(linear_model(w, leading=("rows",)), library=False), x)
     assert_same_bits(np.diagonal(y), np.full(4, 127 * 127 * k, np.float32))
-    assert_same_bits(y, wanted(x, w, np.zeros(1, np.float32), None))
+    assert_same_bits(y, wanted(x, w))
 
 
 @EVERY_WIDTH
@@ -116,7 +109,7 @@ def test_any_byte_is_a_weight_modulo_256(session, bits):
     w = dataclasses.replace(w, W=W, groups=groups)
     x, ids = rows_of(35, 2, k=150), np.arange(35).reshape(5, 7)
     y = run(session(linear_model(w), library=False), x)
-    assert_same_bits(y, wanted(x, w, np.zeros(1, np.float32), None))
+    assert_same_bits(y, wanted(x, w))
     (rows,) = session(embedding_model(w), library=False).run(None, {"ids": ids})
     assert_same_bits(rows, reference.embedding(ids, w))
 
@@ -154,9 +147,8 @@ def test_a_session_keeps_one_int8_matrix(tmp_path, bits, x_scale):
 
 
 @EVERY_WIDTH
-@pytest.mark.parametrize("ids_type", [TensorProto.INT64, TensorProto.INT32])
+@pytest.mark.parametrize("ids_type", ["int64", "int32"])
 def test_embedding_gives_the_bits_of_the_reference(session, bits, ids_type):
-    kind = np.int64 if ids_type == TensorProto.INT64 else np.int32
     for k, n, group_size, _ in SHAPES:
         w = make_planes(k, n, group_size, bits=bits)
         w.scales[::2] *= -1
@@ -164,7 +156,7 @@ def test_embedding_gives_the_bits_of_the_reference(session, bits, ids_type):
         onnx.checker.check_model(model, full_check=True)
         for level in (Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_ALL):
             runner = session(model, library=False, level=level)
-            every = np.arange(-n, n, dtype=kind)
+            every = np.arange(-n, n, dtype=ids_type)
             for ids in (every.reshape(2, n), every[:1].reshape(1, 1), every[:0].reshape(0, 3)):
                 (y,) = runner.run(None, {"ids": ids})
                 assert_same_bits(y, reference.embedding(ids, w))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from op_checks import refusal
 from op_models import BITS, gather_model, make_layer, matmul_model
 
 
@@ -65,12 +66,6 @@ X_SCALES = [
     (np.array(np.nan, np.float32), "x_scale is nan"),
     (np.array(np.inf, np.float32), "x_scale is inf"),
 ]
-
-
-def refusal(session, model) -> str:
-    with pytest.raises(Exception) as caught:
-        session(model)
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from linear_models import embedding_model, linear_model
 from onnx import TensorProto, helper, numpy_helper
 from op_models import gather_model, make_layer, matmul_model
+from plane_cases import make_planes
 from test_op_activation import activation_model
 from test_op_attention import attention_model
 from test_op_attention import feeds as attention_feeds
@@ -18,6 +20,7 @@ from test_op_norm import norm_model
 from qcompiler import ops
 
 LAYER = make_layer(64, 48, 32)
+PLANES = make_planes(64, 48, 32, bits=4)
 X = np.ones((1, 3, 64), np.float32)
 
 # A model of one node, and its feeds.
@@ -26,6 +29,10 @@ CASES = {
     "matmul in three": (matmul_model(LAYER, "row", splits=(16, 16, 16)), {"X": X}),
     "static matmul": (matmul_model(LAYER, "static"), {"X": X}),
     "gather": (gather_model(LAYER), {"ids": np.zeros((1, 3), np.int64)}),
+    "linear": (linear_model(PLANES), {"X": X}),
+    "linear in three": (linear_model(PLANES, splits=(16, 16, 16)), {"X": X}),
+    "static linear": (linear_model(PLANES, x_scale=0.02), {"X": X}),
+    "embedding": (embedding_model(PLANES), {"ids": np.zeros((1, 3), np.int64)}),
     "gelu": (activation_model("Gelu"), {"X": X[0]}),
     "swiglu": (activation_model("SwiGLU"), {"gate": X[0], "up": X[0]}),
     "layer norm": (norm_model(centers=True), norm_feeds(True, (1, 3, 64))),

@@ -123,6 +123,11 @@ Word call(const std::string& name, const Word* w) {
     qc_pack_keys(pointer<const float>(w[0]), number(1), number(2), number(3), pointer<float>(w[4]));
     return 0;
   }
+  if (name == "qc_embedding") {
+    qc_embedding(small(0), pointer<const qc::kernels::PlaneWeights>(w[1]), number(2),
+                 pointer<float>(w[3]));
+    return 0;
+  }
   if (name == "qc_gather") {
     qc_gather(pointer<const qc::kernels::PackedTable>(w[0]), number(1), pointer<float>(w[2]));
     return 0;

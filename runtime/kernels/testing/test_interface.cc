@@ -116,6 +116,10 @@ void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::i
   qc::kernels::pack_keys(k, stride, keys, d, packed);
 }
 
+void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column, float* out) {
+  qc::kernels::embedding_f32(bits, *w, column, out);
+}
+
 void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {
   qc::kernels::gather_f32(*table, column, out);
 }

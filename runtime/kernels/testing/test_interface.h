@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/embedding/embedding.h"
 #include "kernels/gather/gather.h"
 #include "kernels/linear/linear.h"
 #include "kernels/matmul/matmul.h"
@@ -46,6 +47,9 @@ QC_TEST_EXPORT int qc_gelu(const char* isa, const float* x, std::int64_t count, 
                            float* y);
 QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys,
                                  std::int64_t d, float* packed);
+
+QC_TEST_EXPORT void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column,
+                                 float* out);
 
 QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
                               float* out);

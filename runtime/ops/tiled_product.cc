@@ -1,4 +1,4 @@
-#include "ops/matmul_compute.h"
+#include "ops/tiled_product.h"
 
 #include <algorithm>
 #include <thread>
@@ -55,11 +55,12 @@ std::size_t element_size(int type) { return type == abi::kFloat ? 4 : 2; }
 
 class Runner {
  public:
-  Runner(const OrtApi* api, OrtKernelContext* context, const MatMulJob& job)
-      : api_(api), context_(context), job_(job), w_(job.weights) {
-    groups_ = w_.groups();
-    scale_count_ = job.activation_block >= w_.k ? 1 : groups_;
-    stride_ = kernels::row_stride(w_.k);
+  Runner(const OrtApi* api, OrtKernelContext* context, const TiledProduct& job)
+      : api_(api), context_(context), job_(job) {
+    groups_ = ceil_div(job.k, job.group_size);
+    panels_ = ceil_div(job.n, kPanel);
+    chunk_.stride = kernels::row_stride(job.k);
+    chunk_.scale_count = job.activation_block >= job.k ? 1 : groups_;
     direct_ = job.element_type == abi::kFloat;
     for (const OutputRange& out : job.outputs) {
       if (out.column_begin < out.column_end && out.column_begin % kPanel != 0) direct_ = false;
@@ -67,7 +68,7 @@ class Runner {
   }
 
   void run() {
-    const std::int64_t row_bytes = stride_ + (narrow() ? 4 * w_.k : 0);
+    const std::int64_t row_bytes = chunk_.stride + (narrow() ? 4 * job_.k : 0);
     const std::int64_t fit = kChunkBytes / row_bytes;
     const std::int64_t chunk = std::max(kFewRows, fit / row_step(fit) * row_step(fit));
     for (std::int64_t row = 0; row < job_.rows; row += chunk) {
@@ -82,43 +83,48 @@ class Runner {
 
   void quantize(std::int64_t first_row, std::int64_t rows) {
     Layout layout;
-    const std::size_t codes = layout.add<std::int8_t>(rows * stride_);
-    const std::size_t scales = layout.add<float>(rows * scale_count_);
+    const std::size_t codes = layout.add<std::int8_t>(rows * chunk_.stride);
+    const std::size_t scales = layout.add<float>(rows * chunk_.scale_count);
     const std::size_t starts = layout.add<std::int32_t>(rows * groups_);
-    const std::size_t wide = layout.add<float>(narrow() ? rows * w_.k : 0);
+    const std::size_t wide = layout.add<float>(narrow() ? rows * job_.k : 0);
     thread_local Scratch scratch;
     char* memory = scratch.get(layout.bytes());
-    codes_ = reinterpret_cast<std::int8_t*>(memory + codes);
-    scales_ = reinterpret_cast<float*>(memory + scales);
-    starts_ = reinterpret_cast<std::int32_t*>(memory + starts);
+    auto* row_codes = reinterpret_cast<std::int8_t*>(memory + codes);
+    auto* row_scales = reinterpret_cast<float*>(memory + scales);
+    auto* row_starts = reinterpret_cast<std::int32_t*>(memory + starts);
+    chunk_.codes = row_codes;
+    chunk_.scales = row_scales;
+    chunk_.starts = row_starts;
     auto* wide_x = reinterpret_cast<float*>(memory + wide);
 
-    const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerQuantizeTask / w_.k);
+    const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerQuantizeTask / job_.k);
     auto task = [&](std::size_t index) {
       const std::int64_t begin = static_cast<std::int64_t>(index) * per_task;
       const std::int64_t end = std::min(rows, begin + per_task);
-      for (std::int64_t r = begin; r < end; ++r) quantize_row(first_row + r, r, wide_x + r * w_.k);
+      for (std::int64_t r = begin; r < end; ++r) {
+        const float* x = row_of_x(first_row + r, wide_x + r * job_.k);
+        job_.kernels->quantize({x, job_.k, job_.activation_block, job_.group_size,
+                                job_.static_scale, job_.start_factor, row_codes + r * chunk_.stride,
+                                chunk_.stride, row_scales + r * chunk_.scale_count,
+                                row_starts + r * groups_});
+      }
     };
     parallel_for(api_, context_, static_cast<std::size_t>(ceil_div(rows, per_task)), task);
   }
 
-  void quantize_row(std::int64_t from, std::int64_t to, float* wide) const {
-    const float* x = static_cast<const float*>(job_.x) + from * w_.k;
-    if (narrow()) {
-      const auto* source = static_cast<const std::uint16_t*>(job_.x) + from * w_.k;
-      const bool half = job_.element_type == abi::kFloat16;
-      (half ? job_.kernels->widen_f16 : kernels::widen_bf16)(source, wide, w_.k);
-      x = wide;
-    }
-    job_.kernels->quantize({x, w_.k, job_.activation_block, w_.group_size, job_.static_scale,
-                            w_.zero_points != nullptr ? -1 : -w_.zero_point, codes_ + to * stride_,
-                            stride_, scales_ + to * scale_count_, starts_ + to * groups_});
+  // In float32: where it lies, or widened into `wide`.
+  const float* row_of_x(std::int64_t row, float* wide) const {
+    if (!narrow()) return static_cast<const float*>(job_.x) + row * job_.k;
+    const auto* source = static_cast<const std::uint16_t*>(job_.x) + row * job_.k;
+    const bool half = job_.element_type == abi::kFloat16;
+    (half ? job_.kernels->widen_f16 : kernels::widen_bf16)(source, wide, job_.k);
+    return wide;
   }
 
   // Cuts the result into tasks: panels first, in fours as the kernels take them, then rows.
   void multiply(std::int64_t first_row, std::int64_t rows) const {
-    const std::int64_t wanted = task_count(rows * w_.k * w_.n);
-    const std::int64_t quads = ceil_div(w_.panels(), 4);
+    const std::int64_t wanted = task_count(rows * job_.k * job_.n);
+    const std::int64_t quads = ceil_div(panels_, 4);
     const std::int64_t across = std::min(wanted, quads);
     const std::int64_t step = row_step(rows);
     const std::int64_t down = std::min(ceil_div(wanted, across), ceil_div(rows, step));
@@ -128,7 +134,7 @@ class Runner {
       const std::int64_t column = i / down;
       const std::int64_t row = i % down * rows_per_task;
       const std::int64_t panel = quads * column / across * 4;
-      const std::int64_t panel_end = std::min(w_.panels(), quads * (column + 1) / across * 4);
+      const std::int64_t panel_end = std::min(panels_, quads * (column + 1) / across * 4);
       const std::int64_t row_end = std::min(rows, row + rows_per_task);
       if (direct_) {
         write_direct(first_row, row, row_end, panel, panel_end);
@@ -137,11 +143,6 @@ class Runner {
       }
     };
     parallel_for(api_, context_, static_cast<std::size_t>(across * down), task);
-  }
-
-  void kernel(const kernels::Tile& tile) const {
-    const kernels::Activations a{codes_, stride_, scales_, scale_count_, starts_};
-    job_.kernels->matmul[job_.bits](a, w_, tile);
   }
 
   // Every output starts on a panel and is float: kernels write in place.
@@ -154,7 +155,7 @@ class Runner {
       const std::int64_t width = out.column_end - out.column_begin;
       float* to = static_cast<float*>(out.data) + (first_row + row) * width +
                   (begin * kPanel - out.column_begin);
-      kernel({row, row_end, begin, end, out.column_end, to, width});
+      job_.multiply(chunk_, {row, row_end, begin, end, out.column_end, to, width});
     }
   }
 
@@ -166,10 +167,10 @@ class Runner {
       const std::int64_t last_panel = std::min(panel_end, panel + kTilePanels);
       for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {
         const std::int64_t last_row = std::min(row_end, row + kTileRows);
-        kernel({row, last_row, panel, last_panel, w_.n, tile, kWidth});
+        job_.multiply(chunk_, {row, last_row, panel, last_panel, job_.n, tile, kWidth});
         for (std::int64_t r = row; r < last_row; ++r) {
           scatter(tile + (r - row) * kWidth, first_row + r, panel * kPanel,
-                  std::min(w_.n, last_panel * kPanel));
+                  std::min(job_.n, last_panel * kPanel));
         }
       }
     }
@@ -198,19 +199,16 @@ class Runner {
 
   const OrtApi* api_;
   OrtKernelContext* context_;
-  const MatMulJob& job_;
-  const kernels::Weights& w_;
-  std::int64_t groups_, scale_count_, stride_;
+  const TiledProduct& job_;
+  std::int64_t groups_, panels_;
   bool direct_;
-  std::int8_t* codes_ = nullptr;
-  float* scales_ = nullptr;
-  std::int32_t* starts_ = nullptr;
+  QuantizedChunk chunk_{};
 };
 
 }  // namespace
 
-void run(const OrtApi* api, OrtKernelContext* context, const MatMulJob& job) {
-  Runner(api, context, job).run();
+void run(const OrtApi* api, OrtKernelContext* context, const TiledProduct& product) {
+  Runner(api, context, product).run();
 }
 
 }  // namespace qc::ops

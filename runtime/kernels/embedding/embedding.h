@@ -1,0 +1,17 @@
+// One column of a matrix of layout 2, dequantized: out[k] = w[k] * scale, rounded once.
+#ifndef QC_KERNELS_EMBEDDING_EMBEDDING_H_
+#define QC_KERNELS_EMBEDDING_EMBEDDING_H_
+
+#include <cstdint>
+
+#include "kernels/linear/linear.h"
+
+namespace qc::kernels {
+
+// `bits`: the width of the weights. `column` must lie in [0, n); out holds k floats. Bound by
+// memory, so plain C++ serves all ISAs.
+void embedding_f32(int bits, const PlaneWeights& w, std::int64_t column, float* out);
+
+}  // namespace qc::kernels
+
+#endif  // QC_KERNELS_EMBEDDING_EMBEDDING_H_

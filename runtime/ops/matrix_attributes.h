@@ -1,0 +1,27 @@
+// The attributes of a node with packed weights.
+#ifndef QC_OPS_MATRIX_ATTRIBUTES_H_
+#define QC_OPS_MATRIX_ATTRIBUTES_H_
+
+#include <cstdint>
+
+#include "kernels/layout.h"
+#include "ops/op.h"
+
+namespace qc::ops {
+
+// K, N and group_size, checked, and small enough that no size computed from them overflows.
+struct MatrixAttributes {
+  std::int64_t k, n, group_size;
+
+  std::int64_t groups() const { return kernels::ceil_div(k, group_size); }
+  std::int64_t panels() const { return kernels::ceil_div(n, kernels::kPanel); }
+};
+
+MatrixAttributes read_layout_1(const Node& node);
+
+// Of 8 bits there are no groups: group_size is K.
+MatrixAttributes read_layout_2(const Node& node, int bits);
+
+}  // namespace qc::ops
+
+#endif  // QC_OPS_MATRIX_ATTRIBUTES_H_
