@@ -92,6 +92,11 @@ void expand(const PlaneWeights& w, int64_t panel, int64_t first, int64_t last, s
   const int64_t last_group = P::kGrouped ? w.group_count() - 1 : 0;
   const int shift = __builtin_ctzll(static_cast<unsigned long long>(w.group_size));
   for (int64_t s = first; s < last; ++s, strip += P::kStripBytes, to += kQuads * kBlockBytes) {
+    // As far ahead as the strips that come next: those of this panel in the chunk behind this one.
+#pragma GCC unroll 8
+    for (int b = 0; b < kBits; ++b) {
+      __builtin_prefetch(strip + (last - first) * P::kStripBytes + b * kBlockBytes);
+    }
     for (int part = 0; part < Bytes::kPerPanel; ++part) {
       const std::uint8_t* codes = strip + part * kBytes;
       std::uint8_t* out = to + part * kBytes;

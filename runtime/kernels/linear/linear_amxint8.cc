@@ -13,10 +13,10 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = 64;  // in a row of a tile
 constexpr int64_t kStep = 64;       // values of k that a tile product takes
-constexpr int64_t kChunk = 2048;    // values of k expanded at a time
-constexpr int64_t kPanels = 4;      // panels expanded at a time: they stay in L2
+constexpr int64_t kChunk = 256;     // values of k expanded at a time: all of it stays in L1
+constexpr int64_t kPanels = 4;      // panels expanded at a time
 constexpr int64_t kRowTiles = 16;   // tiles of rows that use expanded weights
-constexpr int64_t kFewRows = 7;     // below, an ISA without tiles is faster
+constexpr int64_t kFewRows = 6;     // below, an ISA without tiles is faster
 
 struct alignas(64) Expanded {
   std::uint8_t weights[kPanels][kChunk * kPanel];

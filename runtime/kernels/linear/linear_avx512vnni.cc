@@ -6,6 +6,8 @@
 namespace qc::kernels {
 namespace {
 
+constexpr int kManyRows = 6;  // from which on expanding weights is less work
+
 struct Vnni512 {
   using Bytes = Bytes512;
   static constexpr int kOffset = 128;
@@ -41,8 +43,8 @@ struct Vnni512 {
 
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  if (t.row_end - t.row_begin < Vnni512::kRows) {
-    few_rows<Vnni512, kBits, Vnni512::kRows - 1>(q, w, t);
+  if (t.row_end - t.row_begin < kManyRows) {
+    few_rows<Vnni512, kBits, kManyRows - 1>(q, w, t);
   } else {
     many_rows<Vnni512, kBits>(q, w, t);
   }

@@ -17,8 +17,8 @@
 namespace qc::kernels {
 namespace {
 
-constexpr int64_t kChunk = 2048;    // values of k expanded at a time
-constexpr int64_t kPanels = 4;      // panels expanded at a time: they stay in L2
+constexpr int64_t kChunk = 256;     // values of k expanded at a time: all of it stays in L1
+constexpr int64_t kPanels = 4;      // panels expanded at a time
 constexpr int64_t kRowBlock = 256;  // rows that use expanded weights
 
 struct alignas(64) Expanded {
