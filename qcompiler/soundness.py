@@ -21,7 +21,14 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from qcompiler.errors import ModelError
 from qcompiler.functions import require_bounded
-from qcompiler.protos import CONTRIB_DOMAIN, all_graphs, all_nodes, has_unknown_type, nodes_below
+from qcompiler.protos import (
+    CONTRIB_DOMAIN,
+    all_graphs,
+    all_nodes,
+    all_tensors,
+    has_unknown_type,
+    nodes_below,
+)
 from qcompiler.stored import check_tensors, external_files
 
 _NEWEST = 1 << 31
@@ -97,10 +104,13 @@ def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, Iterable[Any]]]:
             yield "the name of an attribute", named
     for graph in all_graphs(model):
         yield "the name of a graph", (graph.name, graph.doc_string)
-        yield "the name of a tensor", (each.name for each in graph.initializer)
         for value in (*graph.input, *graph.output, *graph.value_info):
             sizes = (dim.dim_param for dim in value.type.tensor_type.shape.dim)
             yield "the name of an input, output or size", (value.name, value.doc_string, *sizes)
+    for tensor in all_tensors(model):
+        yield "the name of a tensor", (tensor.name, tensor.doc_string)
+        said = (text for each in tensor.external_data for text in (each.key, each.value))
+        yield "what a tensor says of its data file", said
 
 
 def _check_opsets(model: onnx.ModelProto) -> None:

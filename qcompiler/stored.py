@@ -82,8 +82,8 @@ def _check_text(tensor: TensorProto, where: str) -> None:
 def _check_numbers(tensor: TensorProto, where: str) -> None:
     need = stored_bytes(tensor.data_type, tensor.dims)
     if tensor.data_location == TensorProto.EXTERNAL:
-        entries = _entries(tensor)
-        have = _byte_range(entries, where)[1] if entries.get("length") else need
+        entries = external_entry(tensor)
+        have = _byte_range(entries, where)[1] if "length" in entries else need
     elif tensor.HasField("raw_data"):
         have = len(tensor.raw_data)
     else:
@@ -144,7 +144,7 @@ def external_files(model: onnx.ModelProto, onnx_path: Path) -> tuple[Path, ...]:
     for tensor in all_tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        entries = _entries(tensor)
+        entries = external_entry(tensor)
         where = f"{onnx_path}: tensor '{tensor.name}'"
         file = _data_file(onnx_path.parent, entries.get("location", ""), homes, where)
         if file not in sizes:
@@ -176,15 +176,15 @@ def _data_file(folder: Path, location: str, homes: Iterable[Path], where: str) -
     return file
 
 
-def _entries(tensor: TensorProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in tensor.external_data}
+def external_entry(tensor: TensorProto) -> dict[str, str]:
+    """The external-data fields of a tensor: location, and offset and length where given."""
+    return {entry.key: entry.value for entry in tensor.external_data if entry.value}
 
 
 def _byte_range(entries: Mapping[str, str], where: str) -> tuple[int, int]:
     """Offset and length of external data, 0 where they are not given."""
     try:
-        # "" is what some writers give for none.
-        offset, length = (literals.whole(entries.get(key) or "0") for key in ("offset", "length"))
+        offset, length = (literals.whole(entries.get(key, "0")) for key in ("offset", "length"))
     except ValueError:
         offset = length = -1
     if offset < 0 or length < 0:

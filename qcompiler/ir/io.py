@@ -27,7 +27,6 @@ from qcompiler.ir.casts import without_casts, write_casts
 from qcompiler.ir.sparse import without_sparse
 from qcompiler.ir.tensors import (
     MappedValues,
-    external_entry,
     nbytes,
     put_stored,
     spilled,
@@ -38,7 +37,7 @@ from qcompiler.ir.tensors import (
 from qcompiler.ir.walk import graphs, tensors_of
 from qcompiler.protos import all_tensors, read_proto
 from qcompiler.staging import scratch_beside
-from qcompiler.stored import check_tensors, external_files, packed_bits
+from qcompiler.stored import check_tensors, external_entry, external_files, packed_bits
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes from which an initializer goes to the data file."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from qcompiler.errors import ModelError
+from qcompiler.ir.tensors import MappedValues
 from qcompiler.ir.walk import proto_graphs
 
 
@@ -28,8 +31,7 @@ def without_sparse(model: onnx.ModelProto, folder: str = "") -> onnx.ModelProto:
 
 
 def _dense(sparse: onnx.SparseTensorProto, folder: str) -> onnx.TensorProto:
-    values = numpy_helper.to_array(sparse.values, folder)
-    indices = numpy_helper.to_array(sparse.indices, folder)
+    values, indices = _read(sparse.values, folder), _read(sparse.indices, folder)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     flat = indices.ndim == 1  # positions in the flattened tensor
     if ((indices < 0) | (indices >= (dense.size if flat else dense.shape))).any():
@@ -42,6 +44,12 @@ def _dense(sparse: onnx.SparseTensorProto, folder: str) -> onnx.TensorProto:
     else:
         dense[tuple(indices.T)] = values
     return numpy_helper.from_array(dense, sparse.values.name)
+
+
+def _read(tensor: onnx.TensorProto, folder: str) -> np.ndarray[Any, Any]:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return MappedValues(tensor, Path(folder)).load()
+    return numpy_helper.to_array(tensor)
 
 
 def _is_sparse(graph: onnx.GraphProto) -> bool:

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from qcompiler.ir import scratch
-from qcompiler.stored import packed_bits, stored_bytes
+from qcompiler.stored import external_entry, packed_bits, stored_bytes
 
 _FOUR_BIT = frozenset({np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)})
 
@@ -28,11 +28,6 @@ _BLOCK = 4 << 20  # elements packed or brought in order at a time; even, so that
 
 Stored: TypeAlias = np.ndarray[Any, Any] | LazyValues
 """What holds the values of a constant: an array, a tensor of the model, or a file."""
-
-
-def external_entry(proto: onnx.TensorProto) -> dict[str, str]:
-    """The external-data fields of a tensor: location, and offset and length where given."""
-    return {entry.key: entry.value for entry in proto.external_data}
 
 
 class MappedValues(LazyValues):

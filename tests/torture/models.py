@@ -45,6 +45,7 @@ BYTES = 2 << 30
 
 RECIPES = ("rtn", "w4a8-fast", "w4a8")
 _UNMEANT = (" failed on this model (", " is not valid ONNX (")
+_MEMORY = "too much memory"
 _OUT_OF_TIME = (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM)
 TARGETS = ("ort-custom", "qdq", "cuda", "ort-contrib")
 
@@ -86,7 +87,7 @@ def attempt(number: int, model: Path) -> dict[str, Any]:
         if any(sign in str(error) for sign in _UNMEANT):
             return told | {"finding": "a pass fails", "where": _where(cause or error)}
     except Exception as error:
-        kind = "too much memory" if isinstance(error, MemoryError) else "traceback"
+        kind = _MEMORY if isinstance(error, MemoryError) else "traceback"
         return {"finding": kind, "where": _where(error), "message": f"{error!r:.300}"}
     left = sorted(path.name for path in folder.iterdir() if path.name not in before)
     if told["outcome"] == "refused":
@@ -138,12 +139,13 @@ def judge(number: int, scratch: Path) -> tuple[Finding | None, Ended]:
         lambda: attempt(number, model), scratch, cpu_seconds=CPU_SECONDS, extra_bytes=BYTES
     )
     told = ended.result
-    if told is None:
+    if told is None or told.get("finding") == _MEMORY:
         alone = call(
             lambda: {"runs": _runs(model)}, scratch, cpu_seconds=CPU_SECONDS, extra_bytes=BYTES
         )
-        if alone.result is None:
+        if alone.result is None or not alone.result["runs"]:
             return None, replace(ended, result={"outcome": "ended by its source"})
+    if told is None:
         kind = "hang" if ended.signal in _OUT_OF_TIME else "crash"
         return Finding(number, kind, _top(ended.trace), f"signal {ended.signal}"), ended
     if "finding" in told:

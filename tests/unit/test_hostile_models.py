@@ -70,6 +70,7 @@ PLACES: dict[str, Callable[[ModelProto], tuple[object, str]]] = {
     "input": lambda m: (m.graph.input[0], "name"),
     "size": dim,
     "initializer": lambda m: (m.graph.initializer[0], "name"),
+    "data file": lambda m: (m.graph.initializer[0].external_data.add(), "value"),
     "node": lambda m: (m.graph.node[0], "name"),
     "operator": lambda m: (m.graph.node[0], "op_type"),
     "domain": lambda m: (m.graph.node[0], "domain"),

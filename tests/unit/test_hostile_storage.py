@@ -14,7 +14,9 @@ from command_line import refusal
 from odd_models import W, linear
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from qcompiler import ir
 from qcompiler.errors import ModelError
+from qcompiler.ir import read_model
 from qcompiler.stored import check_tensors
 
 # Storage: every type in every form, and with less or more than its shape needs.
@@ -130,3 +132,21 @@ def test_data_files_that_are_none(tmp_path: Path, make: Callable[[Path], None]) 
     make(tmp_path / "m.data")
     told = refusal("compile", path)
     assert re.search("no plain file|is no file|outside the model's folder", told)
+
+
+def test_sparse_values_in_a_file_that_holds_more(tmp_path: Path) -> None:
+    made = linear(w=W)
+    sparse = made.graph.sparse_initializer.add(dims=W.shape)
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([0, 5, 7])))
+    sparse.values.CopyFrom(numpy_helper.from_array(np.zeros(3, np.float32), "w"))
+    del made.graph.initializer[:]
+    sparse.values.ClearField("raw_data")
+    sparse.values.data_location = TensorProto.EXTERNAL
+    sparse.values.external_data.add(key="location", value="m.data")
+    sparse.values.external_data.add(key="offset", value="")
+    np.arange(100, dtype=np.float32).tofile(tmp_path / "m.data")
+    onnx.save(made, tmp_path / "m.onnx")
+    (weight,) = (
+        t for n in read_model(tmp_path / "m.onnx").nodes for t in n.inputs if t.name == "w"
+    )
+    np.testing.assert_array_equal(ir.array(weight).reshape(-1)[[0, 5, 7]], [0.0, 1.0, 2.0])
