@@ -139,8 +139,6 @@ class AllocateBits(Pass):
             for layer in unit.layers:
                 before = plan[layer.name]
                 weight = formats[form]
-                if before.weight is not None:
-                    weight = weight.with_scales(progressive=before.weight.progressive)
                 plan[layer.name] = replace(
                     before, weight=weight, activation=given or before.activation
                 )

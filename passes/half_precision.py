@@ -43,8 +43,9 @@ _NORM = _Typed(outputs=(0,))
 
 _ALWAYS: dict[tuple[str, str], _Typed] = {
     **{
-        (ops.DOMAIN, ops.matmul_op(bits, static=static)): _MATMUL
-        for bits in ops.WIDTHS
+        (ops.DOMAIN, op(bits, static=static)): _MATMUL
+        for op, widths in ((ops.matmul_op, ops.WIDTHS), (ops.linear_op, ops.LINEAR_WIDTHS))
+        for bits in widths
         for static in (False, True)
     },
     (ops.CONTRIB_DOMAIN, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),

@@ -31,6 +31,9 @@ from qcompiler.passmanager import (
 )
 from qcompiler.remarks import LeftAlone, Planned, Remark
 
+_LEAST_WIDE_GROUP = 32
+"""Of 8 bits: smaller groups gain nothing there, and no op has them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanWeights(Pass):
@@ -47,14 +50,11 @@ class PlanWeights(Pass):
     """Input channels that share a scale."""
     symmetric: bool = True
     """Without zero points."""
-    progressive: bool = False
-    """Of 4 bits: the scales of a column's groups are small multiples of one number, so that codes
-    become int8 values by integer arithmetic alone, as in QServe, arXiv 2405.04532."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
     that only such layers read, such as the one that `rotate` puts before a head."""
     table_bits: Bits = 8
-    """8 bits are symmetric, 4 bits asymmetric. A head tied to the table has the same format."""
+    """8 bits are symmetric, less are asymmetric. A head tied to the table has the same format."""
     table_group_size: GroupSize = 64
     """64 divides the hidden size of nearly every model. Sharing with the head can need that."""
     min_channels: int = 32
@@ -79,8 +79,8 @@ class PlanWeights(Pass):
         return replace(form, symmetric=not form.narrow)
 
     def _layer(self, bits: int) -> WeightFormat:
-        form = WeightFormat(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
-        return form.with_scales(progressive=self.progressive)
+        group_size = self.group_size if bits < 8 else max(self.group_size, _LEAST_WIDE_GROUP)
+        return WeightFormat(bits=bits, group_size=group_size, symmetric=self.symmetric)
 
     def may_plan(self) -> Sequence[LayerPlan]:
         return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]

@@ -7,20 +7,20 @@ once: another width is a number more in `Bits`, and a row more in `_STORAGE`.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
 
-Bits = Literal[4, 8]
+Bits = Literal[2, 3, 4, 5, 6, 8]
 """Widths of weights, for options."""
-GroupSize = Literal[32, 64, 128, 256]
+GroupSize = Literal[16, 32, 64, 128, 256]
 """Input channels of a group that shares a scale, for options."""
 
 WIDTHS: tuple[int, ...] = get_args(Bits)
 PACKED_WIDTHS: tuple[int, ...] = (4, 8)
-"""Those that the packed layout of our ops holds."""
+"""Those that layout 1 of our ops holds."""
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 
 
@@ -65,8 +65,11 @@ class Storage:
 _INT4, _UINT4 = Storage("INT4", 4, True), Storage("UINT4", 4, False)
 _INT8, _UINT8 = Storage("INT8", 8, True), Storage("UINT8", 8, False)
 
-# The narrowest types that hold a width: signed, unsigned.
-_STORAGE: dict[int, tuple[Storage, Storage]] = {4: (_INT4, _UINT4), 8: (_INT8, _UINT8)}
+# The narrowest types that hold a width and that every ONNX Runtime knows: signed, unsigned.
+_STORAGE: dict[int, tuple[Storage, Storage]] = {
+    **dict.fromkeys((2, 3, 4), (_INT4, _UINT4)),
+    **dict.fromkeys((5, 6, 8), (_INT8, _UINT8)),
+}
 
 
 def depth(bits: int) -> int:
@@ -85,24 +88,20 @@ class WeightFormat:
     """How the weight of a layer is stored: unsigned codes in groups of input channels.
 
     w ≈ (code - zero point) · scale, a scale a group and column, and a zero point where it is not
-    symmetric.
+    symmetric. Below 8 bits the scales of a column are 1, 2, .. 2^(8 - bits) times one number, so
+    that codes become int8 values by integer arithmetic alone (`numerics.progressive`).
     """
 
     bits: int
     group_size: int
     symmetric: bool = True
     """Whether every zero point is the middle code."""
-    progressive: bool = False
-    """Whether the scales of a column are small multiples of one number, so that codes become int8
-    values by integer arithmetic alone."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"weights have 2 to 8 bits, not {self.bits}")
         if self.group_size < 1:
             raise ValueError(f"a group has at least one channel, not {self.group_size}")
-        if self.progressive and not self.narrow:
-            raise ValueError(f"codes of {self.bits} bits have no progressive groups")
 
     @property
     def top(self) -> int:
@@ -117,8 +116,13 @@ class WeightFormat:
     @property
     def narrow(self) -> bool:
         """Whether codes are so few that which range they span is worth a search, and so few values
-        that progressive groups can do with whole multiples."""
+        that scales can be whole multiples of one number."""
         return self.bits < 8
+
+    @property
+    def most_multiple(self) -> int:
+        """The most that a scale can be of its column's number: what a byte leaves beside a code."""
+        return 1 << (8 - self.bits)
 
     @property
     def depth(self) -> int:
@@ -132,25 +136,22 @@ class WeightFormat:
 
     def __str__(self) -> str:
         """Such as "int4 g64 asym"."""
-        suffix = " progressive" if self.progressive else ""
-        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}{suffix}"
+        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}"
 
     def in_words(self) -> str:
         """Such as "int4 asymmetric, group 64"."""
-        suffix = ", progressive" if self.progressive else ""
         symmetry = "symmetric" if self.symmetric else "asymmetric"
-        return f"int{self.bits} {symmetry}, group {self.group_size}{suffix}"
+        return f"int{self.bits} {symmetry}, group {self.group_size}"
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """The format that `str` writes. ValueError for anything else."""
         try:
-            kind, group, symmetry, *more = text.split()
+            kind, group, symmetry = text.split()
             found = cls(
                 bits=int(kind.removeprefix("int")),
                 group_size=int(group.removeprefix("g")),
                 symmetric=symmetry == "sym",
-                progressive=bool(more),
             )
         except ValueError:
             found = None
@@ -167,13 +168,15 @@ class WeightFormat:
         return -(-rows // self.group_size)
 
     def nbytes(self, rows: int, columns: int) -> int:
-        """Bytes of a rows × columns weight: codes, float16 scales, zero points of a byte."""
-        per_group = 2 if self.symmetric else 3
-        return rows * columns * self.bits // 8 + self.groups(rows) * columns * per_group
+        """Bytes of a rows × columns weight as our ops store it, but for bits of padding.
 
-    def with_scales(self, *, progressive: bool) -> WeightFormat:
-        """This format, progressive where that is asked for and its width allows it."""
-        return replace(self, progressive=progressive and self.narrow)
+        Beside the codes, narrow ones have a byte a group for zero point and multiple and a float32
+        a column, those of 8 bits a float16 a group and a byte for a zero point.
+        """
+        codes = rows * columns * self.bits // 8
+        if self.narrow:
+            return codes + self.groups(rows) * columns + 4 * columns
+        return codes + self.groups(rows) * columns * (2 if self.symmetric else 3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,6 +250,5 @@ def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
         bits=width,
         group_size=int(attrs.get("group_size", channels)),
         symmetric=width == 8 if integer else tuple(node.inputs[3].shape) == (1, 1, 1),
-        progressive=integer and width < 8,
     )
     return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity)

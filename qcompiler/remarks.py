@@ -156,6 +156,8 @@ class Lowered(Remark):
     op: str
     activation: Granularity | None = None
     """How that operator makes its input int8, where it has a way of its own."""
+    bytes_after: int | None = None
+    """Of the weight as that operator reads it, where it is stored in another form."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler import runtime
 from qcompiler.errors import RecipeError, did_you_mean
-from qcompiler.formats import GROUP_SIZES, PACKED_WIDTHS, LayerPlan
+from qcompiler.formats import GROUP_SIZES, PACKED_WIDTHS, WIDTHS, LayerPlan
 
 if TYPE_CHECKING:
     from qcompiler.passmanager import Pass
@@ -36,6 +36,8 @@ class Target:
     minimum_onnxruntime: str
     widths: frozenset[int] | None = None
     """Bits of weights it has kernels for; None: of any."""
+    least_group: int = 16
+    """Channels of a group, of less than 8 bits; those of 8 bits have 32."""
     library: OpLibrary | None = None
     provider_options: tuple[Mapping[str, Any], ...] = ()
     """What onnxruntime-genai is told of providers."""
@@ -53,7 +55,8 @@ class Target:
             return None
         if form.bits not in self.widths:
             return f"it has no kernels for weights of {form.bits} bits"
-        if form.group_size not in GROUP_SIZES:
+        least = self.least_group if form.narrow else 32
+        if form.group_size not in GROUP_SIZES or form.group_size < least:
             return f"it has no kernels for groups of {form.group_size} channels"
         return None
 
@@ -77,17 +80,20 @@ _KNOWN = (
             "lower-multi-head-attention,lower-norm,lower-activation,decompose-norm"
         ),
         minimum_onnxruntime="1.20",
-        widths=frozenset(PACKED_WIDTHS),
+        widths=frozenset(WIDTHS),
         library=OpLibrary(name=runtime.LIBRARY, path=runtime.library_path),
     ),
     Target(
         name="cuda",
-        summary="the same ops for ONNX Runtime's CUDA provider, the rest in float16",
+        summary="MatMul and Gather ops for ONNX Runtime's CUDA provider, the rest in float16",
         lowering=(
-            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision,decompose-norm"
+            # Its library has no kernels of the integer form.
+            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom{integer=false},"
+            "half-precision,decompose-norm"
         ),
         minimum_onnxruntime="1.20",
         widths=frozenset(PACKED_WIDTHS),
+        least_group=32,
         library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
         provider_options=({"cuda": {}},),
     ),

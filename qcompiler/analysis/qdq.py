@@ -44,7 +44,7 @@ class WeightDq:
         return int(rows), int(columns)
 
     def load(self, form: WeightFormat | None = None) -> QuantizedWeight:
-        """The weight as unsigned codes, float16 scales and zero points.
+        """The weight as unsigned codes, scales and zero points.
 
         `form`: the format it was written in, where that is known better than the graph tells.
         """
@@ -53,7 +53,7 @@ class WeightDq:
         codes = ir.array(self.codes).astype(np.int16)
         if form.storage.signed:
             codes += form.middle
-        scales = ir.array(self.scales).astype(np.float16)
+        scales = ir.array(self.scales).astype(np.float32)
         return QuantizedWeight(codes.astype(np.uint8), scales, zeros, form)
 
 
@@ -141,7 +141,7 @@ class TableRows:
         if not self.transposed:
             values, steps = values.T, steps.T
         codes = (values.astype(np.int16) + storage.middle).astype(np.uint8)
-        return QuantizedWeight(codes, steps.astype(np.float16), None, form)
+        return QuantizedWeight(codes, steps.astype(np.float32), None, form)
 
 
 def table_rows(node: gs.Node) -> TableRows | None:

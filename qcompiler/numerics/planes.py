@@ -94,9 +94,7 @@ class PlaneMatrix:
                 raise ValueError(f"{name} must have shape {shape}, not {values.shape}")
             if values.min(initial=least) < least or values.max(initial=least) > greatest:
                 raise ValueError(f"{name} must lie in {least} .. {greatest}")
-        spread = np.repeat(np.arange(shape[0]), group_size)[:k]
-        wide = codes.astype(np.int32) - zero_points.astype(np.int32)[spread]
-        if np.abs(wide * multiples.astype(np.int32)[spread]).max(initial=0) > 127:
+        if (farthest(codes, zero_points, group_size) * multiples).max(initial=0) > 127:
             raise ValueError("a code less its zero point times its multiple is beyond 127")
         byte = zero_points | (multiples - np.uint8(1)) << np.uint8(bits)
         return cls(
@@ -135,18 +133,22 @@ def pack_planes(codes: U8Array, bits: int) -> U8Array:
         raise ValueError(f"{bits}-bit codes must lie in 0 .. {(1 << bits) - 1}")
     k, n = codes.shape
     strips, panels = ceil_div(k, STRIP), ceil_div(n, PANEL)
-    padded = np.zeros((strips * STRIP, panels * PANEL), np.uint8)
-    padded[:k, :n] = codes
-    # [panel, strip, quad, column, byte]
-    quads = padded.reshape(strips, STRIP // 4, 4, panels, PANEL).transpose(3, 0, 1, 4, 2)
-    parts, at = [], 0
+    padded = codes
+    if codes.shape != (strips * STRIP, panels * PANEL):
+        padded = np.zeros((strips * STRIP, panels * PANEL), np.uint8)
+        padded[:k, :n] = codes
+    packed = np.zeros((strips, bits, 4, panels, PANEL), np.uint8)
+    at = 0
     for width in planes(bits):
-        plane = quads >> np.uint8(at) & np.uint8((1 << width) - 1)
-        fields = plane.reshape(panels, strips, width, 8 // width, PANEL, 4)
-        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None, None]
-        parts.append(np.bitwise_or.reduce(fields << shifts, axis=3).reshape(panels, strips, -1))
+        # [strip, block, quad of a block, byte, panel, column]
+        quads = padded.reshape(strips, width, 8 // width, 4, panels, PANEL)
+        blocks = packed[:, at : at + width]
+        for quad in range(8 // width):
+            plane = quads[:, :, quad] >> np.uint8(at) & np.uint8((1 << width) - 1)
+            blocks |= plane << np.uint8(quad * width)
         at += width
-    return np.ascontiguousarray(np.concatenate(parts, axis=2))
+    by_column = packed.transpose(3, 0, 1, 4, 2)
+    return np.ascontiguousarray(by_column).reshape(panels, strips, bits * BLOCK_BYTES)
 
 
 def unpack_planes(packed: U8Array, K: int, N: int, bits: int) -> U8Array:
@@ -166,6 +168,17 @@ def unpack_planes(packed: U8Array, K: int, N: int, bits: int) -> U8Array:
         at += width
     whole = codes.transpose(1, 2, 4, 0, 3).reshape(strips * STRIP, panels * PANEL)
     return np.ascontiguousarray(whole[:K, :N])
+
+
+def farthest(codes: U8Array, zero_points: U8Array, group_size: int) -> NDArray[np.int32]:
+    """How far the codes [K, N] of each group lie from its zero point at most, [G, N] as those."""
+    zero = zero_points.astype(np.int32)
+    distances = np.empty_like(zero)
+    for group, start in enumerate(range(0, codes.shape[0], group_size)):
+        part = codes[start : start + group_size]
+        above, below = part.max(axis=0) - zero[group], zero[group] - part.min(axis=0)
+        np.maximum(above, below, out=distances[group])
+    return distances
 
 
 def _to_panels(groups: U8Array) -> U8Array:

@@ -2,8 +2,8 @@
 
 A weight is a K × N matrix (input channels × output channels). Groups of `group_size`
 consecutive input channels of one column share a scale, and a zero point where the format is
-asymmetric: w ≈ (code - zero_point) · scale. The last group may be short. Scales are any float16, or
-in progressive groups small multiples of one number a column (`progressive`).
+asymmetric: w ≈ (code - zero_point) · scale. The last group may be short. Scales are small multiples
+of one number a column (`progressive`), or for 8 bits any float16.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class QuantizedWeight:
 
     codes: NDArray[np.uint8]
     """[K, N], unsigned: 0 .. form.top."""
-    scales: NDArray[np.float16]
+    scales: Float
     """[G, N]; negative where a symmetric group spends its extra code on its positive extreme."""
     zero_points: NDArray[np.uint8] | None
     """[G, N]; None for a symmetric format, whose zero point is form.middle."""
@@ -120,14 +120,13 @@ def quantize_weight(
     "mse" tries shrunken ranges, and for symmetric groups the full-range variants
     ±max|w| / 2^(bits-1), and keeps the least squared error; "output" weights the error of
     channel k by `importance[k]` (E[x_k²], length K), which is the diagonal of the layer's
-    output error. Scales are rounded to float16 before the codes are chosen, so the stored
-    weight is exactly the one that was judged. Deterministic.
+    output error. Scales are rounded before the codes are chosen, so the stored weight is exactly
+    the one that was judged: to small multiples of one number a column, so that
+    (code - zero_point) · multiple is an int8 value, which `reach` keeps so; of 8 bits to float16.
+    Deterministic.
 
-    A progressive `form` rounds the scales to 1 .. 16 times one number a column instead, so that
-    (code - zero_point) · multiple is an int8 value, and sets `reach` to keep it one.
-
-    ValueError for a weight that is not two-dimensional or finite, or for scales that float16 can't
-    hold.
+    ValueError for a weight that is not two-dimensional or finite, or for scales that their type
+    can't hold.
     """
     if weight.ndim != 2:
         raise ValueError(f"a weight has two dimensions, not {weight.ndim}")
@@ -146,8 +145,8 @@ def quantize_weight(
         part = made.columns(slice(start, start + block.shape[1]))
         _fill(part, block, search, error_weight)
     if not np.isfinite(made.scales).all():
-        raise ValueError("a group's scale is beyond float16 (weights larger than 4e5)")
-    if 0.0 < peak < _COARSE * form.top:
+        raise ValueError(f"weights as large as {peak:.0e} have no finite scales")
+    if not form.narrow and 0.0 < peak < _COARSE * form.top:
         raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
     return made
 
@@ -157,10 +156,10 @@ def _empty(rows: int, columns: int, form: WeightFormat) -> QuantizedWeight:
     shape = (form.groups(rows), columns)
     return QuantizedWeight(
         np.empty((rows, columns), np.uint8),
-        np.empty(shape, np.float16),
+        np.empty(shape, np.float32),
         None if form.symmetric else np.empty(shape, np.uint8),
         form,
-        np.empty(shape, np.uint8) if form.progressive else None,
+        np.empty(shape, np.uint8) if form.narrow else None,
     )
 
 
@@ -179,12 +178,13 @@ def _fill(part: QuantizedWeight, block: Float, search: Search, error_weight: Flo
     """Quantize `block`, some columns of a weight with the last group padded by zeros."""
     form, rows = part.form, part.codes.shape[0]
     grouped = block.reshape(part.scales.shape[0], form.group_size, -1)
-    unit = None if part.reach is None else units(block)
+    unit = units(block, form.bits) if form.narrow else None
+    storable = _storable(unit, form)
     with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused afterwards
         if part.zero_points is None:
-            q, scale = _symmetric(grouped, form, search, error_weight, _storable(unit))
+            q, scale = _symmetric(grouped, form, search, error_weight, storable)
         else:
-            q, scale, zero = _asymmetric(grouped, form, search, error_weight, _storable(unit))
+            q, scale, zero = _asymmetric(grouped, form, search, error_weight, storable)
             part.zero_points[:] = zero[:, 0]
         if part.reach is not None and unit is not None:
             part.reach[:] = code_reach(scale[:, 0], unit)
@@ -192,11 +192,11 @@ def _fill(part: QuantizedWeight, block: Float, search: Search, error_weight: Flo
     part.scales[:] = scale[:, 0]
 
 
-def _storable(unit: Float | None) -> Callable[[Float], Float]:
-    """What turns scales into those stored: float16, and multiples of `unit` [n] where given."""
+def _storable(unit: Float | None, form: WeightFormat) -> Callable[[Float], Float]:
+    """What turns scales into those stored: multiples of `unit` [n] where given, else float16."""
     if unit is None:
         return _half
-    return lambda scale: _half(snapped(scale, unit))
+    return lambda scale: snapped(scale, unit, form.most_multiple)
 
 
 def _half(scale: Float) -> Float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ class Layer:
     """Of the constants it reads, as the source stores them, each counted with one reader; None
     where it reads none of any size."""
     bytes_after: int | None = None
-    """Of its codes, scales and zero points, where it is quantized."""
+    """Of its codes, scales and zero points as they are stored, where it is quantized; 0 where the
+    row of a table has them."""
     computed: bool = False
     """Whether its constants are computed when a session loads, not stored."""
     reason: str | None = None
@@ -94,11 +96,26 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
     for remark in (remark for record in history for remark in record.remarks):
         if isinstance(remark, Merged):
             members[remark.into] = remark.members
-        for name in members.get(remark.layer, (remark.layer,)):
-            layer = layers.get(name, Layer(name=name))
-            layers[name] = dataclasses.replace(layer, **_change(remark, layer))
+        names = members.get(remark.layer, (remark.layer,))
+        rows = [layers.get(name, Layer(name=name)) for name in names]
+        if isinstance(remark, Lowered) and remark.bytes_after is not None:
+            rows = _stored(rows, remark.bytes_after)
+        layers |= {row.name: dataclasses.replace(row, **_change(remark, row)) for row in rows}
     finished = [_finished(layer) for layer in layers.values()]
     return tuple(sorted(finished, key=lambda layer: layer.kind == "other"))
+
+
+def _stored(rows: Sequence[Layer], nbytes: int) -> list[Layer]:
+    """Rows of one weight of so many bytes, each with those of its columns.
+
+    A row without bytes keeps none: another has them.
+    """
+    ends = list(itertools.accumulate((row.N or 0 for row in rows), initial=0))
+    shares = [nbytes * end // max(ends[-1], 1) for end in ends]
+    return [
+        dataclasses.replace(row, bytes_after=row.bytes_after and end - start)
+        for row, start, end in zip(rows, shares, shares[1:], strict=False)
+    ]
 
 
 def _change(remark: Remark, layer: Layer) -> dict[str, Any]:

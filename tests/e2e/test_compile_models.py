@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 MODELS = ("smollm2_genai", "smollm2_torch", "minilm")
 LINEARS = {"smollm2_genai": 151, "smollm2_torch": 57, "minilm": 36}
 RECIPES = ("w4a8-fast", "fptq")
-TOKENS = {"w4a8": (4, 512)}
+TOKENS = {"w4a8": (4, 512), "qoq": (4, 512)}
 """Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
 FLOAT_ROUNDING = 1e-5
 OLDEST = "QCOMPILER_OLDEST_ORT_PYTHON"
@@ -102,7 +102,7 @@ def test_compiles(compiled, request, model, name, target):
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [*COMPILED, ("smollm2_genai", "w4a8")],
+    [*COMPILED, ("smollm2_genai", "w4a8"), ("minilm", "qoq")],
 )
 def test_each_op_equals_its_function(compiled, tmp_path, model, name):
     """Every node, on the inputs it really gets: kernel against the inlined function.
@@ -129,20 +129,27 @@ def test_each_op_equals_its_function(compiled, tmp_path, model, name):
     assert float(worst_old) < FLOAT_ROUNDING
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_three_forms_of_one_model(compiled, request, model):
+@pytest.mark.parametrize(
+    ("model", "name"), [*((model, "w4a8-fast") for model in MODELS), ("minilm", "qoq")]
+)
+def test_three_forms_of_one_model(compiled, request, model, name):
     """With the library, without it, and as Q/DQ: as close to each other as int8 rounding allows."""
     source = request.getfixturevalue(model)
-    custom = compiled(model, "w4a8-fast", "ort-custom").output
+    custom = compiled(model, name, "ort-custom").output
     reference = logits(source, source)
     fast = logits(custom, source, library=True)
     noise = sqnr_db(reference, fast)
     for other in (
         logits(custom, source, library=False),
-        logits(compiled(model, "w4a8-fast", "qdq").output, source),
+        logits(compiled(model, name, "qdq").output, source),
     ):
         assert sqnr_db(fast, other) > noise + 6.0
         assert abs(sqnr_db(reference, other) - noise) < 1.5
+
+
+def test_progressive_layers_become_linear(compiled):
+    rows = compiled("minilm", "qoq", "ort-custom").report.layers
+    assert [row.op for row in rows if row.kind == "linear"] == ["LinearW4A8"] * LINEARS["minilm"]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -101,7 +101,7 @@ def test_any_byte_is_read_without_a_trap(kernels, isa, bits):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_bits_do_not_depend_on_the_tile(kernels, isa, bits):
+def test_bits_do_not_depend_on_the_tile_of_planes(kernels, isa, bits):
     w = make_planes(1100, 100, 64, bits=bits)
     q, scales = problem(45, 1100)
     whole = kernels.linear(isa, q, scales, w)

@@ -83,7 +83,7 @@ def test_compile_writes_a_model_that_works(model: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "op"),
     [
-        ("ort-custom", "MatMulW4A8"),
+        ("ort-custom", "LinearW4A8"),
         ("cuda", "MatMulW4A8"),
         ("ort-contrib", "MatMulNBits"),
         ("qdq", "DequantizeLinear"),
@@ -106,7 +106,7 @@ def test_compile_json_and_report_files(model: Path, tmp_path: Path) -> None:
     data = json.loads(result.stdout)
     layers = {layer["name"]: layer for layer in data["layers"]}
     assert layers["fc1"]["scheme"] == "int4 g64 asym gptaq"
-    assert layers["fc1"]["op"] == "MatMulW4A8"
+    assert layers["fc1"]["op"] == "LinearW4A8"
     assert layers["fc2"]["reason"] == "excluded by pattern 'fc2'"
     assert data["verification"] is None
     weights, compiled = map(Path, data["files"])

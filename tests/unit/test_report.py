@@ -276,6 +276,33 @@ def test_a_constant_of_several_readers_is_counted_with_one_that_keeps_it() -> No
     assert made.weights == Weights(bytes=150, quantized_bytes=50, rest={"Add": 100})
 
 
+def test_bytes_are_those_that_the_operators_store() -> None:
+    history = [
+        record(
+            "w",
+            rounded("embed", kind="embedding", tied=True),
+            rounded("head", tied=True, bytes_after=0),
+            rounded("a", shape=(64, 10)),
+            rounded("b", shape=(64, 20)),
+            rounded("c", shape=(64, 3)),
+            rounded("kept"),
+        ),
+        record(
+            "merge-linears",
+            *(Merged(layer=n, message="done", members=("a", "b", "c"), into="abc") for n in "abc"),
+        ),
+        record(
+            "lower-ort-custom",
+            *(
+                Lowered(layer=name, message="done", op="x", bytes_after=size)
+                for name, size in (("embed", 5000), ("head", 5000), ("abc", 1000))
+            ),
+        ),
+    ]
+    sizes = {layer.name: layer.bytes_after for layer in report_of(history).layers}
+    assert sizes == {"embed": 5000, "head": 0, "a": 303, "b": 606, "c": 91, "kept": 1280}
+
+
 def test_json_is_valid_everywhere(report: Report, tmp_path: Path) -> None:
     write_json(report, tmp_path / "deep" / "r.json")
 

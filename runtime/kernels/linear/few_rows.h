@@ -1,6 +1,7 @@
 // Few rows: codes are multiplied as they are, and the multiple of a group by its sum, which is less
 // work than expanding weights that hardly anybody shares. Over an ISA as in many_rows.h, and
-//   dot(sum, unsigned, signed)   adds the products of four neighbouring bytes
+//   dot(sum, weights, signed)    adds the products of four neighbouring bytes; weights are unsigned
+//                                where there is a kOffset, which makes them so
 //   panels_for(rows)             how many panels a tile of so many rows takes
 // Internal linkage throughout: see matmul_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_FEW_ROWS_H_
@@ -31,7 +32,7 @@ class FewRows {
   // Where there is one for each field of a byte, fields stay where they are, and the sums of their
   // chain are shifted instead.
   static constexpr int kFields = 8 / P::kLow;
-  static constexpr bool kInPlace = P::kHigh == 0 && kFields > 1 &&
+  static constexpr bool kInPlace = Isa::kOffset > 0 && P::kHigh == 0 && kFields > 1 &&
                                    (kFields + 2) * kRows* kVectors < Bytes::kRegisters;
   static constexpr int kChains = kInPlace                                       ? kFields
                                  : 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2
@@ -59,7 +60,8 @@ class FewRows {
         advance();
       }
       for_all([&](int r, int v) {
-        totals[r][v] = Lanes::add_ints(joined(dots, r, v), Lanes::set_ints(-128 * sums_[r][0]));
+        totals[r][v] =
+            Lanes::add_ints(joined(dots, r, v), Lanes::set_ints(-Isa::kOffset * sums_[r][0]));
       });
     } else {
       for_all([&](int r, int v) { totals[r][v] = Lanes::set_ints(0); });
@@ -99,11 +101,11 @@ class FewRows {
     return sum;
   }
 
-  // What quad kIndex of a strip holds in one register, unsigned.
+  // What quad kIndex of a strip holds in one register.
   template <int kIndex>
   static QC_INLINE Reg load(const std::uint8_t* strip) {
     if constexpr (!P::kGrouped) {
-      return Bytes::xor_(Bytes::load(strip + kIndex * kBlockBytes), Bytes::all(128));
+      return Bytes::xor_(Bytes::load(strip + kIndex * kBlockBytes), Bytes::all(Isa::kOffset));
     } else if constexpr (kInPlace) {
       constexpr int kShift = P::shift(P::kLow, kIndex);
       return field<Bytes, kShift, P::kLow, kShift>(

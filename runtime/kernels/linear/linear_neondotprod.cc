@@ -1,12 +1,15 @@
-#include "kernels/linear/linear.h"
+#include "kernels/linear/linear_neon.h"
 
 namespace qc::kernels {
+namespace {
 
-#define QC_DEFINE(bits, ...)                                                              \
-  void linear_s8_w##bits##_f32_neondotprod(const QuantizedRows& q, const PlaneWeights& w, \
-                                           const Tile& t) {                               \
-    linear_s8_w##bits##_f32_reference(q, w, t);                                           \
-  }
-QC_EACH_LINEAR_WIDTH(QC_DEFINE)
+template <int kBits>
+void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
+  few_or_many_rows<Sdot, kBits>(q, w, t);
+}
+
+}  // namespace
+
+QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, neondotprod)
 
 }  // namespace qc::kernels

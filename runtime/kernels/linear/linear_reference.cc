@@ -7,23 +7,40 @@
 namespace qc::kernels {
 namespace {
 
-// One row and one panel.
+constexpr std::int64_t kRows = 8;  // that share a strip once it is taken apart
+
+// The weights of a strip of a panel, all of them int8.
 template <int kBits>
-void add_strips(const std::int8_t* q, const PlaneWeights& w, std::int64_t panel,
-                std::int32_t (&sums)[kPanel]) {
+void take_apart(const PlaneWeights& w, std::int64_t panel, std::int64_t s,
+                int (&weights)[kStrip][kPanel]) {
   using Planes = Planes<kBits>;
-  const std::int64_t strips = Planes::strips(w.k);
-  for (std::int64_t k = 0; k < w.k; ++k) {
-    const std::uint8_t* strip = w.codes + (panel * strips + k / kStrip) * Planes::kStripBytes;
+  const std::uint8_t* strip = w.codes + (panel * Planes::strips(w.k) + s) * Planes::kStripBytes;
+  for (int k = 0; k < kStrip; ++k) {
+    const std::int64_t group = std::min((s * kStrip + k) / w.group_size, w.group_count() - 1);
     for (int c = 0; c < kPanel; ++c) {
-      int weight = Planes::at(strip, static_cast<int>(k % kStrip), c);
+      int weight = Planes::at(strip, k, c);
       if constexpr (Planes::kGrouped) {
-        const std::int64_t group = panel * w.group_count() + k / w.group_size;
-        const int byte = w.groups[group * kPanel + c];
+        const int byte = w.groups[(panel * w.group_count() + group) * kPanel + c];
         weight =
             static_cast<std::int8_t>((weight - Planes::zero_point(byte)) * Planes::multiple(byte));
       }
-      sums[c] += q[k] * weight;
+      weights[k][c] = weight;
+    }
+  }
+}
+
+// Some rows and one panel, over all of K.
+template <int kBits>
+void add_strips(const QuantizedRows& q, const PlaneWeights& w, std::int64_t row, std::int64_t rows,
+                std::int64_t panel, std::int32_t (&sums)[kRows][kPanel]) {
+  for (std::int64_t s = 0; s < Planes<kBits>::strips(w.k); ++s) {
+    int weights[kStrip][kPanel];
+    take_apart<kBits>(w, panel, s, weights);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int8_t* codes = q.codes + (row + r) * q.stride + s * kStrip;
+      for (int k = 0; k < kStrip; ++k) {
+        for (int c = 0; c < kPanel; ++c) sums[r][c] += codes[k] * weights[k][c];
+      }
     }
   }
 }
@@ -37,14 +54,19 @@ float value_at(const float* values, std::int64_t index) {
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   for (std::int64_t panel = t.panel_begin; panel < t.panel_end; ++panel) {
-    for (std::int64_t row = t.row_begin; row < t.row_end; ++row) {
-      std::int32_t sums[kPanel] = {};
-      add_strips<kBits>(q.codes + row * q.stride, w, panel, sums);
-      float* out = t.out + (row - t.row_begin) * t.out_stride + (panel - t.panel_begin) * kPanel;
-      for (int c = 0; c < kPanel && panel * kPanel + c < t.column_end; ++c) {
-        const std::int64_t column = panel * kPanel + c;
-        const float bias = w.bias != nullptr ? value_at(w.bias, column) : 0.0f;
-        out[c] = static_cast<float>(sums[c]) * value_at(w.scales, column) * q.scales[row] + bias;
+    for (std::int64_t row = t.row_begin; row < t.row_end; row += kRows) {
+      const std::int64_t rows = std::min(kRows, t.row_end - row);
+      std::int32_t sums[kRows][kPanel] = {};
+      add_strips<kBits>(q, w, row, rows, panel, sums);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        float* out =
+            t.out + (row + r - t.row_begin) * t.out_stride + (panel - t.panel_begin) * kPanel;
+        for (int c = 0; c < kPanel && panel * kPanel + c < t.column_end; ++c) {
+          const std::int64_t column = panel * kPanel + c;
+          const float bias = w.bias != nullptr ? value_at(w.bias, column) : 0.0f;
+          const float scaled = static_cast<float>(sums[r][c]) * value_at(w.scales, column);
+          out[c] = scaled * q.scales[row + r] + bias;
+        }
       }
     }
   }

@@ -52,6 +52,7 @@ struct Neon {
   }
   static Ints set_ints(std::int32_t x) { return vdupq_n_s32(x); }
   static Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
+  static Ints times(Ints bytes, std::int32_t factor) { return vmulq_n_s32(bytes, factor); }
   static Ints round_to_ints(Vector x) { return vcvtnq_s32_f32(x); }
   static Vector to_floats(Ints x) { return vcvtq_f32_s32(x); }
   static Ints load_bytes(const std::uint8_t* p) {

@@ -100,6 +100,11 @@ Word call(const std::string& name, const Word* w) {
                      pointer<const qc::kernels::Weights>(w[3]),
                      pointer<const qc::kernels::Tile>(w[4]));
   }
+  if (name == "qc_linear") {
+    return qc_linear(isa, small(1), pointer<const qc::kernels::QuantizedRows>(w[2]),
+                     pointer<const qc::kernels::PlaneWeights>(w[3]),
+                     pointer<const qc::kernels::Tile>(w[4]));
+  }
   if (name == "qc_convert") {
     return qc_convert(isa, small(1), small(2), pointer<const void>(w[3]), pointer<void>(w[4]),
                       number(5));

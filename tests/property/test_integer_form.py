@@ -1,0 +1,149 @@
+"""Weights in the integer form: they dequantize to the same floats, or have no such form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qcompiler.formats import GROUP_SIZES, WeightFormat
+from qcompiler.numerics.integer_form import planes_of
+from qcompiler.numerics.planes import MOST_ROWS, most_multiple
+from qcompiler.numerics.rounding import QuantizedWeight, joined, quantize_weight
+
+FORM = WeightFormat(bits=4, group_size=32)
+
+
+def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+
+
+def of(scales, *, bits: int = 4, codes=None, zero=None) -> QuantizedWeight:
+    """A weight of one column and groups of 32 with these scales."""
+    form = WeightFormat(bits=bits, group_size=32, symmetric=zero is None)
+    steps = np.array(scales, np.float16)[:, None]
+    if codes is None:
+        codes = np.full((32 * len(steps), 1), form.middle + 1, np.uint8)
+    zeros = None if zero is None else np.full(steps.shape, zero, np.uint8)
+    return QuantizedWeight(codes, steps, zeros, form)
+
+
+@pytest.mark.parametrize("search", ["none", "mse"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_progressive_weights_have_the_form(group_size: int, symmetric: bool, search) -> None:
+    form = WeightFormat(bits=4, group_size=group_size, symmetric=symmetric, progressive=True)
+    values = normal(3 * group_size + 5, 37) * np.exp(normal(1, 37, 1))
+    values[:, 3] = 0.0
+    weight = quantize_weight(values, form, search=search)
+    planes = planes_of(weight)
+    assert planes is not None
+    assert (planes.bits, planes.group_size) == (4, group_size)
+    assert planes.scales.shape == (37,)
+    np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+    if search == "mse" and symmetric:
+        assert (weight.scales < 0).any()  # mirrored codes were among them
+
+
+@given(data=st.data(), bits=st.integers(2, 6), zeros=st.booleans())
+def test_multiples_of_any_number_are_found(data: st.DataObject, bits: int, zeros: bool) -> None:
+    groups, columns, size = 3, 5, 16
+    top, most = (1 << bits) - 1, most_multiple(bits)
+    shape = (groups, columns)
+
+    def drawn(least: int, greatest: int, shape: tuple[int, ...]) -> np.ndarray:
+        return data.draw(hnp.arrays(np.int64, shape, elements=st.integers(least, greatest)))
+
+    steps = drawn(1, most, shape)
+    # With 11 - log2(most) bits a unit leaves room for every multiple in a float16.
+    units = drawn(1, 2048 // most, (columns,)) * 2.0 ** drawn(-24, -5, (columns,))
+    scales = (steps * units * (2 * drawn(0, 1, shape) - 1)).astype(np.float16)
+    codes = drawn(0, top, (groups * size - 3, columns)).astype(np.uint8)
+    form = WeightFormat(bits=bits, group_size=size, symmetric=not zeros)
+    points = drawn(0, top, shape).astype(np.uint8) if zeros else None
+    weight = QuantizedWeight(codes, scales, points, form)
+    planes = planes_of(weight)
+    point = np.int64(form.middle) if points is None else weight.spread(points.astype(np.int64))
+    largest = np.abs((codes - point) * weight.spread(steps // np.gcd.reduce(steps, axis=0)))
+    if largest.max() > 127:
+        assert planes is None
+    else:
+        assert planes is not None
+        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+@given(
+    scales=hnp.arrays(np.float16, (4, 1), elements=st.floats(-60000, 60000, width=16)),
+    bits=st.sampled_from([4, 8]),
+)
+def test_the_form_is_exact_or_none(scales: np.ndarray, bits: int) -> None:
+    weight = of(scales[:, 0], bits=bits)
+    planes = planes_of(weight)
+    sizes = np.abs(scales.astype(np.float64))
+    least = float(sizes.min())
+    # The unit divides the least scale: some part of it does for all, or none is found.
+    exists = least > 0 and any(
+        ((sizes * part % least) == 0).all() and (sizes * part <= least * most_multiple(bits)).all()
+        for part in range(1, most_multiple(bits) + 1)
+    )
+    assert (planes is not None) == exists
+    if planes is not None:
+        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_any_scales_have_none(symmetric: bool) -> None:
+    form = WeightFormat(bits=4, group_size=32, symmetric=symmetric)
+    assert planes_of(quantize_weight(normal(256, 16), form)) is None
+
+
+def test_columns_of_one_group() -> None:
+    for bits, search in ((4, "none"), (4, "mse"), (8, "none")):
+        form = WeightFormat(bits=bits, group_size=64)
+        weight = quantize_weight(normal(50, 20), form, search=search)
+        planes = planes_of(weight)
+        assert planes is not None
+        assert planes.bits == bits
+        assert (planes.groups is None) == (bits == 8)
+        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+def test_eight_bits_have_one_scale_a_column() -> None:
+    assert planes_of(of([0.5, 0.5], bits=8)) is not None
+    assert planes_of(of([0.5, -0.5], bits=8)) is not None
+    assert planes_of(of([0.5, 1.0], bits=8)) is None
+    assert planes_of(of([0.5], bits=8, codes=np.zeros((32, 1), np.uint8))) is None, "-128"
+    assert planes_of(of([0.5], bits=8, codes=np.full((32, 1), 127, np.uint8), zero=0)) is not None
+    assert planes_of(of([0.5], bits=8, codes=np.full((32, 1), 128, np.uint8), zero=0)) is None
+
+
+@pytest.mark.parametrize("scales", [[0.0, 1.0], [np.inf, 1.0], [np.nan, 1.0], [1.0, 17.0]])
+def test_scales_that_no_unit_has(scales: list[float]) -> None:
+    assert planes_of(of(scales)) is None
+
+
+def test_weights_beyond_int8_have_none() -> None:
+    codes = np.full((64, 1), 8, np.uint8)
+    codes[40] = 0
+    assert planes_of(of([1.0, 15.0], codes=codes)) is not None
+    assert planes_of(of([1.0, 16.0], codes=codes)) is None, "-8 · 16 is -128"
+
+
+def test_sizes_that_the_layout_does_not_hold() -> None:
+    assert planes_of(of([1.0] * (MOST_ROWS // 32))) is not None
+    assert planes_of(of([1.0] * (MOST_ROWS // 32 + 1))) is None
+    assert planes_of(replace(of([1.0]), form=replace(FORM, group_size=48))) is None
+
+
+def test_joined_weights_keep_the_form() -> None:
+    form = replace(FORM, progressive=True)
+    parts = [quantize_weight(normal(96, n, n), form, search="mse") for n in (5, 16, 3)]
+    whole = planes_of(joined(parts))
+    assert whole is not None
+    np.testing.assert_array_equal(
+        whole.weights(), np.hstack([planes_of(part).weights() for part in parts])
+    )
