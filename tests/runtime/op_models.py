@@ -15,6 +15,7 @@ from qcompiler.numerics import reference
 from qcompiler.numerics.packing import PackedMatrix
 
 BITS = ops.WIDTHS
+GROUPS = (32, 64, 128, 256)
 
 X_SCALE = 0.02
 ACTIVATIONS = ("row", "group", "static")

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from node_cases import SIZES_OF_X, NodeCase, Values, Wanted, leading_sizes, pick
-from op_models import ACTIVATIONS, BITS, ROUNDING, X_SCALE, Layer, make_layer
+from op_models import ACTIVATIONS, BITS, GROUPS, ROUNDING, X_SCALE, Layer, make_layer
 from single_node import rounded_to_bfloat16
 
 from qcompiler import ops
-from qcompiler.formats import GROUP_SIZES
 from qcompiler.numerics import reference
 from qcompiler.numerics.packing import PackedMatrix
 
@@ -26,7 +25,7 @@ def packed_case(rng: np.random.Generator) -> NodeCase:
     layer = make_layer(
         int(pick(rng, [700, 1025] if large else [1, 7, 32, 33, 64, 100, 160, 257])),
         int(pick(rng, [400, 777] if large else [1, 15, 16, 17, 35, 64, 130])),
-        pick(rng, GROUP_SIZES),
+        pick(rng, GROUPS),
         bits=pick(rng, BITS),
         symmetric=bool(rng.random() < 0.5),
         bias=bool(rng.random() < 0.5),

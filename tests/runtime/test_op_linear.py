@@ -142,6 +142,7 @@ def test_inputs_need_not_be_constant(session, names, bits, library):
 @pytest.mark.parametrize("value", [0.5, -0.0, np.nan, np.inf])
 def test_one_bias_value_is_for_all_columns(session, value, library):
     w, bias = make_planes(64, 20, 32, bits=4), np.array([value], np.float32)
+    w.scales[::2] *= -1
     x = rows(1, 2, 64)
     x[0, 1] = 0  # whose results are zeros of either sign
     y = run(session(linear_model(w, bias), library=library), x)
