@@ -1,12 +1,9 @@
 // vpdpbusd kernels on 512-bit registers. Internal linkage throughout: see matmul_avx512vnni.cc.
 #include "kernels/linear/bytes_avx512.h"
-#include "kernels/linear/few_rows.h"
 #include "kernels/linear/many_rows.h"
 
 namespace qc::kernels {
 namespace {
-
-constexpr int kManyRows = 6;  // from which on expanding weights is less work
 
 struct Vnni512 {
   using Bytes = Bytes512;
@@ -43,11 +40,7 @@ struct Vnni512 {
 
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  if (t.row_end - t.row_begin < kManyRows) {
-    few_rows<Vnni512, kBits, kManyRows - 1>(q, w, t);
-  } else {
-    many_rows<Vnni512, kBits>(q, w, t);
-  }
+  any_rows<Vnni512, kBits>(q, w, t);
 }
 
 }  // namespace

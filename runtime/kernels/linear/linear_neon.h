@@ -4,7 +4,6 @@
 #define QC_KERNELS_LINEAR_LINEAR_NEON_H_
 
 #include "kernels/linear/bytes_neon.h"
-#include "kernels/linear/few_rows.h"
 #include "kernels/linear/many_rows.h"
 
 namespace qc::kernels {
@@ -41,15 +40,6 @@ struct Sdot {
 
   static constexpr int kTileBytes = kBlockBytes / Bytes::kPerPanel;  // of a block, in a register
 };
-
-template <typename Isa, int kBits>
-void few_or_many_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  if (t.row_end - t.row_begin < Isa::kRows) {
-    few_rows<Isa, kBits, Isa::kRows - 1>(q, w, t);
-  } else {
-    many_rows<Isa, kBits>(q, w, t);
-  }
-}
 
 }  // namespace
 }  // namespace qc::kernels

@@ -64,7 +64,7 @@ struct Smmla : Sdot {
 
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  few_or_many_rows<Smmla, kBits>(q, w, t);
+  any_rows<Smmla, kBits>(q, w, t);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #define QC_KERNELS_LINEAR_LINEAR_VNNI256_H_
 
 #include "kernels/linear/bytes_avx2.h"
-#include "kernels/linear/few_rows.h"
 #include "kernels/linear/many_rows.h"
 
 namespace qc::kernels {
@@ -47,11 +46,7 @@ struct Vnni256 {
 
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  if (t.row_end - t.row_begin < Vnni256::kRows) {
-    few_rows<Vnni256, kBits, Vnni256::kRows - 1>(q, w, t);
-  } else {
-    many_rows<Vnni256, kBits>(q, w, t);
-  }
+  any_rows<Vnni256, kBits>(q, w, t);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/linear/expand.h"
+#include "kernels/linear/few_rows.h"
 #include "kernels/linear/finish.h"
 #include "kernels/linear/scratch.h"
 
@@ -125,6 +126,17 @@ void many_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   for (int64_t row = t.row_begin; row < t.row_end; row += kRowBlock) {
     const int64_t end = row + kRowBlock < t.row_end ? row + kRowBlock : t.row_end;
     block_of_rows<Isa, kBits>(q, w, t, row, end, s);
+  }
+}
+
+// The few rows that are better off without expanded weights, or many.
+template <typename Isa, int kBits>
+void any_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
+  constexpr int kFew = 2;
+  if (t.row_end - t.row_begin <= kFew) {
+    few_rows<Isa, kBits, kFew>(q, w, t);
+  } else {
+    many_rows<Isa, kBits>(q, w, t);
   }
 }
 
