@@ -22,6 +22,8 @@ WIDTHS: tuple[int, ...] = get_args(Bits)
 PACKED_WIDTHS: tuple[int, ...] = (4, 8)
 """Those that layout 1 of our ops holds."""
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
+PACKED_GROUP_SIZES: tuple[int, ...] = (32, 64, 128, 256)
+"""Those of layout 1. 8 bits, which gain nothing by smaller ones, are planned in no others."""
 
 
 class Granularity(enum.Enum):
@@ -120,11 +122,6 @@ class WeightFormat:
         return self.bits < 8
 
     @property
-    def most_multiple(self) -> int:
-        """The most that a scale can be of its column's number: what a byte leaves beside a code."""
-        return 1 << (8 - self.bits)
-
-    @property
     def depth(self) -> int:
         """Values of k in a dword of packed codes."""
         return depth(self.bits)
@@ -198,6 +195,7 @@ def _listed(numbers: tuple[int, ...]) -> str:
 
 __all__ = [
     "GROUP_SIZES",
+    "PACKED_GROUP_SIZES",
     "PACKED_WIDTHS",
     "WIDTHS",
     "Bits",

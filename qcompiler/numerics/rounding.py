@@ -196,7 +196,7 @@ def _storable(unit: Float | None, form: WeightFormat) -> Callable[[Float], Float
     """What turns scales into those stored: multiples of `unit` [n] where given, else float16."""
     if unit is None:
         return _half
-    return lambda scale: snapped(scale, unit, form.most_multiple)
+    return lambda scale: snapped(scale, unit, form.bits)
 
 
 def _half(scale: Float) -> Float:
