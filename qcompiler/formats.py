@@ -176,6 +176,21 @@ class WeightFormat:
         return codes + self.groups(rows) * columns * (2 if self.symmetric else 3)
 
 
+CANDIDATES = tuple(
+    WeightFormat(bits=bits, group_size=size, symmetric=bits == 8)
+    for bits, sizes in (
+        (2, (32, 16)),
+        (3, (64, 32, 16)),
+        (4, (128, 64, 32, 16)),
+        (5, (32,)),
+        (6, (64,)),
+        (8, (128,)),
+    )
+    for size in sizes
+)
+"""Formats to choose from where bits are few, the smallest first: each is worth its size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """What is to become of one layer; passes that plan fill it, passes that rewrite obey it."""
@@ -194,6 +209,7 @@ def _listed(numbers: tuple[int, ...]) -> str:
 
 
 __all__ = [
+    "CANDIDATES",
     "GROUP_SIZES",
     "PACKED_GROUP_SIZES",
     "PACKED_WIDTHS",

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler import runtime
 from qcompiler.errors import RecipeError, did_you_mean
-from qcompiler.formats import GROUP_SIZES, PACKED_GROUP_SIZES, PACKED_WIDTHS, WIDTHS, LayerPlan
+from qcompiler.formats import (
+    CANDIDATES,
+    GROUP_SIZES,
+    PACKED_GROUP_SIZES,
+    PACKED_WIDTHS,
+    WIDTHS,
+    LayerPlan,
+    WeightFormat,
+)
 
 if TYPE_CHECKING:
     from qcompiler.passmanager import Pass
@@ -58,6 +66,10 @@ class Target:
         if form.group_size not in (self.group_sizes if form.narrow else PACKED_GROUP_SIZES):
             return f"it has no kernels for groups of {form.group_size} channels"
         return None
+
+    def candidates(self) -> tuple[WeightFormat, ...]:
+        """The formats that it can run, of those worth choosing from."""
+        return tuple(each for each in CANDIDATES if self.accepts(LayerPlan(weight=each)) is None)
 
     def require(self, plans: Iterable[LayerPlan], where: str) -> None:
         """RecipeError for the first of `plans` that it can't run."""
