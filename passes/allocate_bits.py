@@ -6,11 +6,11 @@ format would cost is estimated from the errors of the weights, with channels wei
 square. Losses are assumed to add up. The formats with the least total loss within the budget go
 into the plan, which `quantize-weights` follows. The graph is not changed.
 
-Int8 activations take no bits, but their error counts. It is measured on calibration data, in the
-same units as the weights' errors. Each format comes with those `activations` that are cheapest at
-run time among the ones that leave the unit no more than `tolerance` above the least loss. So finer
-scales are used only where activations dominate the loss: in sensitive layers and with weights of 8
-bits.
+Int8 activations take no bits, but their error counts against a divergence. It is measured on
+calibration data, in the same units as the weights' errors. Where `activations` are given, each
+format comes with those that are cheapest at run time among the ones that leave the unit no more
+than `tolerance` above the least loss. So finer scales are used only where activations dominate the
+loss: in sensitive layers and with weights of 8 bits.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class AllocateBits(Pass):
     max_kl: float = 0.0
     """Estimated divergence at the output; 0: no limit. The smallest model within it is taken."""
     formats: tuple[str, ...] = _FORMATS
-    activations: tuple[Literal["per-token", "per-group"], ...] = ("per-token", "per-group")
+    activations: tuple[Literal["per-token", "per-group"], ...] = ()
     """What layers with dynamic scales may get; none: everything stays as planned."""
     tolerance: float = 0.1
     """The share of a unit's loss that cheaper activations may add."""
@@ -113,7 +113,8 @@ class AllocateBits(Pass):
         costs = scale * errors[:, 1:]
         activations: list[list[Granularity]] = []
         for index, found in enumerate(self._activation_losses(graph, units, formats, ctx)):
-            added, names = self._cheapest(costs[index], scale[index, 0], found, formats)
+            planned = ctx.plan[units[index].name].activation
+            added, names = self._cheapest(costs[index], scale[index, 0], found, formats, planned)
             costs[index] = added
             activations.append(names)
         sizes = np.array(
@@ -161,10 +162,9 @@ class AllocateBits(Pass):
     def _activation_losses(
         self, graph: gs.Graph, units: list[_Unit], formats: list[WeightFormat], ctx: PassContext
     ) -> list[dict[tuple[Granularity, int], float]]:
-        """What rounding each unit's input adds to its outputs; {} where the plan decides."""
-        open_units = [
-            unit for unit in units if self.activations and ctx.plan[unit.name].activation in DYNAMIC
-        ]
+        """What rounding each unit's input adds to its outputs; {} where that decides nothing."""
+        asked = self.activations or self.max_kl
+        open_units = [unit for unit in units if asked and ctx.plan[unit.name].activation in DYNAMIC]
         if not open_units:
             return [{} for _ in units]
         sizes = [form.group_size for form in formats]
@@ -189,11 +189,12 @@ class AllocateBits(Pass):
         scale: float,
         losses: dict[tuple[Granularity, int], float],
         formats: list[WeightFormat],
+        planned: Granularity,
     ) -> tuple[NDArray[Any], list[Granularity]]:
         """The costs of each format with the activations that go with it, and those."""
         if not losses:
             return costs, []
-        allowed = [each for each in DYNAMIC if each.value in self.activations]
+        allowed = [each for each in DYNAMIC if each.value in self.activations] or [planned]
         totals = np.array(
             [
                 [cost + scale * losses[each, form.group_size] for each in allowed]

@@ -29,7 +29,7 @@ from qcompiler.analysis.qdq import (
     table_dq,
     table_rows,
 )
-from qcompiler.formats import GROUP_SIZES, Granularity
+from qcompiler.formats import PACKED_GROUP_SIZES, Granularity
 from qcompiler.numerics.integer_form import planes_of
 from qcompiler.numerics.packing import PackedMatrix
 from qcompiler.numerics.planes import PlaneMatrix
@@ -142,8 +142,10 @@ class _Packer:
         form = weight.form
         if form.bits not in ops.WIDTHS:
             return f"weights of {form.bits} bits have no kernel"
-        if form.group_size not in GROUP_SIZES:
+        if form.group_size not in PACKED_GROUP_SIZES:
             return f"group size {form.group_size} has no kernel"
+        if not _half_holds(weight.scales):
+            return "float16 can't hold its scales"
         packed = PackedMatrix.pack(weight.codes, weight.scales, weight.zero_points, form)
         inputs = self._constants(
             base, ("packed", packed.W), ("scales", packed.scales), ("zeros", packed.zero_points)
@@ -154,6 +156,13 @@ class _Packer:
 
     def _constants(self, base: str, *named: tuple[str, NDArray[Any]]) -> list[gs.Constant]:
         return [ir.constant(self.namer(f"{base}_{suffix}"), values) for suffix, values in named]
+
+
+def _half_holds(scales: NDArray[Any]) -> bool:
+    """Whether float16 has scales to its precision, or to that of the largest."""
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16).astype(np.float32)
+    return bool(np.abs(half - scales).max() <= np.abs(scales).max() * 2.0**-11)
 
 
 def _stay(layer: str, reason: str) -> LeftAlone:

@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.qdq import QuantizedLayer, insert_weight_dq, quantized_layers
+from qcompiler.numerics.integer_form import planes_width
 from qcompiler.numerics.rounding import joined
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Merged
@@ -47,7 +48,8 @@ class MergeLinears(Pass):
 
 
 def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
-    """Layers by the activation they read and the format of their weights."""
+    """Layers by the activation they read, the format of their weights, and the width of that in the
+    integer form: a wider one might leave no room for the multiples of the others."""
     groups: dict[tuple[Any, ...], list[QuantizedLayer]] = {}
     for found in quantized_layers(graph):
         weight = found.weight
@@ -55,7 +57,8 @@ def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
             continue
         if len(ir.consumers(weight.codes)) != 1:  # a table tied to the embedding stays as it is
             continue
-        groups.setdefault((id(found.layer.x), weight.form), []).append(found)
+        key = (id(found.layer.x), weight.form, planes_width(weight.load()))
+        groups.setdefault(key, []).append(found)
     return [members for members in groups.values() if len(members) > 1]
 
 

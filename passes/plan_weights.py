@@ -11,7 +11,7 @@ The graph is not changed; the decisions travel in the context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.analysis.tables import Table, find_tables
-from qcompiler.formats import Bits, GroupSize, LayerPlan, WeightFormat
+from qcompiler.formats import PACKED_GROUP_SIZES, Bits, GroupSize, LayerPlan, WeightFormat
 from qcompiler.passmanager import (
     Fact,
     Numerics,
@@ -30,9 +30,6 @@ from qcompiler.passmanager import (
     require_matches,
 )
 from qcompiler.remarks import LeftAlone, Planned, Remark
-
-_LEAST_WIDE_GROUP = 32
-"""Of 8 bits: smaller groups gain nothing there, and no op has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +62,17 @@ class PlanWeights(Pass):
     @property
     def linear(self) -> WeightFormat:
         """The format of most layers."""
-        return self._layer(self.bits)
+        return _format(self.bits, self.group_size, symmetric=self.symmetric)
 
     @property
     def head(self) -> WeightFormat:
         """The format of heads."""
-        return self._layer(self.head_bits)
+        return _format(self.head_bits, self.group_size, symmetric=self.symmetric)
 
     @property
     def table(self) -> WeightFormat:
         """The format of tables: symmetric in 8 bits, where a zero point gains little."""
-        form = WeightFormat(bits=self.table_bits, group_size=self.table_group_size)
-        return replace(form, symmetric=not form.narrow)
-
-    def _layer(self, bits: int) -> WeightFormat:
-        group_size = self.group_size if bits < 8 else max(self.group_size, _LEAST_WIDE_GROUP)
-        return WeightFormat(bits=bits, group_size=group_size, symmetric=self.symmetric)
+        return _format(self.table_bits, self.table_group_size, symmetric=self.table_bits == 8)
 
     def may_plan(self) -> Sequence[LayerPlan]:
         return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]
@@ -138,3 +130,10 @@ class PlanWeights(Pass):
             shape=shape,
             weight=self.table,
         )
+
+
+def _format(bits: int, group_size: int, *, symmetric: bool) -> WeightFormat:
+    """A format, in 8 bits with groups of 32 where smaller ones are asked for."""
+    if bits == 8:
+        group_size = max(group_size, PACKED_GROUP_SIZES[0])
+    return WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric)

@@ -84,9 +84,9 @@ def compile(
     """
     package = open_package(model)
     chosen = recipes.load(recipe, overrides)
-    if budget is not None or max_kl is not None:
-        chosen = recipes.with_budget(chosen, budget, max_kl)
     wanted = targets.get(target)
+    if budget is not None or max_kl is not None:
+        chosen = recipes.with_budget(chosen, wanted, budget, max_kl)
     usual = default_spec(package, chosen.calibration)
     job = open_job(
         package,

@@ -22,6 +22,8 @@ WIDTHS: tuple[int, ...] = get_args(Bits)
 PACKED_WIDTHS: tuple[int, ...] = (4, 8)
 """Those that layout 1 of our ops holds."""
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
+PACKED_GROUP_SIZES: tuple[int, ...] = (32, 64, 128, 256)
+"""Those of layout 1. 8 bits, which gain nothing by smaller ones, are planned in no others."""
 
 
 class Granularity(enum.Enum):
@@ -120,11 +122,6 @@ class WeightFormat:
         return self.bits < 8
 
     @property
-    def most_multiple(self) -> int:
-        """The most that a scale can be of its column's number: what a byte leaves beside a code."""
-        return 1 << (8 - self.bits)
-
-    @property
     def depth(self) -> int:
         """Values of k in a dword of packed codes."""
         return depth(self.bits)
@@ -179,6 +176,21 @@ class WeightFormat:
         return codes + self.groups(rows) * columns * (2 if self.symmetric else 3)
 
 
+CANDIDATES = tuple(
+    WeightFormat(bits=bits, group_size=size, symmetric=bits == 8)
+    for bits, sizes in (
+        (2, (32, 16)),
+        (3, (64, 32, 16)),
+        (4, (128, 64, 32, 16)),
+        (5, (32,)),
+        (6, (64,)),
+        (8, (128,)),
+    )
+    for size in sizes
+)
+"""Formats to choose from where bits are few, the smallest first: each is worth its size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """What is to become of one layer; passes that plan fill it, passes that rewrite obey it."""
@@ -197,7 +209,9 @@ def _listed(numbers: tuple[int, ...]) -> str:
 
 
 __all__ = [
+    "CANDIDATES",
     "GROUP_SIZES",
+    "PACKED_GROUP_SIZES",
     "PACKED_WIDTHS",
     "WIDTHS",
     "Bits",

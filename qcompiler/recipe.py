@@ -22,13 +22,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qcompiler import literals
 from qcompiler.errors import RecipeError, did_you_mean, shown
 from qcompiler.files import read_text, read_toml
 from qcompiler.passes import registry
 from qcompiler.passmanager import Pass
+
+if TYPE_CHECKING:
+    from qcompiler.targets import Target
 
 _LARGEST = 10**18  # what is larger is a slip, and no number of the machine
 _ROUNDS = ("quantize-embedding", "quantize-weights")
@@ -62,9 +65,12 @@ class Recipe:
         }
 
 
-def with_budget(recipe: Recipe, budget: float | None, max_kl: float | None) -> Recipe:
+def with_budget(
+    recipe: Recipe, target: Target, budget: float | None, max_kl: float | None
+) -> Recipe:
     """The recipe with `allocate-bits` before the first pass that rounds weights.
 
+    It chooses from all formats that `target` can run, but where the recipe has the pass already.
     RecipeError where it rounds none, or for limits that are not positive and finite.
     """
     limits = {"budget": budget, "max_kl": max_kl}
@@ -83,7 +89,8 @@ def with_budget(recipe: Recipe, budget: float | None, max_kl: float | None) -> R
         passes[at] = make_pass("allocate-bits", options_of(passes[at]) | given)
     else:
         at = min(names.index(name) for name in _ROUNDS if name in names)
-        passes.insert(at, make_pass("allocate-bits", given))
+        formats = [str(each) for each in target.candidates()]
+        passes.insert(at, make_pass("allocate-bits", {"formats": formats} | given))
     return dataclasses.replace(recipe, passes=tuple(passes))
 
 

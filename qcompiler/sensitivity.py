@@ -15,7 +15,7 @@ from qcompiler.remarks import Planned
 
 PIPELINE = (
     "import,canonicalize,fuse-norm{{standard_only=true}},plan-weights,calibrate,plan-activations,"
-    'allocate-bits{{probe="{probe}",activations=[]}}'
+    'allocate-bits{{probe="{probe}"}}'
 )
 
 

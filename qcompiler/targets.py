@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler import runtime
 from qcompiler.errors import RecipeError, did_you_mean
-from qcompiler.formats import GROUP_SIZES, PACKED_WIDTHS, WIDTHS, LayerPlan
+from qcompiler.formats import (
+    CANDIDATES,
+    GROUP_SIZES,
+    PACKED_GROUP_SIZES,
+    PACKED_WIDTHS,
+    WIDTHS,
+    LayerPlan,
+    WeightFormat,
+)
 
 if TYPE_CHECKING:
     from qcompiler.passmanager import Pass
@@ -36,8 +44,8 @@ class Target:
     minimum_onnxruntime: str
     widths: frozenset[int] | None = None
     """Bits of weights it has kernels for; None: of any."""
-    least_group: int = 16
-    """Channels of a group, of less than 8 bits; those of 8 bits have 32."""
+    group_sizes: tuple[int, ...] = GROUP_SIZES
+    """Channels of a group, in weights of less than 8 bits."""
     library: OpLibrary | None = None
     provider_options: tuple[Mapping[str, Any], ...] = ()
     """What onnxruntime-genai is told of providers."""
@@ -55,10 +63,13 @@ class Target:
             return None
         if form.bits not in self.widths:
             return f"it has no kernels for weights of {form.bits} bits"
-        least = self.least_group if form.narrow else 32
-        if form.group_size not in GROUP_SIZES or form.group_size < least:
+        if form.group_size not in (self.group_sizes if form.narrow else PACKED_GROUP_SIZES):
             return f"it has no kernels for groups of {form.group_size} channels"
         return None
+
+    def candidates(self) -> tuple[WeightFormat, ...]:
+        """The formats that it can run, of those worth choosing from."""
+        return tuple(each for each in CANDIDATES if self.accepts(LayerPlan(weight=each)) is None)
 
     def require(self, plans: Iterable[LayerPlan], where: str) -> None:
         """RecipeError for the first of `plans` that it can't run."""
@@ -93,7 +104,7 @@ _KNOWN = (
         ),
         minimum_onnxruntime="1.20",
         widths=frozenset(PACKED_WIDTHS),
-        least_group=32,
+        group_sizes=PACKED_GROUP_SIZES,
         library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
         provider_options=({"cuda": {}},),
     ),

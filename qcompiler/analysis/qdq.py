@@ -20,7 +20,7 @@ from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, layer_of
 from qcompiler.analysis.tables import looked_up
 from qcompiler.errors import RecipeError
-from qcompiler.formats import GROUP_SIZES, WeightFormat, storage_of
+from qcompiler.formats import PACKED_GROUP_SIZES, WeightFormat, storage_of
 from qcompiler.ir.matcher import Match, const, either, match, op, var
 from qcompiler.ir.order import topological
 from qcompiler.numerics.rounding import QuantizedWeight
@@ -132,7 +132,7 @@ class TableRows:
         symmetric, in 8 bits and in groups."""
         group_size = int(ir.attribute(self.node, "block_size", 0))
         storage = storage_of(ir.elem_type(self.codes))
-        if storage is None or not storage.signed or group_size not in GROUP_SIZES:
+        if storage is None or not storage.signed or group_size not in PACKED_GROUP_SIZES:
             return None
         form = WeightFormat(bits=storage.bits, group_size=group_size)
         if form.narrow:

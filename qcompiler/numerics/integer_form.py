@@ -11,6 +11,7 @@ that holds them and their multiples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,49 @@ from qcompiler.numerics.rounding import QuantizedWeight
 _SIGNIFICANT = 24  # bits of a float32
 
 
+@dataclass(frozen=True)
+class _Integers:
+    """A weight whose scales are multiples of one number a column."""
+
+    codes: NDArray[np.uint8]
+    zero_points: NDArray[np.uint8]
+    multiples: NDArray[np.uint8]
+    units: NDArray[np.float32]
+    bits: int
+
+
 def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     """A weight in the integer form, which dequantizes to the same floats; None where it has none.
 
     It has none where the scales of a column are no small multiples of one number, where a weight
     leaves -127 .. 127, and in sizes that the layout doesn't hold.
     """
+    found = _integers(weight)
+    if found is None:
+        return None
+    if found.bits == 8:
+        values = found.codes - weight.spread(found.zero_points)
+        return PlaneMatrix.of_int8(values.view(np.int8), found.units)
+    return PlaneMatrix.pack(
+        found.codes,
+        found.zero_points,
+        found.multiples,
+        found.units,
+        bits=found.bits,
+        group_size=weight.form.group_size,
+    )
+
+
+def planes_width(weight: QuantizedWeight) -> int | None:
+    """Bits that a weight has in the integer form, None where it has none."""
+    found = _integers(weight)
+    return None if found is None else found.bits
+
+
+def _integers(weight: QuantizedWeight) -> _Integers | None:
     form = weight.form
-    held = form.bits in WIDTHS and (form.group_size in GROUP_SIZES or form.bits == 8)
+    grouped = form.group_size in GROUP_SIZES
+    held = form.bits == 8 or (grouped and form.bits in WIDTHS)
     if not held or weight.codes.size == 0 or weight.codes.shape[0] > MOST_ROWS:
         return None
     found = _multiples(weight.scales, most_multiple(WIDTHS[0]))
@@ -50,22 +86,12 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     if (farthest(codes, zeros, form.group_size) * multiples).max() > 127:
         return None
     least = min(codes.min(), zeros.min())
-    bits = _narrowest(int(max(codes.max(), zeros.max()) - least), int(multiples.max()))
+    most, multiple = max(codes.max(), zeros.max()) - least, multiples.max()
+    fit = (b for b in WIDTHS if most < 1 << b and multiple <= most_multiple(b))
+    bits = next((b for b in fit if grouped or b == 8), None)
     if bits is None:
         return None
-    if bits == 8:
-        return PlaneMatrix.of_int8((codes - weight.spread(zeros)).view(np.int8), units)
-    if form.group_size not in GROUP_SIZES:
-        return None
-    return PlaneMatrix.pack(
-        codes - least, zeros - least, multiples, units, bits=bits, group_size=form.group_size
-    )
-
-
-def _narrowest(largest: int, multiple: int) -> int | None:
-    """The least width whose codes go from 0 to `largest` and whose groups have `multiple`."""
-    fit = (b for b in WIDTHS if largest < 1 << b and multiple <= most_multiple(b))
-    return next(fit, None)
+    return _Integers(codes - least, zeros - least, multiples, units, bits)
 
 
 def _multiples(
@@ -86,4 +112,4 @@ def _multiples(
     return multiples.astype(np.uint8), (divisors * last).astype(np.float32)
 
 
-__all__ = ["planes_of"]
+__all__ = ["planes_of", "planes_width"]

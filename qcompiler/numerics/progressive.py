@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.numerics.planes import most_multiple
+
 Float = NDArray[np.float32]
 
 _BITS = 7  # significant bits of s1
@@ -32,17 +34,23 @@ def protected(bits: int) -> int:
 
 
 def units(weight: NDArray[Any], bits: int) -> Float:
-    """s1 of the columns of a K × N weight, [N]: max|w| / `protected`, rounded up."""
+    """s1 of the columns of a K × N weight, [N]: max|w| / `protected`, rounded up; 1 for zeros."""
     wanted = np.abs(weight).max(axis=0, initial=0.0).astype(np.float64) / protected(bits)
-    wanted = np.maximum(wanted, 2.0**_LEAST)
+    wanted = np.where(wanted > 0.0, np.maximum(wanted, 2.0**_LEAST), 1.0)
     # wanted = f · 2^e with 0.5 ≤ f < 1: an integer of `_BITS` bits times 2^(e - `_BITS`).
     last = np.exp2(np.frexp(wanted)[1] - _BITS)
     return (np.ceil(wanted / last) * last).astype(np.float32)
 
 
-def snapped(scales: Float, unit: Float, most: int) -> Float:
-    """The nearest of ±s1 · 1 .. `most` to each scale; `unit` is s1, broadcast against `scales`."""
-    steps = np.clip(np.rint(np.abs(scales) / unit), 1, most)
+def snapped(scales: Float, unit: Float, bits: int) -> Float:
+    """The one of ±s1 · 1 .. 2^(8 - bits) for each scale; `unit` is s1, broadcast.
+
+    The nearest, but the next larger where that would clip the ends of the range by more than half
+    a step: of 5 and 6 bits multiples are few, and clipping costs more than long steps.
+    """
+    wanted = np.abs(scales) / unit
+    steps = np.maximum(np.rint(wanted), np.ceil(wanted * np.float32(1.0 - 2.0**-bits)))
+    steps = np.clip(steps, 1, most_multiple(bits))
     return np.asarray(np.copysign(steps, scales) * unit, np.float32)
 
 

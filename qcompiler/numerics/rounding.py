@@ -145,7 +145,7 @@ def quantize_weight(
         part = made.columns(slice(start, start + block.shape[1]))
         _fill(part, block, search, error_weight)
     if not np.isfinite(made.scales).all():
-        raise ValueError(f"weights as large as {peak:.0e} have no finite scales")
+        raise ValueError(f"a group's scale is beyond float16 (weights as large as {peak:.0e})")
     if not form.narrow and 0.0 < peak < _COARSE * form.top:
         raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
     return made
@@ -196,7 +196,7 @@ def _storable(unit: Float | None, form: WeightFormat) -> Callable[[Float], Float
     """What turns scales into those stored: multiples of `unit` [n] where given, else float16."""
     if unit is None:
         return _half
-    return lambda scale: snapped(scale, unit, form.most_multiple)
+    return lambda scale: snapped(scale, unit, form.bits)
 
 
 def _half(scale: Float) -> Float:

@@ -46,11 +46,12 @@ def naive(weight, start: QuantizedWeight, found: Moments, alpha: float) -> np.nd
     damped = found.hessian + DAMPENING * np.diag(np.diagonal(found.hessian))
     codes = np.empty(w.shape, np.uint8)
     middle = float(1 << (start.form.bits - 1))
+    least, greatest = start.limits()
     for k in range(rows):
         g = k // start.form.group_size
         s = start.scales[g].astype(np.float64)
         z = middle if start.zero_points is None else start.zero_points[g].astype(np.float64)
-        codes[k] = np.clip(np.rint(w[k] / s) + z, 0, (1 << start.form.bits) - 1)
+        codes[k] = np.clip(np.rint(w[k] / s) + z, least[g], greatest[g])
         left = np.linalg.inv(damped[k:, k:])
         error = (w[k] - (codes[k] - z) * s) / left[0, 0]
         w[k + 1 :] -= np.outer(left[0, 1:], error)

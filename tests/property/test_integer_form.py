@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qcompiler.analysis.qdq import insert_weight_dq, weight_dq
 from qcompiler.formats import GROUP_SIZES, WeightFormat
-from qcompiler.numerics.integer_form import planes_of
+from qcompiler.ir import Namer
+from qcompiler.numerics.integer_form import planes_of, planes_width
 from qcompiler.numerics.planes import MOST_ROWS, most_multiple
 from qcompiler.numerics.rounding import QuantizedWeight, joined, quantize_weight
 
 FORM = WeightFormat(bits=4, group_size=32)
+NARROW = (2, 3, 4, 5, 6)
 
 
 def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -25,26 +29,43 @@ def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 def of(scales, *, bits: int = 4, codes=None, zero=None) -> QuantizedWeight:
     """A weight of one column and groups of 32 with these scales."""
     form = WeightFormat(bits=bits, group_size=32, symmetric=zero is None)
-    steps = np.array(scales, np.float16)[:, None]
+    steps = np.array(scales, np.float32)[:, None]
     if codes is None:
         codes = np.full((32 * len(steps), 1), form.middle + 1, np.uint8)
     zeros = None if zero is None else np.full(steps.shape, zero, np.uint8)
     return QuantizedWeight(codes, steps, zeros, form)
 
 
+def stored(weight: QuantizedWeight) -> QuantizedWeight:
+    """As a graph tells it: codes of 2 and 3 bits in 4, those of 5 and 6 in 8."""
+    form = weight.form
+    graph = gs.Graph(opset=21)
+    insert_weight_dq(graph, weight, "w", Namer(graph))
+    found = weight_dq(graph.nodes[0].outputs[0])
+    assert found is not None
+    assert found.form == replace(form, bits=4 if form.bits <= 4 else 8)
+    return found.load()
+
+
 @pytest.mark.parametrize("search", ["none", "mse"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
-def test_progressive_weights_have_the_form(group_size: int, symmetric: bool, search) -> None:
-    form = WeightFormat(bits=4, group_size=group_size, symmetric=symmetric, progressive=True)
+@pytest.mark.parametrize("bits", NARROW)
+def test_narrow_weights_have_the_form(bits: int, group_size: int, symmetric: bool, search) -> None:
+    form = WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric)
     values = normal(3 * group_size + 5, 37) * np.exp(normal(1, 37, 1))
     values[:, 3] = 0.0
     weight = quantize_weight(values, form, search=search)
-    planes = planes_of(weight)
-    assert planes is not None
-    assert (planes.bits, planes.group_size) == (4, group_size)
-    assert planes.scales.shape == (37,)
-    np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+    for each in (weight, stored(weight)):
+        planes = planes_of(each)
+        assert planes is not None
+        assert (
+            (planes.bits, planes.group_size)
+            == (planes_width(each), group_size)
+            == (bits, group_size)
+        )
+        assert planes.scales.shape == (37,)
+        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
     if search == "mse" and symmetric:
         assert (weight.scales < 0).any()  # mirrored codes were among them
 
@@ -59,9 +80,9 @@ def test_multiples_of_any_number_are_found(data: st.DataObject, bits: int, zeros
         return data.draw(hnp.arrays(np.int64, shape, elements=st.integers(least, greatest)))
 
     steps = drawn(1, most, shape)
-    # With 11 - log2(most) bits a unit leaves room for every multiple in a float16.
-    units = drawn(1, 2048 // most, (columns,)) * 2.0 ** drawn(-24, -5, (columns,))
-    scales = (steps * units * (2 * drawn(0, 1, shape) - 1)).astype(np.float16)
+    # With 24 - log2(most) bits a unit leaves room for every multiple in a float32.
+    units = drawn(1, 2**24 // most, (columns,)) * 2.0 ** drawn(-120, 90, (columns,))
+    scales = (steps * units * (2 * drawn(0, 1, shape) - 1)).astype(np.float32)
     codes = drawn(0, top, (groups * size - 3, columns)).astype(np.uint8)
     form = WeightFormat(bits=bits, group_size=size, symmetric=not zeros)
     points = drawn(0, top, shape).astype(np.uint8) if zeros else None
@@ -72,37 +93,62 @@ def test_multiples_of_any_number_are_found(data: st.DataObject, bits: int, zeros
     if largest.max() > 127:
         assert planes is None
     else:
-        assert planes is not None
-        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+        assert planes is not None and planes.bits <= bits
+        np.testing.assert_array_equal(planes.weights() * planes.scales, weight.dequantize())
 
 
 @given(
-    scales=hnp.arrays(np.float16, (4, 1), elements=st.floats(-60000, 60000, width=16)),
-    bits=st.sampled_from([4, 8]),
+    scales=st.one_of(
+        hnp.arrays(np.float32, (4, 1), elements=st.floats(width=32)),
+        hnp.arrays(np.float32, (4, 1), elements=st.floats(-60000, 60000, width=16)),
+        hnp.arrays(np.float32, (4, 1), elements=st.integers(1, 200).map(float)),
+    ),
+    bits=st.sampled_from([2, 4, 8]),
 )
 def test_the_form_is_exact_or_none(scales: np.ndarray, bits: int) -> None:
-    weight = of(scales[:, 0], bits=bits)
+    weight = of(scales[:, 0], bits=bits)  # which codes of 2 bits hold
     planes = planes_of(weight)
+    if not np.isfinite(scales).all():
+        assert planes is None
+        return
     sizes = np.abs(scales.astype(np.float64))
     least = float(sizes.min())
     # The unit divides the least scale: some part of it does for all, or none is found.
     exists = least > 0 and any(
-        ((sizes * part % least) == 0).all() and (sizes * part <= least * most_multiple(bits)).all()
-        for part in range(1, most_multiple(bits) + 1)
+        ((sizes * part % least) == 0).all() and (sizes * part <= least * most_multiple(2)).all()
+        for part in range(1, most_multiple(2) + 1)
     )
     assert (planes is not None) == exists
     if planes is not None:
         np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_any_scales_have_none(symmetric: bool) -> None:
-    form = WeightFormat(bits=4, group_size=32, symmetric=symmetric)
-    assert planes_of(quantize_weight(normal(256, 16), form)) is None
+@pytest.mark.parametrize("bits", [*NARROW, 8])
+def test_any_scales_have_none(bits: int) -> None:
+    weight = quantize_weight(normal(256, 16), WeightFormat(bits=bits, group_size=32))
+    anything = np.abs(normal(8, 16, 1)) + np.float32(0.1)
+    assert planes_of(replace(weight, scales=anything)) is None
+    assert planes_width(replace(weight, scales=anything)) is None
+
+
+def test_codes_get_the_narrowest_width_that_leaves_room_for_multiples() -> None:
+    codes = np.tile(np.arange(8, 12, dtype=np.uint8), 16)[:, None]  # 0 .. 3 above the middle
+    for multiple, bits in ((1, 2), (42, 2), (43, None)):  # 3 · 43 is beyond 127
+        assert planes_width(of([1.0, multiple], codes=codes)) == bits
+    codes[-1] = 12
+    for multiple, bits in ((31, 3), (32, None)):
+        assert planes_width(of([1.0, multiple], codes=codes)) == bits
+    codes[-1], codes[-2] = 8, 0
+    for multiple, bits in ((15, 4), (16, None)):
+        assert planes_width(of([1.0, multiple], codes=codes)) == bits
+    few = np.full((64, 1), 8, np.uint8)
+    few[0] = 15  # in the group whose multiple is 1: codes of 3 bits have multiples of up to 32
+    for multiple, bits in ((32, 3), (33, None)):
+        assert planes_width(of([1.0, multiple], codes=few)) == bits
 
 
 def test_columns_of_one_group() -> None:
-    for bits, search in ((4, "none"), (4, "mse"), (8, "none")):
+    for bits, search in ((2, "mse"), (4, "none"), (4, "mse"), (6, "none"), (8, "none")):
         form = WeightFormat(bits=bits, group_size=64)
         weight = quantize_weight(normal(50, 20), form, search=search)
         planes = planes_of(weight)
@@ -115,13 +161,16 @@ def test_columns_of_one_group() -> None:
 def test_eight_bits_have_one_scale_a_column() -> None:
     assert planes_of(of([0.5, 0.5], bits=8)) is not None
     assert planes_of(of([0.5, -0.5], bits=8)) is not None
-    assert planes_of(of([0.5, 1.0], bits=8)) is None
+    wide = np.full((64, 1), 129, np.uint8)
+    wide[0] = 255
+    assert planes_of(of([0.5, 0.5], bits=8, codes=wide)) is not None
+    assert planes_of(of([0.5, 1.0], bits=8, codes=wide)) is None
     assert planes_of(of([0.5], bits=8, codes=np.zeros((32, 1), np.uint8))) is None, "-128"
     assert planes_of(of([0.5], bits=8, codes=np.full((32, 1), 127, np.uint8), zero=0)) is not None
     assert planes_of(of([0.5], bits=8, codes=np.full((32, 1), 128, np.uint8), zero=0)) is None
 
 
-@pytest.mark.parametrize("scales", [[0.0, 1.0], [np.inf, 1.0], [np.nan, 1.0], [1.0, 17.0]])
+@pytest.mark.parametrize("scales", [[0.0, 1.0], [np.inf, 1.0], [np.nan, 1.0], [1.0, 65.0]])
 def test_scales_that_no_unit_has(scales: list[float]) -> None:
     assert planes_of(of(scales)) is None
 
@@ -140,8 +189,7 @@ def test_sizes_that_the_layout_does_not_hold() -> None:
 
 
 def test_joined_weights_keep_the_form() -> None:
-    form = replace(FORM, progressive=True)
-    parts = [quantize_weight(normal(96, n, n), form, search="mse") for n in (5, 16, 3)]
+    parts = [quantize_weight(normal(96, n, n), FORM, search="mse") for n in (5, 16, 3)]
     whole = planes_of(joined(parts))
     assert whole is not None
     np.testing.assert_array_equal(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.formats import WeightFormat
+from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat
+from qcompiler.numerics.planes import most_multiple
+from qcompiler.numerics.progressive import protected
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 40))
-groups = st.sampled_from([32, 64, 128, 256])
+groups = st.sampled_from(GROUP_SIZES)
 
 
 def weights(shape, seed, spread=1.0):
@@ -20,46 +24,75 @@ def weights(shape, seed, spread=1.0):
 
 
 @settings(deadline=None, max_examples=60)
-@given(shapes, groups, st.sampled_from([4, 8]), st.booleans(), st.integers(0, 2**31))
-def test_error_is_at_most_half_a_step(shape, group_size, bits, symmetric, seed):
+@given(shapes, groups, st.booleans(), st.integers(0, 2**31))
+def test_error_of_eight_bits_is_at_most_half_a_step(shape, group_size, symmetric, seed):
     w = weights(shape, seed)
-    q = quantize_weight(w, WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric))
-    step = np.repeat(np.abs(q.scales.astype(np.float32)), group_size, axis=0)[: shape[0]]
+    q = quantize_weight(w, WeightFormat(bits=8, group_size=group_size, symmetric=symmetric))
+    step = q.spread(np.abs(q.scales))
     # float16 scales round down by at most 2^-11, which clips the extreme code by top · 2^-11;
     # an asymmetric zero point is itself rounded, which moves the range by up to half a step.
-    slack = (1 << bits) * 2.0**-11 + (0.0 if symmetric else 0.5)
+    slack = (1 << 8) * 2.0**-11 + (0.0 if symmetric else 0.5)
     assert np.all(np.abs(q.dequantize() - w) <= step * (0.5 + slack) + 1e-7)
-    assert q.codes.max(initial=0) < 1 << bits
     assert q.scales.shape == (-(-shape[0] // group_size), shape[1])
 
 
 @settings(deadline=None, max_examples=40)
 @given(shapes, groups, st.booleans(), st.integers(0, 2**31))
-def test_weights_on_the_grid_come_back_exactly(shape, group_size, symmetric, seed):
+def test_eight_bits_on_the_grid_come_back_exactly(shape, group_size, symmetric, seed):
     rng = np.random.default_rng(seed)
     rows, columns = shape
     count = -(-rows // group_size)
     scale = 2.0 ** rng.integers(-6, 3, (count, columns))
-    codes = rng.integers(-7, 8, shape).astype(np.float64)
+    codes = rng.integers(-127, 128, shape).astype(np.float64)
     # Every group holds both ends of the range, so the range found is the range meant.
-    low, high = (-7, 7) if symmetric else (-7, 8)
+    low, high = (-127, 127) if symmetric else (-127, 128)
     codes[::group_size] = high
     last = np.minimum(np.arange(count) * group_size + 1, rows - 1)
     codes[last] = np.where(last % group_size == 0, high, low)[:, None]
     full = [g for g in range(count) if min(rows, (g + 1) * group_size) - g * group_size > 1]
     w = (codes * np.repeat(scale, group_size, axis=0)[:rows]).astype(np.float32)
     q = quantize_weight(
-        w, WeightFormat(bits=4, group_size=group_size, symmetric=symmetric)
+        w, WeightFormat(bits=8, group_size=group_size, symmetric=symmetric)
     ).dequantize()
     for g in full:
         part = slice(g * group_size, (g + 1) * group_size)
-        # 7 · 2^k and 15 · 2^k are divided by 7 and 15 in float32: exact powers of two come back.
+        # 127 · 2^k and 255 · 2^k are divided by those in float32: exact powers of two come back.
         np.testing.assert_array_equal(q[part], w[part])
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 20),
+    groups,
+    st.sampled_from(WIDTHS[:-1]),
+    st.booleans(),
+    st.sampled_from(["none", "mse"]),
+    st.integers(0, 2**31),
+)
+def test_narrow_weights_on_the_grid_come_back_exactly(
+    count, columns, group_size, bits, symmetric, search, seed
+):
+    rng = np.random.default_rng(seed)
+    form = WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric)
+    # Every group holds both ends of the range, so the range found is the range meant.
+    low = 1 - form.middle if symmetric else -form.middle
+    codes = rng.integers(low, form.middle, (count, group_size, columns))
+    codes[:, 0], codes[:, 1] = form.middle - 1, low
+    most = min(most_multiple(bits), protected(bits) // -low)
+    steps = rng.integers(1, most + 1, (count, 1, columns))
+    # One more group with the largest weight of the column, which makes `unit` its s1.
+    largest = np.full((1, group_size, columns), protected(bits))
+    unit = rng.integers(64, 128, columns) * 2.0 ** rng.integers(-90, 80, columns)
+    w = (np.concatenate([codes * steps, largest]) * unit).astype(np.float32)
+    q = quantize_weight(w.reshape(-1, columns), form, search=search)
+    np.testing.assert_array_equal(q.scales[:count], (steps * unit)[:, 0])
+    np.testing.assert_array_equal(q.dequantize().reshape(w.shape)[:count], w[:count])
+
+
 @settings(deadline=None, max_examples=30)
-@given(shapes, groups, st.booleans(), st.integers(0, 2**31))
-def test_search_never_loses_what_it_minimizes(shape, group_size, symmetric, seed):
+@given(shapes, groups, st.sampled_from(WIDTHS), st.booleans(), st.integers(0, 2**31))
+def test_search_never_loses_what_it_minimizes(shape, group_size, bits, symmetric, seed):
     w = weights(shape, seed)
     rng = np.random.default_rng(seed + 1)
     importance = rng.gamma(0.5, 1.0, shape[0]).astype(np.float32) + 1e-6
@@ -67,7 +100,7 @@ def test_search_never_loses_what_it_minimizes(shape, group_size, symmetric, seed
     def loss(search, weight):
         q = quantize_weight(
             w,
-            WeightFormat(bits=4, group_size=group_size, symmetric=symmetric),
+            WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric),
             search=search,
             importance=importance,
         )
@@ -84,11 +117,13 @@ def test_finer_groups_and_more_bits_are_closer():
         (bits, size): sqnr_db(
             w, quantize_weight(w, WeightFormat(bits=bits, group_size=size)).dequantize()
         )
-        for bits in (4, 8)
+        for bits in WIDTHS
         for size in (32, 64, 128, 256)
     }
-    for bits in (4, 8):
+    for bits in WIDTHS:
         assert snr[bits, 32] > snr[bits, 64] > snr[bits, 128] > snr[bits, 256]
+    for less, more in itertools.pairwise(WIDTHS):
+        assert snr[more, 128] > snr[less, 128] + 3
     assert snr[8, 256] > snr[4, 32] + 10
 
 
@@ -103,15 +138,16 @@ def test_search_gains_on_heavy_tails():
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_constant_and_zero_weights(symmetric):
-    zero = quantize_weight(
-        np.zeros((40, 3), np.float32), WeightFormat(bits=4, group_size=32, symmetric=symmetric)
-    )
-    assert not zero.dequantize().any()
-    same = quantize_weight(
-        np.full((40, 3), 0.75, np.float32), WeightFormat(bits=4, group_size=32, symmetric=symmetric)
-    )
-    np.testing.assert_allclose(same.dequantize(), 0.75, rtol=1e-3)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_constant_and_zero_weights(bits, symmetric):
+    form = WeightFormat(bits=bits, group_size=32, symmetric=symmetric)
+    assert not quantize_weight(np.zeros((40, 3), np.float32), form).dequantize().any()
+    same = quantize_weight(np.full((40, 3), 0.75, np.float32), form, search="mse").dequantize()
+    if bits == 8:
+        np.testing.assert_allclose(same, 0.75, rtol=1e-3)
+    else:
+        # Half of s1 in every step between zero and the value.
+        np.testing.assert_allclose(same, 0.75, atol=form.top * 0.75 / protected(bits) / 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -122,9 +158,14 @@ def test_what_is_not_finite_is_refused(bad):
         quantize_weight(w, WeightFormat(bits=4, group_size=128))
 
 
-def test_scales_beyond_float16_are_refused():
-    with pytest.raises(ValueError, match="float16"):
-        quantize_weight(np.full((32, 2), 1e6, np.float32), WeightFormat(bits=4, group_size=128))
+@pytest.mark.parametrize(("size", "message"), [(1e7, "beyond float16"), (1e-5, "too small")])
+def test_scales_that_float16_does_not_hold_are_refused_in_eight_bits(size, message):
+    w = np.full((32, 2), size, np.float32)
+    with pytest.raises(ValueError, match=message):
+        quantize_weight(w, WeightFormat(bits=8, group_size=128))
+    for bits in WIDTHS[:-1]:
+        narrow = quantize_weight(w, WeightFormat(bits=bits, group_size=128), search="mse")
+        assert sqnr_db(w, narrow.dequantize()) > 20
 
 
 def test_result_does_not_depend_on_chunks(monkeypatch):

@@ -251,9 +251,10 @@ def test_overwriting_is_seen_through_links(model: Path, tmp_path: Path) -> None:
 
 
 def test_scales_of_small_weights() -> None:
+    small = normal(K, N, std=1e-8)
     with pytest.raises(ValueError, match="too small"):
-        quantize_weight(normal(K, N, std=1e-8), WeightFormat(bits=4, group_size=128))
-    dead = np.concatenate([W, normal(K, N, std=1e-8)])  # some groups may be dead
-    assert (
-        sqnr_db(dead, quantize_weight(dead, WeightFormat(bits=4, group_size=64)).dequantize()) > 15
-    )
+        quantize_weight(small, WeightFormat(bits=8, group_size=128))
+    four = WeightFormat(bits=4, group_size=64)
+    dead = np.concatenate([W, small])  # some groups may be dead
+    for values in (small, dead):
+        assert sqnr_db(values, quantize_weight(values, four).dequantize()) > 15

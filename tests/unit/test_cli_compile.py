@@ -66,7 +66,7 @@ def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
     for layer in layers:
         errors = layer["activation_errors"]
         assert errors["per-group"] < errors["per-token"] < 0.008 < errors["per-tensor"]
-    static = "MatMulW4A8Static" in operators(model.with_name("mlp.gptq.onnx"))
+    static = "LinearW4A8Static" in operators(model.with_name("mlp.gptq.onnx"))
     assert static == (way == "per-tensor")
 
 
@@ -75,7 +75,7 @@ def test_compile_writes_a_model_that_works(model: Path) -> None:
     assert result.exit_code == 0, result.stderr
     output = model.with_name("mlp.w4a8.onnx")
     assert "2 of 2 linear layers" in result.stdout
-    assert "MatMulW4A8" in operators(output)
+    assert "LinearW4A8" in operators(output)
     reference = run(model)
     assert np.linalg.norm(run(output) - reference) < 0.25 * np.linalg.norm(reference)
 
@@ -125,7 +125,7 @@ def test_dump_ir_numbers_the_passes(model: Path, tmp_path: Path) -> None:
     assert names[-1].endswith("_decompose-norm.qir")
     lowered = next(name for name in names if name.endswith("_lower-ort-custom.qir"))
     text = (tmp_path / "ir" / lowered).read_text()
-    assert "// + fc1: MatMulW4A8" in text
+    assert "// + fc1: LinearW4A8" in text
     assert "function" not in text.split("\n", 2)[1]
 
 
@@ -134,7 +134,7 @@ def test_dump_ir_numbers_the_passes(model: Path, tmp_path: Path) -> None:
     [
         (["-r", "w4a9"], "did you mean 'w4a8'"),
         (["-t", "ort-costum"], "did you mean 'ort-custom'"),
-        (["--set", "plan-weights.bits=3"], "must be one of 4, 8"),
+        (["--set", "plan-weights.bits=7"], "must be one of 2, 3, 4, 5, 6, 8"),
         (["--nodes-to-exclude", "("], "no regular expression"),
         (["--nodes-to-exclude", "."], "holds nothing this recipe can quantize"),
         (["-o", "{model}"], "overwrite its source"),
@@ -208,7 +208,7 @@ def test_inspect_a_float_model(model: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "op", "activation"),
     [
-        ("ort-custom", "MatMulW4A8", "per-token"),
+        ("ort-custom", "LinearW4A8", "per-token"),
         ("ort-contrib", "MatMulNBits", "per-group"),
         ("qdq", "Q/DQ", "per-token"),
     ],
@@ -289,7 +289,7 @@ def test_opt_lowers_what_is_quantized_already(model: Path, tmp_path: Path) -> No
     result = qc("opt", middle, "-p", "lower-ort-custom", "--assume", "qdq", "-o", final, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["passes"][0]["changed"] is True
-    assert "MatMulW4A8" in operators(final)
+    assert "LinearW4A8" in operators(final)
     np.testing.assert_allclose(run(final), run(middle), atol=0.05)
 
 

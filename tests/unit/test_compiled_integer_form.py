@@ -30,13 +30,7 @@ g (int64[N] ids) => (float[N, 40] y) {
 """
 LAYERS = ("gate", "up", "down", "head")
 SHAPES = {"gate": (96, 64), "up": (96, 64), "down": (64, 96), "head": (96, 40)}
-PROGRESSIVE = {
-    "progressive": "true",
-    "group_size": "32",
-    "head_bits": "4",
-    "table_bits": "4",
-    "min_rows": "64",
-}
+NARROW = {"group_size": "32", "head_bits": "4", "table_bits": "4", "min_rows": "64"}
 TIPPED_DB = 50.0
 """A sum in another order tips a code of int8 here and there (tests/numeric)."""
 
@@ -71,27 +65,32 @@ def run(path: Path, *, library: bool = False) -> np.ndarray:
     return session.run(None, {"ids": ids(50)})[0]
 
 
-def test_it_computes_what_the_quantized_model_means(model: Path) -> None:
-    out, report = compiled(model, "ort-custom", **PROGRESSIVE)
+@pytest.mark.parametrize(
+    ("bits", "group_size", "least_db"),
+    [(2, 16, 4), (3, 32, 9), (4, 16, 16), (4, 64, 14), (5, 64, 20), (6, 64, 24)],
+)
+def test_it_computes_what_the_quantized_model_means(
+    model: Path, bits: int, group_size: int, least_db: int
+) -> None:
+    """With the library the same bits as without, and what the codes in stock types mean."""
+    width, size = str(bits), str(group_size)
+    form = {"bits": width, "head_bits": width, "table_bits": width}
+    form |= {"group_size": size, "table_group_size": size, "min_rows": "64"}
+    out, report = compiled(model, "ort-custom", "w4a8-fast", **form)
     used = {row["name"]: row["op"] for row in report["layers"]}
-    assert [used[name] for name in LAYERS] == ["LinearW4A8"] * 4
+    assert used == dict.fromkeys(LAYERS, f"LinearW{bits}A8") | {"embed": f"EmbeddingW{bits}"}
+    assert {row["scheme"] for row in report["layers"]} == {f"int{bits} g{group_size} asym"}
     y = run(out)
-    wanted = run(compiled(model, "qdq", **PROGRESSIVE)[0])
+    np.testing.assert_array_equal(run(out, library=True), y)
+    wanted = run(compiled(model, "qdq", "w4a8-fast", **form)[0])
     assert sqnr_db(wanted, y) > TIPPED_DB
-    assert sqnr_db(run(model), y) > 14
-    assert sqnr_db(y, run(out, library=True)) > TIPPED_DB  # the table's op has another form
+    assert sqnr_db(run(model), y) > least_db
 
 
-def test_layers_are_the_same_bits_with_the_library_and_without(model: Path) -> None:
-    out, report = compiled(model, "ort-custom", **(PROGRESSIVE | {"min_rows": "1024"}))
-    used = {row["name"]: row["op"] for row in report["layers"]}
-    assert used["embed"] is None
-    np.testing.assert_array_equal(run(out, library=True), run(out))
-
-
-@pytest.mark.parametrize("progressive", ["true", "false"])
-def test_the_report_says_how_many_bytes_are_stored(model: Path, progressive: str) -> None:
-    out, report = compiled(model, "ort-custom", **(PROGRESSIVE | {"progressive": progressive}))
+@pytest.mark.parametrize("bits", ["4", "8"])
+def test_the_report_says_how_many_bytes_are_stored(model: Path, bits: str) -> None:
+    form = {"bits": bits, "table_bits": bits}
+    out, report = compiled(model, "ort-custom", **(NARROW | form))
     quantized = [row for row in report["layers"] if row["quantized"]]
     assert sorted(row["name"] for row in quantized) == sorted([*LAYERS, "embed"])
     stored = onnx.load(out)
@@ -108,16 +107,16 @@ def test_the_report_says_how_many_bytes_are_stored(model: Path, progressive: str
 
 def test_inspect_knows_them(model: Path) -> None:
     symmetric = {"head_bits": "8", "group_size": "128", "symmetric": "true"}
-    out, _ = compiled(model, "ort-custom", "rtn", **(PROGRESSIVE | symmetric))
+    out, _ = compiled(model, "ort-custom", "rtn", **(NARROW | symmetric))
     layers = {
         layer["name"]: layer for layer in json.loads(qc("inspect", out, "--json").stdout)["layers"]
     }
     told = {name: (each["op"], each["scheme"]) for name, each in layers.items()}
     # In the file every group has a zero point, also where all are the middle.
     assert told == {
-        "embed": ("GatherW4", "int4 g64 asym"),
-        "gate+up": ("LinearW4A8", "int4 g128 asym progressive"),
-        "down": ("LinearW4A8", "int4 g128 asym progressive"),
+        "embed": ("EmbeddingW4", "int4 g64 asym"),
+        "gate+up": ("LinearW4A8", "int4 g128 asym"),
+        "down": ("LinearW4A8", "int4 g128 asym"),
         "head": ("LinearW8A8", "int8 g96 sym"),
     }
     assert layers["down"]["activation"] == "per-token"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qcompiler import targets
 from qcompiler.errors import RecipeError
+from qcompiler.formats import WIDTHS
 from qcompiler.passes import registry
 from qcompiler.passmanager import PassManager
 from qcompiler.recipe import available, load, make_pass, options_of, parse_pipeline, with_budget
@@ -89,9 +91,9 @@ def test_overrides(tmp_path: Path) -> None:
         ("bits=4", "write pass.option=value"),
         ("plan-weigths.bits=4", "did you mean 'plan-weights'"),
         ("plan-weights.bit=4", "did you mean 'bits'"),
-        ("plan-weights.bits=5", "must be one of 4, 8, not 5"),
-        ("plan-weights.bits=4.0", "must be one of 4, 8, not 4.0"),
-        ("plan-weights.bits=true", "must be one of 4, 8, not True"),
+        ("plan-weights.bits=7", "must be one of 2, 3, 4, 5, 6, 8, not 7"),
+        ("plan-weights.bits=4.0", "must be one of 2, 3, 4, 5, 6, 8, not 4.0"),
+        ("plan-weights.bits=true", "must be one of 2, 3, 4, 5, 6, 8, not True"),
         ("plan-weights.symmetric=1", "must be bool, not 1"),
         ("plan-weights.min_channels=true", "must be int, not True"),
         ("plan-activations.v0=high", "must be float, not 'high'"),
@@ -134,7 +136,7 @@ def test_bad_files_are_explained(tmp_path: Path, text: str, message: str) -> Non
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), 0.0])
 def test_a_budget_is_a_number(limit: float) -> None:
     with pytest.raises(RecipeError, match=r"must be (positive|a finite number)"):
-        with_budget(load("w4a8"), limit, None)
+        with_budget(load("w4a8"), targets.get("qdq"), limit, None)
 
 
 def test_every_option_that_is_a_number_is_finite() -> None:
@@ -169,15 +171,23 @@ def test_a_recipe_says_only_what_sets_it_apart(tmp_path: Path) -> None:
     assert options_of(mine.passes[-1])["target"] == "float"
 
 
-def test_the_small_recipe_differs_in_one_number() -> None:
-    large, small = (load(name).to_dict()["pass"] for name in ("w4a8", "w4a8-small"))
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("w4a8-small", {"group_size": 128}),
+        ("w3a8", {"bits": 3, "group_size": 16}),
+        ("w2a8", {"bits": 2, "group_size": 16}),
+    ],
+)
+def test_smaller_recipes_differ_in_formats_only(name: str, numbers: dict[str, int]) -> None:
+    large, small = (load(each).to_dict()["pass"] for each in ("w4a8", name))
     changed = [
         (a["name"], key, b[key])
         for a, b in zip(large, small, strict=True)
         for key in a
         if a[key] != b[key]
     ]
-    assert changed == [("plan-weights", "group_size", 128)]
+    assert changed == [("plan-weights", key, number) for key, number in numbers.items()]
 
 
 def test_a_base_may_be_a_file_beside_it(tmp_path: Path) -> None:
@@ -254,3 +264,21 @@ def test_every_registered_name_is_its_class_name() -> None:
     for name, cls in registry().items():
         assert cls.name == name
         assert cls.__doc__ and cls.__doc__.strip()
+
+
+def test_a_budget_is_met_with_what_the_target_runs(tmp_path: Path) -> None:
+    def formats(target: str, recipe: str | Path = "w4a8") -> list[str]:
+        passes = with_budget(load(recipe), targets.get(target), 3.25, None).passes
+        (chosen,) = (step for step in passes if step.name == "allocate-bits")
+        assert options_of(chosen)["budget"] == 3.25
+        return list(options_of(chosen)["formats"])
+
+    every = formats("ort-custom")
+    assert every == formats("qdq")
+    assert {text.split()[0] for text in every} == {f"int{bits}" for bits in WIDTHS}
+    four = [text for text in every if text.startswith(("int4", "int8"))]
+    assert formats("ort-contrib") == four
+    assert formats("cuda") == [text for text in four if " g16 " not in text]
+    mine = 'base = "rtn"\n[[pass]]\nname = "allocate-bits"\nafter = "plan-activations"\n'
+    mine += 'formats = ["int4 g32 sym"]\n'
+    assert formats("ort-custom", write(tmp_path, mine)) == ["int4 g32 sym"]

@@ -15,11 +15,12 @@ import qcompiler
 from qcompiler import ops, targets
 from qcompiler.errors import RecipeError
 from qcompiler.formats import LayerPlan, WeightFormat
+from qcompiler.numerics import planes
 from qcompiler.passes import register
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.targets import TARGETS
 
-THREE = WeightFormat(bits=3, group_size=32)
+SEVEN = WeightFormat(bits=7, group_size=32)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
@@ -30,15 +31,31 @@ def test_every_target_says_what_it_is(target: targets.Target) -> None:
         plan = LayerPlan(weight=WeightFormat(bits=bits, group_size=128))
         assert target.accepts(plan) is None
     assert target.accepts(LayerPlan()) is None, "float runs anywhere"
-    refused = target.accepts(LayerPlan(weight=THREE))
+    refused = target.accepts(LayerPlan(weight=SEVEN))
     assert (refused is None) == (target.widths is None)
 
 
 def test_op_targets_take_the_widths_that_have_ops() -> None:
-    for name in ("ort-custom", "cuda"):
-        assert TARGETS[name].widths == frozenset(ops.WIDTHS)
+    assert TARGETS["ort-custom"].widths == frozenset(planes.WIDTHS)
+    assert TARGETS["cuda"].widths == frozenset(ops.WIDTHS)
     odd = LayerPlan(weight=WeightFormat(bits=4, group_size=48))
     assert "groups of 48" in str(TARGETS["ort-custom"].accepts(odd))
+
+
+@pytest.mark.parametrize(
+    ("bits", "size", "taken_by"),
+    [
+        (3, 64, {"ort-custom", "qdq"}),
+        (6, 16, {"ort-custom", "qdq"}),
+        (4, 16, {"ort-custom", "ort-contrib", "qdq"}),
+        (4, 32, set(TARGETS)),
+        (8, 16, {"qdq"}),
+        (8, 32, set(TARGETS)),
+    ],
+)
+def test_which_formats_each_takes(bits: int, size: int, taken_by: set[str]) -> None:
+    plan = LayerPlan(weight=WeightFormat(bits=bits, group_size=size))
+    assert {name for name, target in TARGETS.items() if target.accepts(plan) is None} == taken_by
 
 
 def test_an_unknown_target_is_guessed() -> None:
@@ -48,7 +65,7 @@ def test_an_unknown_target_is_guessed() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Narrow(Pass):
-    """Plans three bits for every layer, and says so beforehand if asked."""
+    """Plans seven bits for every layer, and says so beforehand if asked."""
 
     name: ClassVar[str] = "narrow"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -57,10 +74,10 @@ class Narrow(Pass):
     says: bool = True
 
     def may_plan(self) -> list[LayerPlan]:
-        return [LayerPlan(weight=THREE)] if self.says else []
+        return [LayerPlan(weight=SEVEN)] if self.says else []
 
     def run(self, graph, ctx: PassContext) -> PassResult:
-        plan = {name: replace(each, weight=THREE) for name, each in ctx.plan.items()}
+        plan = {name: replace(each, weight=SEVEN) for name, each in ctx.plan.items()}
         return PassResult(graph=graph, changed=False, plan=plan)
 
 
@@ -88,8 +105,8 @@ def recipe_with(folder: Path, says: bool) -> Path:
 @pytest.mark.parametrize(
     ("says", "message"),
     [
-        (True, r"can't run layers that pass 'narrow' plans, planned as int3 g32 sym: .*3 bits"),
-        (False, r"pass 'narrow': target 'ort-custom' can't run 'fc', planned as int3 g32 sym"),
+        (True, r"can't run layers that pass 'narrow' plans, planned as int7 g32 sym: .*7 bits"),
+        (False, r"pass 'narrow': target 'ort-custom' can't run 'fc', planned as int7 g32 sym"),
     ],
 )
 def test_a_plan_is_refused_before_anything_is_rounded(
