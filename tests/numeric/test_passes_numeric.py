@@ -58,13 +58,18 @@ PIPELINES = {
         ("equalize.method=aqas", "equalize.through_cache=true"),
     ),
     "gptq on ort-custom": ("gptq", "ort-custom", ()),
-    "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=5.5}"),
+    "w4a8 within a budget": ("w4a8-fast", "ort-custom", (), "allocate-bits{budget=6.5}"),
     "quarot on ort-custom": ("quarot", "ort-custom", ()),
     "qoq on ort-custom": ("qoq", "ort-custom", ()),
     "w4a8 with tweaked norms": ("w4a8", "ort-custom", (), "tweak-norms{target=float}"),
     "w4a8 on cuda": ("w4a8", "cuda", ()),
     "fptq on cuda": ("fptq", "cuda", ()),
     "rtn on ort-contrib": ("rtn", "ort-contrib", ()),
+    "groups of 16 on ort-contrib": ("awq", "ort-contrib", ("plan-weights.group_size=16",)),
+    "w3a8 on ort-custom": ("w3a8", "ort-custom", ("plan-weights.group_size=16",)),
+    "w2a8 on ort-custom": ("w2a8", "ort-custom", ("plan-weights.group_size=16",)),
+    "five bits on ort-custom": ("rtn", "ort-custom", ("plan-weights.bits=5",)),
+    "six bits on qdq": ("rtn", "qdq", ("plan-weights.bits=6", "plan-weights.symmetric=false")),
 }
 
 ROTATED = {"decoder": (9, 2), "encoder": (0, 2), "perceptron": (0, 0)}
