@@ -11,7 +11,7 @@ The graph is not changed; the decisions travel in the context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -73,6 +73,13 @@ class PlanWeights(Pass):
     def table(self) -> WeightFormat:
         """The format of tables: symmetric in 8 bits, where a zero point gains little."""
         return _format(self.table_bits, self.table_group_size, symmetric=self.table_bits == 8)
+
+    def with_groups(self, least: int) -> PlanWeights:
+        return replace(
+            self,
+            group_size=max(self.group_size, least),
+            table_group_size=max(self.table_group_size, least),
+        )
 
     def may_plan(self) -> Sequence[LayerPlan]:
         return [LayerPlan(weight=form) for form in (self.linear, self.head, self.table)]

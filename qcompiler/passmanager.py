@@ -190,6 +190,10 @@ class Pass(ABC):
         """What takes its place where there is no calibration data; None for nothing."""
         return self
 
+    def with_groups(self, least: int) -> Pass:
+        """The pass, which plans no groups of less channels than a target has kernels for."""
+        return self
+
     def may_plan(self) -> Sequence[LayerPlan]:
         """Plans it may make whatever the graph is, for a target to refuse before anything runs."""
         return ()
