@@ -74,7 +74,7 @@ class PlanWeights(Pass):
         """The format of tables: symmetric in 8 bits, where a zero point gains little."""
         return _format(self.table_bits, self.table_group_size, symmetric=self.table_bits == 8)
 
-    def with_groups(self, least: int) -> PlanWeights:
+    def with_groups(self, least: GroupSize) -> PlanWeights:
         return replace(
             self,
             group_size=max(self.group_size, least),

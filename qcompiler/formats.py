@@ -21,8 +21,8 @@ GroupSize = Literal[16, 32, 64, 128, 256]
 WIDTHS: tuple[int, ...] = get_args(Bits)
 PACKED_WIDTHS: tuple[int, ...] = (4, 8)
 """Those that layout 1 of our ops holds."""
-GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
-PACKED_GROUP_SIZES: tuple[int, ...] = (32, 64, 128, 256)
+GROUP_SIZES: tuple[GroupSize, ...] = get_args(GroupSize)
+PACKED_GROUP_SIZES: tuple[GroupSize, ...] = (32, 64, 128, 256)
 """Those of layout 1. 8 bits, which gain nothing by smaller ones, are planned in no others."""
 
 

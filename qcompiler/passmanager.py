@@ -28,7 +28,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import CalibrationError, FaultError, QcError, RecipeError
-from qcompiler.formats import LayerPlan
+from qcompiler.formats import GroupSize, LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
 from qcompiler.ir.structures import copied
 from qcompiler.ir.walk import graphs
@@ -190,7 +190,7 @@ class Pass(ABC):
         """What takes its place where there is no calibration data; None for nothing."""
         return self
 
-    def with_groups(self, least: int) -> Pass:
+    def with_groups(self, least: GroupSize) -> Pass:
         """The pass, which plans no groups of less channels than a target has kernels for."""
         return self
 

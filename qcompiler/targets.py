@@ -15,6 +15,7 @@ from qcompiler.formats import (
     PACKED_GROUP_SIZES,
     PACKED_WIDTHS,
     WIDTHS,
+    GroupSize,
     LayerPlan,
     WeightFormat,
 )
@@ -44,7 +45,7 @@ class Target:
     minimum_onnxruntime: str
     widths: frozenset[int] | None = None
     """Bits of weights it has kernels for; None: of any."""
-    group_sizes: tuple[int, ...] = GROUP_SIZES
+    group_sizes: tuple[GroupSize, ...] = GROUP_SIZES
     """Channels of a group, in weights of less than 8 bits."""
     library: OpLibrary | None = None
     provider_options: tuple[Mapping[str, Any], ...] = ()
