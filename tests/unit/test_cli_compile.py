@@ -218,7 +218,7 @@ def test_inspect_a_compiled_model(model: Path, target: str, op: str, activation:
     assert qc("compile", model, "-o", output, "-t", target).exit_code == 0
     data = json.loads(qc("inspect", output, "--json").stdout)
     first = next(layer for layer in data["layers"] if layer["name"] == "fc1")
-    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g32 asym", activation)
+    assert (first["op"], first["scheme"], first["activation"]) == (op, "int4 g16 asym", activation)
     assert data["metadata"]["qcompiler.target"] == target
     assert "fc1" not in data["left_alone"]
     assert next(iter(data["weights"])) == "quantized already"

@@ -175,8 +175,8 @@ def test_a_recipe_says_only_what_sets_it_apart(tmp_path: Path) -> None:
     ("name", "numbers"),
     [
         ("w4a8-small", {"group_size": 128}),
-        ("w3a8", {"bits": 3, "group_size": 16}),
-        ("w2a8", {"bits": 2, "group_size": 16}),
+        ("w3a8", {"bits": 3}),
+        ("w2a8", {"bits": 2}),
     ],
 )
 def test_smaller_recipes_differ_in_formats_only(name: str, numbers: dict[str, int]) -> None:
