@@ -134,6 +134,11 @@ def _check_interface(graph: onnx.GraphProto) -> None:
         seen.add(value.name)
         if value.type.WhichOneof("value") is None:
             raise ModelError(f"input '{value.name}' has no type")
+    kinds: dict[str, str | None] = {}
+    for value in graph.output:
+        kind = value.type.WhichOneof("value")
+        if kinds.setdefault(value.name, kind) != kind:
+            raise ModelError(f"output '{value.name}' is there twice, with two types")
     for value in (*graph.input, *graph.output):
         if has_unknown_type(value.type):
             raise ModelError(f"input or output '{value.name}' has an unknown element type")

@@ -164,6 +164,11 @@ def no_input(made: ModelProto) -> None:
     made.graph.input[0].ClearField("type")
 
 
+def two_outputs(made: ModelProto) -> None:
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [1]))
+    made.graph.output.append(helper.make_value_info(made.graph.output[0].name, kind))
+
+
 def two_inputs(made: ModelProto) -> None:
     made.graph.input.append(made.graph.input[0])
 
@@ -246,6 +251,7 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     "no outputs": (changed(lambda m: m.graph.ClearField("output")), ""),
     "no inputs": (changed(lambda m: m.graph.ClearField("input")), "'x'"),
     "an input twice": (changed(two_inputs), "two inputs are named 'x'"),
+    "an output twice": (changed(two_outputs), "output 'y' is there twice, with two types"),
     "an input without type": (changed(no_input), "input 'x' has no type"),
     "an input of type 0": (changed(output_type(0, "input")), "'x' has an unknown element type"),
     "an output of type 0": (changed(output_type(0)), "'y' has an unknown element type"),
