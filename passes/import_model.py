@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner
 
 from qcompiler import ir, ops
 from qcompiler.analysis.inventory import find_stored, held_alone, inventory, kept
+from qcompiler.functions import inlined
 from qcompiler.ir import interface, opsets
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.shapes import complete_shapes, declared_names, inferred
@@ -44,7 +44,7 @@ class ImportModel(Pass):
         model = ir.to_model(graph)
         declared = declared_names(model)
         if any(function.domain != ops.DOMAIN for function in model.functions):
-            model = inliner.inline_local_functions(model)
+            model = inlined(model)
             check_nodes(model)
         _forget_wrong_sizes(model)
         names = set(_stored_names(model.graph))

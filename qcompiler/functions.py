@@ -1,4 +1,4 @@
-"""What the local functions of a model come to when they are inlined: counted before, not after.
+"""The local functions of a model, inlined, and what they come to: counted before, not after.
 
 Functions that call each other twice, forty deep, are a small file and 2^40 nodes.
 """
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import onnx
+from onnx import inliner
 
 from qcompiler.errors import ModelError
 from qcompiler.protos import nodes_below
@@ -76,3 +77,42 @@ def _too_many(key: _Key, count: int) -> ModelError:
         f"function '{key[1]}' and what it calls come to {count:,} nodes when inlined, "
         f"more than {MOST_NODES:,}: a Loop can stand in place of calls that repeat"
     )
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions inlined.
+
+    ONNX's inliner passes over functions of another opset than the model. Where their operators are
+    the same in both, that is mended; ModelError where they are not.
+    """
+    version = next((each.version for each in model.opset_import if not each.domain), None)
+    if version is not None and any(_own_opset(f, version) for f in model.functions):
+        source, model = model, onnx.ModelProto()
+        model.CopyFrom(source)
+        for function in model.functions:
+            for entry in _own_opset(function, version):
+                _require_same(function, entry.version, version)
+                entry.version = version
+    return inliner.inline_local_functions(model)
+
+
+def _own_opset(function: onnx.FunctionProto, version: int) -> list[onnx.OperatorSetIdProto]:
+    """Where a function says that its opset is another one."""
+    return [e for e in function.opset_import if not e.domain and e.version != version]
+
+
+def _require_same(function: onnx.FunctionProto, own: int, other: int) -> None:
+    for node in nodes_below(function.node):
+        if not node.domain and _since(node.op_type, own) != _since(node.op_type, other):
+            raise ModelError(
+                f"function '{function.name}' is of opset {own}, the model of {other}, and "
+                f"{node.op_type} differs between them; export the model with one opset"
+            )
+
+
+def _since(op_type: str, version: int) -> int | None:
+    """The version of an operator in an opset."""
+    try:
+        return int(onnx.defs.get_schema(op_type, version, "").since_version)
+    except onnx.defs.SchemaError:
+        return None

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, inliner, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from qcompiler import ops
+from qcompiler.functions import inlined
 from qcompiler.protos import all_graphs, all_nodes, all_tensors
 
 _WHOLE_NUMBERS = frozenset(
@@ -65,7 +66,7 @@ class Lookups:
     def of(cls, model: onnx.ModelProto) -> Lookups:
         """Read a loaded model (external data not needed)."""
         if any(function.domain != ops.DOMAIN for function in model.functions):
-            model = inliner.inline_local_functions(model)
+            model = inlined(model)
         reader = _Reader.of(model)
         for node in all_nodes(model):
             reader.read(node)

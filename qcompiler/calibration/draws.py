@@ -13,9 +13,9 @@ import hashlib
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner
 
 from qcompiler import ir
+from qcompiler.functions import inlined
 from qcompiler.ir.io import import_proto
 from qcompiler.protos import all_nodes
 
@@ -60,5 +60,5 @@ def with_names_of_import(graph: gs.Graph) -> gs.Graph:
     drawn = any(node.op in _OPS for function in graph.functions for node in function.nodes)
     if not drawn:
         return graph
-    model = inliner.inline_local_functions(ir.to_model(graph))
+    model = inlined(ir.to_model(graph))
     return import_proto(model, ir.model_folder(graph))

@@ -13,7 +13,7 @@ from command_line import refusal
 from onnx import helper
 
 from qcompiler.errors import ModelError
-from qcompiler.functions import MOST_NODES, require_bounded
+from qcompiler.functions import MOST_NODES, inlined, require_bounded
 from qcompiler.models import open_package
 
 DOMAIN = "local"
@@ -100,3 +100,23 @@ def test_a_long_chain_of_functions_is_counted_without_recursion() -> None:
     model.functions.extend([model.functions.pop(0)])
     model.graph.node[0].op_type = "f4999"
     require_bounded(model)
+
+
+def of_opset(node: onnx.NodeProto, version: int) -> onnx.ModelProto:
+    """A model of opset 21 whose one function is of another."""
+    made = doubling(1)
+    made.functions[0].node[0].CopyFrom(node)
+    made.functions[0].opset_import[0].version = version
+    return made
+
+
+def test_functions_of_another_opset_with_the_same_operators_are_inlined() -> None:
+    made = of_opset(helper.make_node("Relu", ["a"], ["b"]), 14)
+    assert [node.op_type for node in inlined(made).graph.node] == ["Relu", "MatMul"]
+    assert made.functions[0].opset_import[0].version == 14  # as it was
+
+
+def test_functions_of_another_opset_with_other_operators_are_refused(tmp_path: Path) -> None:
+    onnx.save(of_opset(helper.make_node("LeakyRelu", ["a"], ["b"]), 13), tmp_path / "m.onnx")
+    told = refusal("compile", tmp_path / "m.onnx")
+    assert "function 'f0' is of opset 13, the model of 21, and LeakyRelu differs" in told
