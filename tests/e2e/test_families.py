@@ -27,7 +27,7 @@ def run(path: Path, feed: dict[str, np.ndarray], *, library: bool = False) -> np
 
 
 # The newer exporter traces shapes, so its graphs differ less from family to family.
-TRACED = ("t5", "vit", "llama")
+TRACED = ("t5", "llama")
 EXPORTS = [(name, "torchscript") for name in FAMILIES] + [(name, "dynamo") for name in TRACED]
 
 
