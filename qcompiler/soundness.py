@@ -23,6 +23,7 @@ from qcompiler.errors import ModelError
 from qcompiler.functions import require_bounded
 from qcompiler.protos import (
     CONTRIB_DOMAIN,
+    ELEMENT_TYPES,
     all_graphs,
     all_nodes,
     all_tensors,
@@ -154,6 +155,7 @@ def check_nodes(model: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             _check_attribute(attribute, node, typed=model.ir_version >= _TYPED_FROM)
         _check_numbers(node)
+        _check_types(node)
         form = _form(node.op_type, versions.get(node.domain, 0), node.domain)
         if form is not None:
             _check_form(node, form)
@@ -249,6 +251,14 @@ def _check_numbers(node: onnx.NodeProto) -> None:
             continue
         if each.type == AttributeProto.INT and not least <= each.i < _NEWEST:
             raise ModelError(f"attribute '{each.name}' of {_label(node)} can't be {each.i}")
+
+
+def _check_types(node: onnx.NodeProto) -> None:
+    """Attributes that name an element type name one that there is."""
+    for each in node.attribute:
+        named = not node.domain and each.name in ("to", "dtype") and not each.ref_attr_name
+        if named and each.type == AttributeProto.INT and each.i not in ELEMENT_TYPES:
+            raise ModelError(f"'{each.name}' of {_label(node)} is no element type: {each.i}")
 
 
 def _check_outputs(node: onnx.NodeProto) -> None:

@@ -42,6 +42,7 @@ from qcompiler.session import create_session
 
 CPU_SECONDS = 20
 BYTES = 2 << 30
+SAMPLES, LENGTH = 2, 16
 
 RECIPES = ("rtn", "w4a8-fast", "w4a8")
 _UNMEANT = (" failed on this model (", " is not valid ONNX (")
@@ -75,8 +76,8 @@ def attempt(number: int, model: Path) -> dict[str, Any]:
             recipe=RECIPES[number % len(RECIPES)],
             target=target,
             output=folder / "o.onnx",
-            calib_samples=2,
-            calib_length=16,
+            calib_samples=SAMPLES,
+            calib_length=LENGTH,
             verify=number % 5 != 0,
         )
     except (QcError, OSError) as error:
@@ -120,11 +121,13 @@ def _refusal(path: Path, target: str) -> str:
 
 
 def _runs(path: Path) -> bool:
-    """Whether ONNX Runtime runs a model on data drawn for it."""
+    """Whether ONNX Runtime runs a model on data like what it was compiled with."""
     try:
         package = open_package(path)
-        feeds = load_source(default_spec(package), package, samples=1, length=16).feeds
-        create_session(path).run(None, dict(feeds[0]))
+        feeds = load_source(default_spec(package), package, samples=SAMPLES, length=LENGTH).feeds
+        session = create_session(path)
+        for feed in feeds:
+            session.run(None, dict(feed))
     except Exception:  # ONNX Runtime's errors share no other base class
         return False
     return True

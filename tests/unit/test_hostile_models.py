@@ -274,6 +274,10 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
         changed(attribute("Loop", "body", kind=AttributeProto.GRAPH), seed("bodies")),
         "attribute 'body' of a node (Loop) has no value",
     ),
+    "a type that is none": (
+        changed(attribute("Cast", "to", 0), seed("half")),
+        "(Cast) is no element type: 0",
+    ),
     "an attribute less": (
         changed(attribute("Cast", "to"), seed("half")),
         "(Cast) has no attribute 'to'",
