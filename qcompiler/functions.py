@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import inliner
 
+from qcompiler import ops
 from qcompiler.errors import ModelError
 from qcompiler.protos import nodes_below
 
@@ -83,31 +84,37 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its functions inlined.
 
     ONNX's inliner passes over functions of another opset than the model. Where their operators are
-    the same in both, that is mended; ModelError where they are not.
+    the same in both, that is mended; ModelError for a call of one where they are not.
     """
     version = next((each.version for each in model.opset_import if not each.domain), None)
-    if version is not None and any(_own_opset(f, version) for f in model.functions):
+    others = [f for f in model.functions if version is not None and _own_opsets(f, version)]
+    if others and version is not None:
         source, model = model, onnx.ModelProto()
         model.CopyFrom(source)
         for function in model.functions:
-            for entry in _own_opset(function, version):
-                _require_same(function, entry.version, version)
-                entry.version = version
-    return inliner.inline_local_functions(model)
+            for entry in _own_opsets(function, version):
+                if _is_same(function, entry.version, version):
+                    entry.version = version
+    model = inliner.inline_local_functions(model)
+    called = set(map(_key, nodes_below(model.graph.node))) if others else set()
+    for each in others:
+        if each.domain != ops.DOMAIN and (each.domain, each.name, each.overload) in called:
+            raise ModelError(
+                f"function '{each.name}' is of another opset than the model, whose operators "
+                "differ; export the model with one opset"
+            )
+    return model
 
 
-def _own_opset(function: onnx.FunctionProto, version: int) -> list[onnx.OperatorSetIdProto]:
+def _own_opsets(function: onnx.FunctionProto, version: int) -> list[onnx.OperatorSetIdProto]:
     """Where a function says that its opset is another one."""
     return [e for e in function.opset_import if not e.domain and e.version != version]
 
 
-def _require_same(function: onnx.FunctionProto, own: int, other: int) -> None:
-    for node in nodes_below(function.node):
-        if not node.domain and _since(node.op_type, own) != _since(node.op_type, other):
-            raise ModelError(
-                f"function '{function.name}' is of opset {own}, the model of {other}, and "
-                f"{node.op_type} differs between them; export the model with one opset"
-            )
+def _is_same(function: onnx.FunctionProto, own: int, other: int) -> bool:
+    """Whether the operators of a function are the same in two opsets."""
+    used = {node.op_type for node in nodes_below(function.node) if not node.domain}
+    return all(_since(op_type, own) == _since(op_type, other) for op_type in used)
 
 
 def _since(op_type: str, version: int) -> int | None:
