@@ -111,7 +111,7 @@ def _stored_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 def _fold_constant_nodes(graph: gs.Graph) -> None:
     for node in list(graph.nodes):
-        if node.op != "Constant" or node.domain:
+        if node.op != "Constant" or node.domain or not node.outputs:
             continue
         output = node.outputs[0]
         if ir.is_graph_output(graph, output):

@@ -429,6 +429,12 @@ def local_opset(made: ModelProto) -> None:
     del made.opset_import[0]
 
 
+def twice(made: ModelProto) -> None:
+    """ONNX Runtime takes two Constant nodes of one name."""
+    first = next(node for node in made.graph.node if node.op_type == "Constant")
+    made.graph.node.insert(0, first)
+
+
 def older_functions(made: ModelProto) -> None:
     """Functions that are not inlined, as their opset is another; the second calls the first."""
     opsets = [helper.make_opsetid("", 13), helper.make_opsetid("local", 1)]
@@ -452,6 +458,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "a constant twice": changed(twice, seed("bodies")),
     "functions of another opset, and bodies": changed(older_functions, seed("bodies")),
     "an opset that functions alone have": changed(local_opset, seed("functions")),
     "inputs left out": behind("y = Clip(h, _, c)", c=normal()),
