@@ -3,6 +3,7 @@ through the very operators that move the columns."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from qcompiler import ir
 
 _SIZES = (2, 3, 5, 7, 11, 13)
 """Stand for symbolic dimensions, each its own, so that no two are taken for one another."""
+
+_MOST = 1 << 27
+"""Elements of V, at most: each has a number of 64 bits."""
 
 Index = NDArray[np.int64]
 
@@ -44,7 +48,7 @@ def value_columns(
         return None
     lead = [_size(dim, sizes) for dim in values.shape[:-1]]
     known = [size for size in lead if size is not None]
-    if len(known) != len(lead):
+    if len(known) != len(lead) or math.prod(known) * columns > _MOST:
         return None
     index = _through(before, np.broadcast_to(np.arange(columns), (*known, columns)), sizes)
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.

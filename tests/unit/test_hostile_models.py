@@ -226,6 +226,10 @@ def endless(first: str = "go", turns: int = (1 << 63) - 1, after: str = "Identit
     )
 
 
+def vast_sequence(made: ModelProto) -> None:
+    made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 62
+
+
 def vast_cache(made: ModelProto) -> None:
     value = next(each for each in made.graph.input if each.name.endswith(".0.key"))
     value.type.tensor_type.shape.dim[0].dim_value = 1 << 61
@@ -292,6 +296,10 @@ REFUSED: dict[str, tuple[ModelProto | bytes, str]] = {
     ),
     "a loop without end": (endless(), "(Loop) never ends"),
     "a loop without end if it begins": (endless("c"), "(Loop) never ends"),
+    "a sequence without end": (
+        changed(vast_sequence, seed("attention")),
+        "are more than the 4 GiB that may be held in memory",
+    ),
     "a cache without end": (
         changed(vast_cache, seed("genai")),
         "cache input 'past_key_values.0.key' has no usable shape",
