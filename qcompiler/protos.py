@@ -19,8 +19,6 @@ VALUE_FIELDS = (
 )
 """Where tensors have values that are spelled out."""
 _SMALL = 1024
-_PLAIN_FIELDS = 4
-"""Fields of a tensor with raw data: name, type, dims, data."""
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -90,9 +88,19 @@ def _settle(model: onnx.ModelProto) -> None:
         _settle_values((*graph.input, *graph.output), typed=not depth)
         _settle_values(graph.value_info, typed=False)
     for tensor in tensors:
-        if tensor.HasField("raw_data") and len(tensor.ListFields()) > _PLAIN_FIELDS:
-            for field in VALUE_FIELDS:  # not read where there is raw data
-                tensor.ClearField(field)
+        _settle_data(tensor)
+
+
+def _settle_data(tensor: onnx.TensorProto) -> None:
+    """Leave a tensor the values that are read: those in the field of its type have no say beside
+    raw data, and those in other fields have none at all."""
+    if tensor.data_type not in ELEMENT_TYPES:
+        return
+    read = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    raw = tensor.HasField("raw_data")
+    for field, _ in tensor.ListFields():
+        if field.name in VALUE_FIELDS and (raw or field.name != read):
+            tensor.ClearField(field.name)
 
 
 def _settle_values(values: Iterable[onnx.ValueInfoProto], *, typed: bool) -> None:

@@ -404,6 +404,13 @@ def two_sets(made: ModelProto) -> None:
     made.graph.initializer[0].float_data.extend([1.0, 2.0])
 
 
+def two_types(made: ModelProto) -> None:
+    """Values in the field of another type, more than those of the tensor."""
+    value = made.graph.node[0].attribute[0].t
+    assert value.int64_data
+    value.double_data.extend([0.0] * 1024)
+
+
 def no_type(made: ModelProto) -> None:
     made.graph.output[0].ClearField("type")
 
@@ -457,6 +464,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
     "unknown types between": changed(typed_again),
     "an output without type": changed(no_type),
     "two sets of values": changed(two_sets),
+    "values of another type": changed(two_types, seed("bodies")),
     "wrong sizes of an output that a node reads": model_of(
         """g (float[n, 64] x) => (float[n, 96] y, float[n, 70] h) {
           h = MatMul(x, v)
