@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ VALUE_FIELDS = (
 )
 """Where tensors have values that are spelled out."""
 _SMALL = 1024
+_MOST_VALUES = 1 << 48
+"""More than any memory holds: a tensor that is said to have so many has another size."""
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -87,6 +90,7 @@ def _settle(model: onnx.ModelProto) -> None:
     for depth, graph in enumerate(graphs):
         _settle_values((*graph.input, *graph.output), typed=not depth)
         _settle_values(graph.value_info, typed=False)
+        _forget_vast((*graph.output, *graph.value_info))
     for tensor in tensors:
         _settle_data(tensor)
 
@@ -111,6 +115,14 @@ def _settle_values(values: Iterable[onnx.ValueInfoProto], *, typed: bool) -> Non
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters write -1 for what is not known
                 dim.ClearField("dim_value")
+
+
+def _forget_vast(values: Iterable[onnx.ValueInfoProto]) -> None:
+    """ONNX Runtime computes sizes itself, and warns where what is said is another."""
+    for value in values:
+        kind = value.type.tensor_type
+        if math.prod(dim.dim_value for dim in kind.shape.dim if dim.dim_value) > _MOST_VALUES:
+            kind.ClearField("shape")
 
 
 def _settle_opsets(owner: onnx.ModelProto | onnx.FunctionProto) -> None:

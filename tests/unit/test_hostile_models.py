@@ -230,6 +230,13 @@ def vast_sequence(made: ModelProto) -> None:
     made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 62
 
 
+def vast_between(made: ModelProto) -> None:
+    """A wrong size of what ONNX Runtime infers itself, between inputs and outputs and of one."""
+    vast = helper.make_tensor_value_info("h", TensorProto.FLOAT, [1 << 62, 32])
+    made.graph.value_info.append(vast)
+    made.graph.output.append(vast)
+
+
 def vast_cache(made: ModelProto) -> None:
     value = next(each for each in made.graph.input if each.name.endswith(".0.key"))
     value.type.tensor_type.shape.dim[0].dim_value = 1 << 61
@@ -474,6 +481,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
         w=W,
     ),
     "negative sizes": changed(negative),
+    "a size that no memory holds": changed(vast_between, seed("stack")),
     "a constant twice": changed(twice, seed("bodies")),
     "functions of another opset, and bodies": changed(older_functions, seed("bodies")),
     "an opset that functions alone have": changed(local_opset, seed("functions")),
