@@ -20,6 +20,8 @@ VALUE_FIELDS = (
 )
 """Where tensors have values that are spelled out."""
 _SMALL = 1024
+_WIDEST = 16
+"""Bytes of a number, at most."""
 _MOST_VALUES = 1 << 48
 """More than any memory holds: a tensor that is said to have so many has another size."""
 
@@ -43,8 +45,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def outlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the values of tensors of more than _SMALL bytes, which it loses."""
-    large = [tensor for tensor in all_tensors(model) if tensor.ByteSize() > _SMALL]
+    """The model without values that take more than _SMALL bytes, which it loses."""
+    large = [tensor for tensor in all_tensors(model) if _is_large(tensor)]
     for tensor in large:
         for name in ("raw_data", *VALUE_FIELDS):
             tensor.ClearField(name)
@@ -53,6 +55,14 @@ def outlined(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()  # what is cleared stays in memory as long as its message
     made.CopyFrom(model)
     return made
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    """By its values: what is said beside them may be longer."""
+    if tensor.ByteSize() <= _SMALL:
+        return False
+    is_text = tensor.data_type == onnx.TensorProto.STRING
+    return is_text or math.prod(tensor.dims) * _WIDEST > _SMALL
 
 
 def has_unknown_type(kind: onnx.TypeProto) -> bool:

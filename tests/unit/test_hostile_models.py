@@ -418,6 +418,10 @@ def two_types(made: ModelProto) -> None:
     value.double_data.extend([0.0] * 1024)
 
 
+def noted(made: ModelProto) -> None:
+    made.graph.node[0].attribute[0].t.doc_string = "five " * 1000
+
+
 def no_type(made: ModelProto) -> None:
     made.graph.output[0].ClearField("type")
 
@@ -472,6 +476,7 @@ COMPILED: dict[str, ModelProto | bytes] = {
     "an output without type": changed(no_type),
     "two sets of values": changed(two_sets),
     "values of another type": changed(two_types, seed("bodies")),
+    "a small value with a long note": changed(noted, seed("bodies")),
     "wrong sizes of an output that a node reads": model_of(
         """g (float[n, 64] x) => (float[n, 96] y, float[n, 70] h) {
           h = MatMul(x, v)
