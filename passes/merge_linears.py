@@ -48,8 +48,7 @@ class MergeLinears(Pass):
 
 
 def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
-    """Layers by the activation they read, the format of their weights, and the width of that in the
-    integer form: a wider one might leave no room for the multiples of the others."""
+    """Layers that read one activation and have weights of one format and width."""
     groups: dict[tuple[Any, ...], list[QuantizedLayer]] = {}
     for found in quantized_layers(graph):
         weight = found.weight
@@ -57,9 +56,19 @@ def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
             continue
         if len(ir.consumers(weight.codes)) != 1:  # a table tied to the embedding stays as it is
             continue
-        key = (id(found.layer.x), weight.form, planes_width(weight.load()))
-        groups.setdefault(key, []).append(found)
-    return [members for members in groups.values() if len(members) > 1]
+        groups.setdefault((id(found.layer.x), weight.form), []).append(found)
+    return [
+        alike for members in groups.values() if len(members) > 1 for alike in _by_width(members)
+    ]
+
+
+def _by_width(members: list[QuantizedLayer]) -> list[list[QuantizedLayer]]:
+    """Those of one width in the integer form: a wider one might leave no room for the multiples of
+    the others."""
+    groups: dict[int | None, list[QuantizedLayer]] = {}
+    for found in members:
+        groups.setdefault(planes_width(found.weight.load()), []).append(found)
+    return [alike for alike in groups.values() if len(alike) > 1]
 
 
 def _merge(graph: gs.Graph, members: list[QuantizedLayer], namer: ir.Namer) -> list[Merged]:
