@@ -12,6 +12,10 @@ namespace {
 
 using std::int64_t;
 
+// What is expanded at a time, so that all of it stays in L1: values of k, and panels.
+constexpr int64_t kChunk = 256;
+constexpr int64_t kPanels = 4;
+
 // The bits [kFrom, kFrom + kCount) of every byte, moved to kTo.
 template <typename Bytes, int kFrom, int kCount, int kTo>
 QC_INLINE typename Bytes::Reg field(typename Bytes::Reg x) {
@@ -25,7 +29,7 @@ QC_INLINE typename Bytes::Reg field(typename Bytes::Reg x) {
   return Bytes::and_(x, Bytes::all(kMask));
 }
 
-// The codes of quad kQuad of a strip, of the columns of one register.
+// The codes of quad kQuadIndex of a strip, of the columns of one register.
 template <typename Bytes, int kBits, int kQuadIndex>
 QC_INLINE typename Bytes::Reg quad_codes(const std::uint8_t* strip) {
   using P = Planes<kBits>;

@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = 64;  // in a row of a tile
 constexpr int64_t kStep = 64;       // values of k that a tile product takes
-constexpr int64_t kChunk = 256;     // values of k expanded at a time: all of it stays in L1
-constexpr int64_t kPanels = 4;      // panels expanded at a time
 constexpr int64_t kRowTiles = 16;   // tiles of rows that use expanded weights
 constexpr int64_t kFewRows = 6;     // below, an ISA without tiles is faster
 
@@ -166,10 +164,7 @@ void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
 
 template <int kBits>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, Linear few_rows) {
-  const int64_t count = t.row_end - t.row_begin;
-  const int64_t rest = count % kTileRows;
-  const int64_t on_tiles = rest == count && rest < kFewRows ? 0 : count;
-  if (on_tiles == 0) return few_rows(q, w, t);
+  if (t.row_end - t.row_begin < kFewRows) return few_rows(q, w, t);
   Expanded& s = scratch<Expanded>();
   const TilesOfOthers others;
   for (int64_t row = t.row_begin; row < t.row_end; row += kRowTiles * kTileRows) {

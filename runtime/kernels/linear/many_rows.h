@@ -18,8 +18,6 @@
 namespace qc::kernels {
 namespace {
 
-constexpr int64_t kChunk = 256;     // values of k expanded at a time: all of it stays in L1
-constexpr int64_t kPanels = 4;      // panels expanded at a time
 constexpr int64_t kRowBlock = 256;  // rows that use expanded weights
 
 struct alignas(64) Expanded {

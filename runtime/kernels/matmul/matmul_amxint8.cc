@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/linear/scratch.h"
+#include "kernels/linear/tiles_of_others.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/matmul/whole_panel.h"
 #include "kernels/simd/avx512.h"
@@ -45,39 +47,6 @@ struct alignas(64) Scratch {
   std::int32_t dots[2][kTileRows][kPanel];  // of which a short tile leaves some as they are
 };
 
-// Made when a thread first needs it, and gone with the thread.
-class ScratchOwner {
- public:
-  ScratchOwner() = default;
-  ~ScratchOwner() { delete scratch_; }
-  ScratchOwner(const ScratchOwner&) = delete;
-  ScratchOwner& operator=(const ScratchOwner&) = delete;
-
-  Scratch& get() {
-    if (scratch_ == nullptr) scratch_ = new Scratch;
-    return *scratch_;
-  }
-
- private:
-  Scratch* scratch_ = nullptr;
-};
-
-thread_local ScratchOwner t_scratch;
-
-// What ldtilecfg reads.
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 0, start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
-// GCC takes ldtilecfg and sttilecfg for accesses of 8 bytes, hence the barriers.
-void load(const TileConfig& config) {
-  __asm__ volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
-}
-
 int64_t depth_of_tile(int64_t group_size) {
   return group_size < kTileBytes ? group_size : kTileBytes;
 }
@@ -95,22 +64,6 @@ void configure(int64_t rows, int64_t group_size) {
   config.rows[3] = static_cast<std::uint8_t>(depth / 4);
   load(config);
 }
-
-// Leaves the registers to the thread's other users as they had configured them: libraries that do
-// so once a thread would fault, or multiply tiles of another size.
-class TilesOfOthers {
- public:
-  TilesOfOthers() {
-    _tile_storeconfig(&config_);
-    __asm__ volatile("" : : "r"(&config_) : "memory");
-  }
-  ~TilesOfOthers() { load(config_); }
-  TilesOfOthers(const TilesOfOthers&) = delete;
-  TilesOfOthers& operator=(const TilesOfOthers&) = delete;
-
- private:
-  TileConfig config_;
-};
 
 // A part of the K x N matrix: groups [first_group, last_group) of a few panels.
 struct Chunk {
@@ -406,7 +359,7 @@ void matmul(const Activations& a, const Weights& w, const Tile& t, MatMul few_ro
   const int64_t rest = count % kTileRows;
   const int64_t on_tiles = are_few(rest, rest == count, w.group_size) ? count - rest : count;
   if (on_tiles > 0) {
-    Scratch& s = t_scratch.get();
+    Scratch& s = scratch<Scratch>();
     const TilesOfOthers tiles;
     const bool is_signed = are_int8<kBits>(w, t);
     const int64_t end = t.row_begin + on_tiles;
