@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-REAL_MODELS = ("smollm2_genai", "smollm2_torch", "minilm")
+REAL_MODELS = ("smollm2_genai", "smollm2_first", "smollm2_torch", "minilm")
 
 
 @pytest.hookimpl(tryfirst=True)

