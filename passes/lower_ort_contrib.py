@@ -4,8 +4,10 @@ load no library.
     MatMul([DQ(Q](X[))], DQ(W))  ->  com.microsoft.MatMulNBits(X, B, scales[, zeros])
 
 accuracy_level 4 makes ORT quantize the activations itself, per row and block, so activation Q/DQ is
-removed. A table tied to the head reads the head's packed bytes through a Reshape. A 4-bit table is
-stored as such bytes too, and its rows are unpacked after the look-up.
+removed. A table tied to the head reads the head's packed bytes through a Reshape. A table of 2 or 4
+bits is stored as such bytes too, and its rows are unpacked after the look-up.
+
+Q/DQ holds 2 bits in a type of 4: the plan tells them, else they stay 4.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from qcompiler.analysis.qdq import (
     table_rows,
 )
 from qcompiler.formats import Granularity, WeightFormat
-from qcompiler.numerics.nbits import pack
+from qcompiler.numerics.nbits import narrowed, pack
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
@@ -56,13 +58,13 @@ class LowerOrtContrib(Pass):
         nodes, layers = list(graph.nodes), quantized_layers(graph)
         for index, found in enumerate(layers):
             ctx.tick("packing", index, len(layers))
-            remarks.append(self._lower(graph, found, namer, packed))
+            remarks.append(self._lower(graph, found, ctx, namer, packed))
         changed = bool(packed)
         for node in nodes:
             if (rows := table_rows(node)) is not None:
                 remarks.append(_share_table(graph, rows, packed, namer))
             elif (table := table_dq(node)) is not None and table.dequantized.form.narrow:
-                remarks.append(_unpack_rows(graph, node, table, packed, namer))
+                remarks.append(_unpack_rows(graph, node, table, ctx, namer, packed))
                 changed = True
         ctx.tick("packing", len(layers), len(layers))
         if changed:
@@ -73,13 +75,14 @@ class LowerOrtContrib(Pass):
         self,
         graph: gs.Graph,
         found: QuantizedLayer,
+        ctx: PassContext,
         namer: ir.Namer,
         packed: _Packed,
     ) -> Remark:
         node, weight = found.layer.node, found.weight
         rows, columns = weight.shape
         if id(weight.codes) not in packed:
-            loaded = weight.load()
+            loaded = _as_planned(weight.load(), found.name, ctx)
             constants = [
                 ir.constant(namer(f"{node.name}_{suffix}"), values)
                 for suffix, values in zip(("B", "scales", "zeros"), pack(loaded), strict=False)
@@ -94,7 +97,7 @@ class LowerOrtContrib(Pass):
         attrs: dict[str, Any] = {
             "K": rows,
             "N": columns,
-            "bits": weight.form.bits,
+            "bits": packed[id(weight.codes)][1].form.bits,
             "block_size": weight.form.group_size,
             "accuracy_level": self.accuracy_level,
         }
@@ -113,6 +116,14 @@ class LowerOrtContrib(Pass):
             op="MatMulNBits",
             activation=Granularity.PER_GROUP,
         )
+
+
+def _as_planned(weight: QuantizedWeight, layer: str, ctx: PassContext) -> QuantizedWeight:
+    """A weight in the bits that the plan has for its layer or table, where these hold its codes."""
+    form = ctx.plan[layer].weight if layer in ctx.plan else None
+    if form is None or form.bits >= weight.form.bits:
+        return weight
+    return narrowed(weight, form.bits) or weight
 
 
 def _share_table(
@@ -148,8 +159,9 @@ def _unpack_rows(
     graph: gs.Graph,
     node: gs.Node,
     table: TableDq,
-    packed: _Packed,
+    ctx: PassContext,
     namer: ir.Namer,
+    packed: _Packed,
 ) -> Remark:
     """Look up packed narrow rows, the head's own where it has them, and unpack those."""
     layer, source = node.name, table.dequantized.codes
@@ -157,7 +169,7 @@ def _unpack_rows(
     if shared:
         (codes, scales, *_), weight = packed[id(source)]
     else:
-        weight = table.load()
+        weight = _as_planned(table.load(), layer, ctx)
         codes, scales = (
             ir.constant(namer(f"{layer}_{suffix}"), values)
             for suffix, values in zip(("B", "scales"), pack(weight)[:2], strict=True)
@@ -168,9 +180,9 @@ def _unpack_rows(
     if weight.zero_points is not None:
         zeros = np.ascontiguousarray(weight.zero_points.T)
     look_up = _LookUp(graph, node, node.inputs[1], namer)
-    pairs = look_up.rows(look_up.reshaped(codes, "table", [columns, width]), "pairs")
+    packed_rows = look_up.rows(look_up.reshaped(codes, "table", [columns, width]), "packed_rows")
     look_up.dequantize(
-        look_up.unpacked(pairs, width, rows, weight.form),
+        look_up.unpacked(packed_rows, width, rows, weight.form),
         look_up.rows(scales, "scales"),
         look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
         weight.form.group_size,
@@ -216,26 +228,32 @@ class _LookUp:
         return self._node("Gather", suffix, [table, self._ids], shape, table.dtype, axis=0)
 
     def unpacked(
-        self, pairs: gs.Variable, width: int, channels: int, form: WeightFormat
+        self, packed: gs.Variable, width: int, channels: int, form: WeightFormat
     ) -> gs.Variable:
-        """The pairs of codes in `width` bytes, low ones first, without those beyond `channels`."""
-        low_bits = self._constant("low_bits", np.asarray(form.top, np.uint8))
-        four = self._constant("four", np.asarray(form.bits, np.uint8))
+        """The codes in `width` bytes, those in low bits first, without those beyond `channels`."""
+        share = 8 // form.bits
         last = self._constant("last", np.asarray([-1], np.int64))
-        apart = self._rows_of(width, 1)
-        low = self._node("BitwiseAnd", "low", [pairs, low_bits], pairs.shape, np.uint8)
-        high = self._node(
-            "BitShift", "high", [pairs, four], pairs.shape, np.uint8, direction="RIGHT"
+        shifts = self._constant("shifts", np.arange(0, 8, form.bits, dtype=np.uint8))
+        low_bits = self._constant("low_bits", np.asarray(form.top, np.uint8))
+        apart, length = self._rows_of(width, share), share * width
+        codes = self._node("Unsqueeze", "bytes", [packed, last], self._rows_of(width, 1), np.uint8)
+        codes = self._node(
+            "BitShift", "shifted", [codes, shifts], apart, np.uint8, direction="RIGHT"
         )
-        low = self._node("Unsqueeze", "low_apart", [low, last], apart, np.uint8)
-        high = self._node("Unsqueeze", "high_apart", [high, last], apart, np.uint8)
-        both = self._node("Concat", "both", [low, high], self._rows_of(width, 2), np.uint8, axis=-1)
+        codes = self._node("BitwiseAnd", "apart", [codes, low_bits], apart, np.uint8)
         ids = self._node("Shape", "ids_shape", [self._ids], None, np.int64)
-        length = self._constant("length", np.asarray([2 * width], np.int64))
-        target = self._node("Concat", "rows_shape", [ids, length], None, np.int64, axis=0)
-        flat = self._rows_of(2 * width)
-        codes = self._node("Reshape", "flat", [both, target], flat, np.uint8, allowzero=1)
-        if 2 * width == channels:
+        target = self._node(
+            "Concat",
+            "rows_shape",
+            [ids, self._constant("length", np.asarray([length], np.int64))],
+            None,
+            np.int64,
+            axis=0,
+        )
+        codes = self._node(
+            "Reshape", "flat", [codes, target], self._rows_of(length), np.uint8, allowzero=1
+        )
+        if length == channels:
             return codes
         start, end = (
             self._constant(suffix, np.asarray([at], np.int64))

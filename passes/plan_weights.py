@@ -10,7 +10,7 @@ The graph is not changed; the decisions travel in the context.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -74,11 +74,11 @@ class PlanWeights(Pass):
         """The format of tables: symmetric in 8 bits, where a zero point gains little."""
         return _format(self.table_bits, self.table_group_size, symmetric=self.table_bits == 8)
 
-    def with_groups(self, least: GroupSize) -> PlanWeights:
+    def with_groups(self, least: Callable[[int], GroupSize]) -> PlanWeights:
         return replace(
             self,
-            group_size=max(self.group_size, least),
-            table_group_size=max(self.table_group_size, least),
+            group_size=max(self.group_size, least(self.bits)),
+            table_group_size=max(self.table_group_size, least(self.table_bits)),
         )
 
     def may_plan(self) -> Sequence[LayerPlan]:

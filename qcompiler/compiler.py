@@ -128,8 +128,8 @@ class _Compilation:
             result = scratch / "result"
             result.mkdir()
             with ir.spilling(scratch):
-                graph = self._quantized()
-                metadata = _metadata(package, self.recipe, self.target, supply)
+                graph, minimum = self._quantized()
+                metadata = _metadata(package, self.recipe, self.target, minimum, supply)
                 made = ir.stage_model(graph, result, name, metadata=metadata)
                 reached = reach(graph, _quantized_nodes(self.job.manager.history))
                 del graph
@@ -158,14 +158,14 @@ class _Compilation:
         )
         return CompileResult(output=final, files=tuple(files), report=report)
 
-    def _quantized(self) -> gs.Graph:
-        """The graph behind the last pass."""
+    def _quantized(self) -> tuple[gs.Graph, str]:
+        """The graph behind the last pass, and the ONNX Runtime that it needs."""
         job, history = self.job, self.job.manager.history
-        graph, _ = job.run()
+        graph, learned = job.run()
         _require_quantized(history, job.package)
         # plan-weights has looked for the patterns among all nodes, before the long passes.
         require_matches(job.context, {r.layer for step in history for r in step.remarks})
-        return graph
+        return graph, self.target.minimum_for(learned.plan.values())
 
     def _pair(self, staged: Path, reached: Reach) -> Pair:
         """Source and result, as they are to be compared."""
@@ -222,7 +222,7 @@ def _quantized_nodes(history: Sequence[Record]) -> set[str]:
 
 
 def _metadata(
-    package: ModelPackage, chosen: Recipe, target: Target, source: Supply
+    package: ModelPackage, chosen: Recipe, target: Target, minimum: str, source: Supply
 ) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in (package.onnx_path, *package.data_files):
@@ -236,7 +236,7 @@ def _metadata(
         "qcompiler.source_sha256": digest.hexdigest(),
         "qcompiler.calibration": printable(source.description),  # file names may be no UTF-8
         "qcompiler.calibration_sha256": source.sha256,
-        "qcompiler.minimum_onnxruntime": target.minimum_onnxruntime,
+        "qcompiler.minimum_onnxruntime": minimum,
     }
 
 

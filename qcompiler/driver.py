@@ -80,7 +80,7 @@ def open_job(
     """
     instruments: list[Instrument] = [VerifyInstrument()]
     if target is not None:
-        passes = [step.with_groups(target.group_sizes[0]) for step in passes]
+        passes = [step.with_groups(target.least_group) for step in passes]
         for step in passes:
             target.require(step.may_plan(), f"layers that pass '{step.name}' plans")
         instruments.append(TargetInstrument(target))

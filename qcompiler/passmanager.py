@@ -190,8 +190,9 @@ class Pass(ABC):
         """What takes its place where there is no calibration data; None for nothing."""
         return self
 
-    def with_groups(self, least: GroupSize) -> Pass:
-        """The pass, which plans no groups of less channels than a target has kernels for."""
+    def with_groups(self, least: Callable[[int], GroupSize]) -> Pass:
+        """The pass, which plans no groups of less channels than a target has kernels for, by
+        bits."""
         return self
 
     def may_plan(self) -> Sequence[LayerPlan]:

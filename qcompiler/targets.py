@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,14 @@ class OpLibrary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Later:
+    """What a later ONNX Runtime than the target's has kernels for, in weights of one width."""
+
+    minimum_onnxruntime: str
+    group_sizes: tuple[GroupSize, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What runs a compiled model."""
 
@@ -47,6 +55,8 @@ class Target:
     """Bits of weights it has kernels for; None: of any."""
     group_sizes: tuple[GroupSize, ...] = GROUP_SIZES
     """Channels of a group, in weights of less than 8 bits."""
+    later: Mapping[int, Later] = field(default_factory=dict[int, Later])
+    """Those of its widths that need more than `minimum_onnxruntime`."""
     library: OpLibrary | None = None
     provider_options: tuple[Mapping[str, Any], ...] = ()
     """What onnxruntime-genai is told of providers."""
@@ -64,9 +74,37 @@ class Target:
             return None
         if form.bits not in self.widths:
             return f"it has no kernels for weights of {form.bits} bits"
-        if form.group_size not in (self.group_sizes if form.narrow else PACKED_GROUP_SIZES):
-            return f"it has no kernels for groups of {form.group_size} channels"
-        return None
+        sizes = self._group_sizes(form.bits)
+        if form.group_size not in sizes:
+            some = ", ".join(map(str, sizes))
+            return f"it has no kernels for groups of {form.group_size} channels, but for {some}"
+        return self._too_old(form.bits)
+
+    def least_group(self, bits: int) -> GroupSize:
+        """The fewest channels of a group that it has kernels for, in weights of a width."""
+        return self._group_sizes(bits)[0]
+
+    def minimum_for(self, plans: Iterable[LayerPlan]) -> str:
+        """The ONNX Runtime that a model planned so needs."""
+        widths = {plan.weight.bits for plan in plans if plan.weight is not None}
+        versions = [each.minimum_onnxruntime for bits, each in self.later.items() if bits in widths]
+        return max([self.minimum_onnxruntime, *versions], key=_release)
+
+    def _group_sizes(self, bits: int) -> tuple[GroupSize, ...]:
+        if bits in self.later:
+            return self.later[bits].group_sizes
+        return self.group_sizes if bits < 8 else PACKED_GROUP_SIZES
+
+    def _too_old(self, bits: int) -> str | None:
+        """Why the ONNX Runtime at hand has no kernels of a width, None where it has."""
+        if bits not in self.later:
+            return None
+        import onnxruntime  # noqa: PLC0415  (slow, and few plans need it)
+
+        here, least = onnxruntime.__version__, self.later[bits].minimum_onnxruntime
+        if _release(here) >= _release(least):
+            return None
+        return f"weights of {bits} bits need ONNX Runtime {least} or later, and this is {here}"
 
     def candidates(self) -> tuple[WeightFormat, ...]:
         """The formats that it can run, of those worth choosing from."""
@@ -81,6 +119,12 @@ class Target:
                     f"target '{self.name}' can't run {where}, planned as {plan.weight}: {reason}; "
                     "choose another format, or --target qdq"
                 )
+
+
+def _release(version: str) -> tuple[int, int]:
+    """Major and minor number."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 _KNOWN = (
@@ -114,7 +158,10 @@ _KNOWN = (
         summary="ONNX Runtime's own MatMulNBits, no library",
         lowering="fuse-norm,compute-rotary,lower-ort-contrib,decompose-norm",
         minimum_onnxruntime="1.23",
-        widths=frozenset({4, 8}),
+        widths=frozenset({2, 4, 8}),
+        # Since 1.24 it takes 2 bits in any groups, but without kernels it makes a float matrix of
+        # them at every run: a hundred times slower for one token.
+        later={2: Later(minimum_onnxruntime="1.28", group_sizes=(32, 64, 128))},
     ),
     Target(
         name="qdq",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from qcompiler.numerics.rounding import QuantizedWeight
 
 
 def pack(weight: QuantizedWeight) -> list[NDArray[Any]]:
-    """B [N, G, group·bits/8], scales float32 [N, G] and, where asymmetric, zero points.
+    """B [N, G, group·bits/8], scales float32 [N, G] and, where asymmetric, zero points
+    [N, ceil(G·bits/8)], of 2, 4 or 8 bits.
 
-    Codes lie along K with the even one in the low nibble; rows past K hold the zero point, so
+    Codes lie along K, the first of a byte in its low bits; rows past K hold the zero point, so
     that they decode to 0.
     """
     form = weight.form
@@ -33,6 +35,24 @@ def pack(weight: QuantizedWeight) -> list[NDArray[Any]]:
             zeros = np.pad(zeros, ((0, 0), (0, lacking)), constant_values=form.middle)
         arrays.append(_together(zeros, form.bits))
     return arrays
+
+
+def narrowed(weight: QuantizedWeight, bits: int) -> QuantizedWeight | None:
+    """The same values in codes of fewer bits, None where these don't hold them."""
+    form = replace(weight.form, bits=bits)
+    codes, zeros = weight.codes, weight.zero_points
+    held = codes if zeros is None else np.concatenate([codes, zeros])
+    if held.size == 0:
+        return None
+    least = int(held.min()) if zeros is not None else weight.form.middle - form.middle
+    if held.min() < least or held.max() > least + form.top:
+        return None
+    return QuantizedWeight(
+        codes - np.uint8(least),
+        weight.scales,
+        None if zeros is None else zeros - np.uint8(least),
+        form,
+    )
 
 
 def _together(codes: NDArray[Any], bits: int) -> NDArray[Any]:

@@ -45,6 +45,8 @@ def test_op_targets_take_the_widths_that_have_ops() -> None:
 @pytest.mark.parametrize(
     ("bits", "size", "taken_by"),
     [
+        (2, 16, {"ort-custom", "qdq"}),
+        (2, 64, {"ort-custom", "ort-contrib", "qdq"}),
         (3, 64, {"ort-custom", "qdq"}),
         (6, 16, {"ort-custom", "qdq"}),
         (4, 16, {"ort-custom", "ort-contrib", "qdq"}),
