@@ -5,6 +5,7 @@
 #include "cuda/activations.h"
 #include "cuda/device.h"
 #include "cuda/gather.h"
+#include "cuda/linear.h"
 #include "cuda/matmul.h"
 
 #define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -92,6 +93,20 @@ QC_TEST_EXPORT std::size_t qc_cuda_scratch_bytes(const Product* product, const T
 
 QC_TEST_EXPORT const char* qc_cuda_run(const Product* product, const Tuning* tuning, void* scratch,
                                        void* stream) {
+  return run(*product, scratch, stream, *tuning);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_linear_refusal(const LinearProduct* product) {
+  return refusal(*product);
+}
+
+QC_TEST_EXPORT std::size_t qc_cuda_linear_scratch_bytes(const LinearProduct* product,
+                                                        const LinearTuning* tuning) {
+  return scratch_bytes(*product, *tuning);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_linear(const LinearProduct* product, const LinearTuning* tuning,
+                                          void* scratch, void* stream) {
   return run(*product, scratch, stream, *tuning);
 }
 
