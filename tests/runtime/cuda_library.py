@@ -51,6 +51,15 @@ class LookUp(Structure):
     )
 
 
+class EmbeddingLookUp(Structure):
+    _fields_ = (
+        ("ids", c_void_p),
+        *((name, c_int64) for name in ("count", "k", "n", "group_size")),
+        *((name, c_void_p) for name in ("codes", "groups", "scales", "out")),
+        *((name, c_int32) for name in ("wide_ids", "bits")),
+    )
+
+
 @dataclass(frozen=True)
 class Quantized:
     """codes int8 [padded, steps * 32], scales float32 [padded, .], starts int32 [padded, G]."""
@@ -72,7 +81,7 @@ class CudaLibrary:
         self.path = path
         self.emulated = stem.endswith("emulated")
         self._c = c = ctypes.CDLL(path)
-        names = ("refusal", "run", "gather", "linear_refusal", "linear")
+        names = ("refusal", "run", "gather", "embedding", "linear_refusal", "linear")
         for name in (*names, "synchronize", "allocate", "free", "copy"):
             if not self.emulated or name not in ("allocate", "free", "copy"):
                 getattr(c, f"qc_cuda_{name}").restype = c_char_p
@@ -89,6 +98,7 @@ class CudaLibrary:
             *(POINTER(LinearProduct), POINTER(LinearTuning)),
             *(c_void_p, c_void_p),
         )
+        c.qc_cuda_embedding.argtypes = (POINTER(EmbeddingLookUp), c_void_p)
         c.qc_cuda_mma.argtypes = (c_void_p, c_void_p, c_void_p)
         c.qc_cuda_copy_through_shared.argtypes = (c_void_p, c_void_p, c_int)
         if not self.emulated:
@@ -178,6 +188,27 @@ class CudaLibrary:
             array.check_unchanged()
         return out.get()
 
+    def _put_planes(self, w: PlaneMatrix) -> tuple[list[DeviceArray], tuple[int | None, ...]]:
+        """The tensors of w on the device; the addresses of codes, groups (or None) and scales."""
+        keep = [self.put(a) for a in (w.W, w.groups, w.scales) if a is not None]
+        groups = None if w.groups is None else keep[1].address
+        return keep, (keep[0].address, groups, keep[-1].address)
+
+    def embedding(self, ids: np.ndarray, w: PlaneMatrix) -> np.ndarray:
+        """As `gather`, of layout 2."""
+        keep, weights = self._put_planes(w)
+        keep.append(self.put(ids))
+        out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
+        job = EmbeddingLookUp(
+            *(keep[-1].address, ids.size, w.K, w.N, w.group_size, *weights, out.address),
+            *(int(ids.dtype == np.int64), w.bits),
+        )
+        self._check(self._c.qc_cuda_embedding(byref(job), None))
+        self._check(self._c.qc_cuda_synchronize())
+        for array in keep:
+            array.check_unchanged()
+        return out.get()
+
     def matmul(
         self,
         x: np.ndarray,
@@ -225,13 +256,12 @@ class CudaLibrary:
 
         kernel: FEW_ROWS, MANY_ROWS or 0. chunk: rows at a time, in the second of them.
         """
-        keep = [self.put(a) for a in (x, w.W, w.groups, w.scales, bias) if a is not None]
-        at = [each.address for each in keep]
-        if w.groups is None:
-            at.insert(2, None)
+        keep, weights = self._put_planes(w)
+        keep += [self.put(x), self.put(bias)]
         outputs = _Outputs(self, x, splits or (w.N, 0, 0), absent)
         product = LinearProduct(
-            *(at[0], len(x), w.K, w.N, w.group_size, *at[1:], outputs.records),
+            *(keep[-2].address, len(x), w.K, w.N, w.group_size),
+            *(*weights, keep[-1].address, outputs.records),
             *(ELEMENTS.index(x.dtype.name), scale, w.bits, int(bias.size == 1)),
         )
         assert self.refusal(product) is None

@@ -156,3 +156,20 @@ def test_addresses_that_linear_kernels_cannot_read_are_refused(emulated, field, 
     else:
         setattr(p, field, address)
     assert cause in emulated.refusal(p)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_embedding_is_exact(cuda, shape, bits):
+    w = make_planes(*shape, bits=bits)
+    for dtype in (np.int64, np.int32):
+        ids = np.arange(-w.N, w.N, dtype=dtype).reshape(2, -1)
+        same_bits(cuda.embedding(ids, w), reference.embedding(ids, w))
+
+
+@pytest.mark.parametrize("wrong", [35, -36, 47, 2**40, -(2**63)])
+def test_an_embedding_out_of_range_is_nan(cuda, wrong):
+    w = make_planes(100, 35, 16, bits=5)
+    found = cuda.embedding(np.array([3, wrong, 5]), w)
+    assert np.isnan(found[1]).all()
+    same_bits(found[[0, 2]], reference.embedding(np.array([3, 5]), w))

@@ -4,6 +4,7 @@
 
 #include "cuda/activations.h"
 #include "cuda/device.h"
+#include "cuda/embedding.h"
 #include "cuda/gather.h"
 #include "cuda/linear.h"
 #include "cuda/matmul.h"
@@ -112,6 +113,10 @@ QC_TEST_EXPORT const char* qc_cuda_linear(const LinearProduct* product, const Li
 
 QC_TEST_EXPORT const char* qc_cuda_gather(const LookUp* look_up, void* stream) {
   return gather(*look_up, stream);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_embedding(const EmbeddingLookUp* look_up, void* stream) {
+  return embedding(*look_up, stream);
 }
 
 QC_TEST_EXPORT void qc_cuda_mma(const std::uint32_t* a, const std::uint32_t* b, std::int32_t* d) {
