@@ -13,7 +13,6 @@ from qcompiler.formats import (
     CANDIDATES,
     GROUP_SIZES,
     PACKED_GROUP_SIZES,
-    PACKED_WIDTHS,
     WIDTHS,
     GroupSize,
     LayerPlan,
@@ -141,15 +140,12 @@ _KNOWN = (
     ),
     Target(
         name="cuda",
-        summary="MatMul and Gather ops for ONNX Runtime's CUDA provider, the rest in float16",
+        summary="products and look-ups for ONNX Runtime's CUDA provider, the rest in float16",
         lowering=(
-            # Its library has no kernels of the integer form.
-            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom{integer=false},"
-            "half-precision,decompose-norm"
+            "fuse-norm,compute-rotary,merge-linears,lower-ort-custom,half-precision,decompose-norm"
         ),
         minimum_onnxruntime="1.20",
-        widths=frozenset(PACKED_WIDTHS),
-        group_sizes=PACKED_GROUP_SIZES,
+        widths=frozenset(WIDTHS),
         library=OpLibrary(name=runtime.CUDA_LIBRARY, path=runtime.cuda_library_path),
         provider_options=({"cuda": {}},),
     ),

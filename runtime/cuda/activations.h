@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/matmul.h"
+#include "cuda/elements.h"
 
 namespace qc::cuda {
 
@@ -12,7 +12,8 @@ struct Activations {
   std::int8_t* codes;    // [ceil(k / 32), padded, 32]: the 32 codes of a token side by side, in
                          // the order of k, or (`fours_apart`) first the even fours of them
   float* scales;         // [groups or 1, padded]
-  std::int32_t* starts;  // [groups, padded]: group sums of codes, times -1 or -(one zero point)
+  std::int32_t* starts;  // [groups, padded]: group sums of codes, times -1 or -(one zero point);
+                         // null: nobody reads them
   std::int64_t padded;   // tokens; those beyond `rows` are zeros
   std::int32_t fours_apart;
 };

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/matmul.h"
+#include "cuda/elements.h"
 #include "kernels/layout.h"
 
 #ifdef QC_CUDA_EMULATED
@@ -36,6 +36,19 @@ __device__ inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+// The same of signed bytes a.
+__device__ inline void mma_s8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+// sum + the product of four signed bytes by four others.
+__device__ inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
+  return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
 }
 
 // Copies 16 bytes into shared memory behind the thread's back; zeros where `present` is false, and

@@ -11,15 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/elements.h"
+
 namespace qc::cuda {
-
-enum class Element : std::int32_t { kFloat32, kFloat16, kBfloat16 };
-
-// Columns [begin, end) of the result, a tensor of its own [rows, end - begin].
-struct Output {
-  void* data;  // null: nobody reads it
-  std::int64_t begin, end;
-};
 
 // Everything pointed to is on the device; see docs/ops.md for the shapes.
 struct Product {
@@ -30,7 +24,7 @@ struct Product {
   const std::uint16_t* scales;  // float16
   const std::uint8_t* zero_points;
   const float* bias;
-  Output outputs[3];
+  Output outputs[kOutputs];
   Element element;              // of x and the outputs
   float static_scale;           // 0: computed
   std::int32_t bits;            // of the weights: a width of the layout

@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
     std::uint32_t packed[2] = {};
     std::int32_t sum = quantize_values(v, scale, packed);
     store_codes(job, token, at, packed);
+    if (job.to.starts == nullptr) continue;
     sum = sum_over(sum, lanes);
     if (lane % lanes == 0 && at < job.k) {
       const std::int64_t to = at / job.group_size * job.to.padded + token;

@@ -24,6 +24,8 @@ void add_gather_ops(std::deque<Op>& ops);     // each width, for each type of id
 // The same on a GPU, for an execution provider of ONNX Runtime (a literal).
 void add_matmul_cuda_ops(std::deque<Op>& ops, const char* provider);
 void add_gather_cuda_ops(std::deque<Op>& ops, const char* provider);
+void add_linear_cuda_ops(std::deque<Op>& ops, const char* provider);
+void add_embedding_cuda_ops(std::deque<Op>& ops, const char* provider);
 
 }  // namespace qc::ops
 

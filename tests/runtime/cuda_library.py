@@ -12,10 +12,11 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from dataclasses import dataclass
 
 import numpy as np
-from cuda_structures import Output, Product, Tuning
+from cuda_structures import LinearProduct, LinearTuning, Output, Product, Tuning
 from kernel_library import guarded
 
 from qcompiler.numerics.packing import PackedMatrix, ceil_div
+from qcompiler.numerics.planes import PlaneMatrix
 from qcompiler.runtime import installed_library
 
 # Libraries from another build instead of the installed ones.
@@ -25,6 +26,7 @@ PATH_VARIABLES = {
 }
 ELEMENTS = ("float32", "float16", "bfloat16")
 SMALL, LARGE, WGMMA = 1, 2, 3
+FEW_ROWS, MANY_ROWS = 1, 2
 
 
 class QuantizeJob(Structure):
@@ -49,6 +51,15 @@ class LookUp(Structure):
     )
 
 
+class EmbeddingLookUp(Structure):
+    _fields_ = (
+        ("ids", c_void_p),
+        *((name, c_int64) for name in ("count", "k", "n", "group_size")),
+        *((name, c_void_p) for name in ("codes", "groups", "scales", "out")),
+        *((name, c_int32) for name in ("wide_ids", "bits")),
+    )
+
+
 @dataclass(frozen=True)
 class Quantized:
     """codes int8 [padded, steps * 32], scales float32 [padded, .], starts int32 [padded, G]."""
@@ -70,7 +81,8 @@ class CudaLibrary:
         self.path = path
         self.emulated = stem.endswith("emulated")
         self._c = c = ctypes.CDLL(path)
-        for name in ("refusal", "run", "gather", "synchronize", "allocate", "free", "copy"):
+        names = ("refusal", "run", "gather", "embedding", "linear_refusal", "linear")
+        for name in (*names, "synchronize", "allocate", "free", "copy"):
             if not self.emulated or name not in ("allocate", "free", "copy"):
                 getattr(c, f"qc_cuda_{name}").restype = c_char_p
         c.qc_cuda_scratch_bytes.restype = ctypes.c_size_t
@@ -79,6 +91,14 @@ class CudaLibrary:
         c.qc_cuda_refusal.argtypes = (POINTER(Product),)
         c.qc_cuda_quantize.argtypes = (POINTER(QuantizeJob), c_void_p)
         c.qc_cuda_gather.argtypes = (POINTER(LookUp), c_void_p)
+        c.qc_cuda_linear_refusal.argtypes = (POINTER(LinearProduct),)
+        c.qc_cuda_linear_scratch_bytes.restype = ctypes.c_size_t
+        c.qc_cuda_linear_scratch_bytes.argtypes = (POINTER(LinearProduct), POINTER(LinearTuning))
+        c.qc_cuda_linear.argtypes = (
+            *(POINTER(LinearProduct), POINTER(LinearTuning)),
+            *(c_void_p, c_void_p),
+        )
+        c.qc_cuda_embedding.argtypes = (POINTER(EmbeddingLookUp), c_void_p)
         c.qc_cuda_mma.argtypes = (c_void_p, c_void_p, c_void_p)
         c.qc_cuda_copy_through_shared.argtypes = (c_void_p, c_void_p, c_int)
         if not self.emulated:
@@ -106,8 +126,10 @@ class CudaLibrary:
     def put(self, array: np.ndarray) -> DeviceArray:
         return DeviceArray(self, array)
 
-    def refusal(self, product: Product) -> str | None:
-        error = self._c.qc_cuda_refusal(byref(product))
+    def refusal(self, product: Product | LinearProduct) -> str | None:
+        linear = isinstance(product, LinearProduct)
+        ask = self._c.qc_cuda_linear_refusal if linear else self._c.qc_cuda_refusal
+        error = ask(byref(product))
         return None if error is None else error.decode()
 
     def mma(self, a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -166,6 +188,27 @@ class CudaLibrary:
             array.check_unchanged()
         return out.get()
 
+    def _put_planes(self, w: PlaneMatrix) -> tuple[list[DeviceArray], tuple[int | None, ...]]:
+        """The tensors of w on the device; the addresses of codes, groups (or None) and scales."""
+        keep = [self.put(a) for a in (w.W, w.groups, w.scales) if a is not None]
+        groups = None if w.groups is None else keep[1].address
+        return keep, (keep[0].address, groups, keep[-1].address)
+
+    def embedding(self, ids: np.ndarray, w: PlaneMatrix) -> np.ndarray:
+        """As `gather`, of layout 2."""
+        keep, weights = self._put_planes(w)
+        keep.append(self.put(ids))
+        out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
+        job = EmbeddingLookUp(
+            *(keep[-1].address, ids.size, w.K, w.N, w.group_size, *weights, out.address),
+            *(int(ids.dtype == np.int64), w.bits),
+        )
+        self._check(self._c.qc_cuda_embedding(byref(job), None))
+        self._check(self._c.qc_cuda_synchronize())
+        for array in keep:
+            array.check_unchanged()
+        return out.get()
+
     def matmul(
         self,
         x: np.ndarray,
@@ -187,19 +230,12 @@ class CudaLibrary:
         time, in the large kernel. serial: kernels do not overlap.
         """
         m = len(x)
-        splits = list(splits or (w.N, 0, 0))
         keep = [self.put(a) for a in (x, w.W, w.scales, w.zero_points, bias)]
-        outputs, records, column = [], [], 0
-        for i, width in enumerate(splits):
-            wanted = width > 0 and i not in absent
-            data = self.put(np.full((m, width), np.nan, x.dtype)) if wanted else None
-            outputs.append(data)
-            records.append(Output(data.address if data else None, column, column + width))
-            column += width
+        outputs = _Outputs(self, x, splits or (w.N, 0, 0), absent)
         product = Product(
             *(keep[0].address, m, w.K, w.N, w.form.group_size, block),
             *(each.address for each in keep[1:]),
-            (Output * 3)(*records),
+            outputs.records,
             *(ELEMENTS.index(x.dtype.name), scale, w.form.bits),
             *(int(w.zero_points.size == 1), int(bias.size == 1)),
         )
@@ -211,13 +247,52 @@ class CudaLibrary:
         self._check(self._c.qc_cuda_synchronize())
         for array in keep:
             array.check_unchanged()
-        return np.concatenate(
-            [
-                data.get() if data else np.full((m, width), np.nan, x.dtype)
-                for data, width in zip(outputs, splits, strict=True)
-            ],
-            axis=1,
+        return outputs.get()
+
+    def linear(
+        self, x, w: PlaneMatrix, bias, *, scale=0.0, splits=None, absent=(), kernel=0, chunk=0
+    ) -> np.ndarray:
+        """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
+
+        kernel: FEW_ROWS, MANY_ROWS or 0. chunk: rows at a time, in the second of them.
+        """
+        keep, weights = self._put_planes(w)
+        keep += [self.put(x), self.put(bias)]
+        outputs = _Outputs(self, x, splits or (w.N, 0, 0), absent)
+        product = LinearProduct(
+            *(keep[-2].address, len(x), w.K, w.N, w.group_size),
+            *(*weights, keep[-1].address, outputs.records),
+            *(ELEMENTS.index(x.dtype.name), scale, w.bits, int(bias.size == 1)),
         )
+        assert self.refusal(product) is None
+        tuning = LinearTuning(kernel, chunk)
+        bytes_ = self._c.qc_cuda_linear_scratch_bytes(byref(product), byref(tuning))
+        scratch = self.put(np.full(bytes_, 0xA5, np.uint8))
+        self._check(self._c.qc_cuda_linear(byref(product), byref(tuning), scratch.address, None))
+        self._check(self._c.qc_cuda_synchronize())
+        for array in keep:
+            array.check_unchanged()
+        return outputs.get()
+
+
+class _Outputs:
+    """Up to three outputs of a product with x [M, K], NaN until written to."""
+
+    def __init__(self, library: CudaLibrary, x: np.ndarray, splits, absent) -> None:
+        self._tensors = [np.full((len(x), width), np.nan, x.dtype) for width in splits]
+        self._on_device: list[DeviceArray | None] = []
+        records, column = [], 0
+        for i, (tensor, width) in enumerate(zip(self._tensors, splits, strict=True)):
+            data = library.put(tensor) if width > 0 and i not in absent else None
+            self._on_device.append(data)
+            records.append(Output(data.address if data else None, column, column + width))
+            column += width
+        self.records = (Output * 3)(*records)
+
+    def get(self) -> np.ndarray:
+        """All side by side: [M, N]."""
+        pairs = zip(self._on_device, self._tensors, strict=True)
+        return np.concatenate([data.get() if data else empty for data, empty in pairs], axis=1)
 
 
 class DeviceArray:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from op_checks import FORMS, VARIABLE, check_empty_outputs, check_form, check_variable_inputs, run
@@ -24,42 +21,6 @@ from qcompiler.numerics import reference
 from qcompiler.session import CPU, CUDA, create_session
 
 RNG = np.random.default_rng(23)
-
-
-@pytest.fixture
-def cuda_path() -> Path:
-    path = runtime.cuda_library_path()
-    if path is None:
-        pytest.skip("the CUDA library was not built")
-    return path
-
-
-@pytest.fixture
-def gpu_session(cuda_path, cuda_device):
-    """session(model, **provider options) with the CUDA provider alone."""
-    if CUDA not in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has no CUDA provider")
-    onnxruntime.preload_dlls()  # CUDA's libraries may lie with PyTorch
-    any_model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["" : 21]> g (float x) => (float y) { y = Identity(x) }'
-    )
-    providers = onnxruntime.InferenceSession(
-        any_model.SerializeToString(), providers=[CUDA, CPU]
-    ).get_providers()
-    if CUDA not in providers:
-        pytest.skip("onnxruntime's CUDA provider does not start here")
-
-    def create(model, **provider):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        # A node that falls back to the CPU would pass unnoticed otherwise.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        runtime.register(options, cuda=True)
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[(CUDA, provider)]
-        )
-
-    return create
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

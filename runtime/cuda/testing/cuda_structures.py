@@ -9,7 +9,7 @@ from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 
 class Output(Structure):
-    """`Output` of runtime/cuda/matmul.h."""
+    """`Output` of runtime/cuda/elements.h."""
 
     _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
 
@@ -32,3 +32,23 @@ class Tuning(Structure):
     """`Tuning` of runtime/cuda/matmul.h."""
 
     _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
+
+
+class LinearProduct(Structure):
+    """`LinearProduct` of runtime/cuda/linear.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("rows", "k", "n", "group_size")),
+        *((name, c_void_p) for name in ("codes", "groups", "scales", "bias")),
+        ("outputs", Output * 3),
+        ("element", c_int32),
+        ("static_scale", c_float),
+        *((name, c_int32) for name in ("bits", "one_bias")),
+    )
+
+
+class LinearTuning(Structure):
+    """`LinearTuning` of runtime/cuda/linear.h."""
+
+    _fields_ = (("kernel", c_int32), ("rows", c_int32))

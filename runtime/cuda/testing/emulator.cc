@@ -258,7 +258,8 @@ void wait_for_copies(int pending) {
 // 4 and t = lane % 4, byte i of a lane's A lies in row g (i < 4 or 8 <= i < 12) or g + 8, and in k
 // = 4 t + i % 4, plus 16 from i = 8 on; byte i of its B in k = 4 t + i % 4, plus 16 from i = 4 on,
 // and in column g; value i of C and D in row g (i < 2) or g + 8, and in column 2 t + i % 2.
-void mma_u8_s8(const WarpCall* lanes, const void*) {
+template <typename Byte>
+void mma(const WarpCall* lanes) {
   std::int32_t a[16][32], b[32][8];
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& from = *static_cast<const MmaOperands*>(lanes[lane].operands);
@@ -266,7 +267,7 @@ void mma_u8_s8(const WarpCall* lanes, const void*) {
     for (int i = 0; i < 16; ++i) {
       const int row = i < 4 || (i >= 8 && i < 12) ? g : g + 8;
       const int k = 4 * t + i % 4 + (i >= 8 ? 16 : 0);
-      a[row][k] = static_cast<std::uint8_t>(from.a[i / 4] >> (i % 4 * 8));
+      a[row][k] = static_cast<Byte>(from.a[i / 4] >> (i % 4 * 8));
     }
     for (int i = 0; i < 8; ++i) {
       const int k = 4 * t + i % 4 + (i >= 4 ? 16 : 0);
@@ -284,6 +285,9 @@ void mma_u8_s8(const WarpCall* lanes, const void*) {
     }
   }
 }
+
+void mma_u8_s8(const WarpCall* lanes, const void*) { mma<std::uint8_t>(lanes); }
+void mma_s8_s8(const WarpCall* lanes, const void*) { mma<std::int8_t>(lanes); }
 
 void shuffle_xor(const WarpCall* lanes, const void* mask) {
   const int bits = *static_cast<const int*>(mask);

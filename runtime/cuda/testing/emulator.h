@@ -95,6 +95,7 @@ struct MmaOperands {
   std::int32_t c[4];
 };
 void mma_u8_s8(const WarpCall* lanes, const void*);
+void mma_s8_s8(const WarpCall* lanes, const void*);
 void shuffle_xor(const WarpCall* lanes, const void* mask);
 
 // wgmma's products are computed when they are waited for; until then the sums are rubbish.
@@ -142,6 +143,9 @@ inline float __uint_as_float(std::uint32_t bits) {
   return value;
 }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __int2float_rn(int value) { return static_cast<float>(value); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
 using std::fmax;
 using std::fmin;
@@ -152,6 +156,19 @@ inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b
   const emulator::MmaOperands operands{
       {a[0], a[1], a[2], a[3]}, {b.x, b.y}, {d[0], d[1], d[2], d[3]}};
   emulator::call_together(emulator::kLanes, emulator::mma_u8_s8, nullptr, &operands, d);
+}
+
+inline void mma_s8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
+  const emulator::MmaOperands operands{
+      {a[0], a[1], a[2], a[3]}, {b.x, b.y}, {d[0], d[1], d[2], d[3]}};
+  emulator::call_together(emulator::kLanes, emulator::mma_s8_s8, nullptr, &operands, d);
+}
+
+inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
+  for (int bit = 0; bit < 32; bit += 8) {
+    sum += static_cast<std::int8_t>(a >> bit) * static_cast<std::int8_t>(b >> bit);
+  }
+  return sum;
 }
 
 inline void show_to_wgmma() { emulator::show_to_wgmma(); }

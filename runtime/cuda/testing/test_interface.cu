@@ -4,7 +4,9 @@
 
 #include "cuda/activations.h"
 #include "cuda/device.h"
+#include "cuda/embedding.h"
 #include "cuda/gather.h"
+#include "cuda/linear.h"
 #include "cuda/matmul.h"
 
 #define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
@@ -95,8 +97,26 @@ QC_TEST_EXPORT const char* qc_cuda_run(const Product* product, const Tuning* tun
   return run(*product, scratch, stream, *tuning);
 }
 
+QC_TEST_EXPORT const char* qc_cuda_linear_refusal(const LinearProduct* product) {
+  return refusal(*product);
+}
+
+QC_TEST_EXPORT std::size_t qc_cuda_linear_scratch_bytes(const LinearProduct* product,
+                                                        const LinearTuning* tuning) {
+  return scratch_bytes(*product, *tuning);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_linear(const LinearProduct* product, const LinearTuning* tuning,
+                                          void* scratch, void* stream) {
+  return run(*product, scratch, stream, *tuning);
+}
+
 QC_TEST_EXPORT const char* qc_cuda_gather(const LookUp* look_up, void* stream) {
   return gather(*look_up, stream);
+}
+
+QC_TEST_EXPORT const char* qc_cuda_embedding(const EmbeddingLookUp* look_up, void* stream) {
+  return embedding(*look_up, stream);
 }
 
 QC_TEST_EXPORT void qc_cuda_mma(const std::uint32_t* a, const std::uint32_t* b, std::int32_t* d) {
