@@ -5,16 +5,16 @@ Heavy modules are imported inside the commands: `qc --help` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from qcompiler import __version__, cli_compile, cli_inspect, cli_options, console
+from qcompiler import __version__, cli_bench, cli_compile, cli_inspect, cli_options, console
 from qcompiler.cli_errors import BUG, explained, is_ours, tell_bug, usage_errors
-from qcompiler.cli_options import Command
+from qcompiler.cli_options import Command, Json, Models, Provider, Threads, one_of
 from qcompiler.entry import NO_READER
 from qcompiler.errors import QcError
 from qcompiler.signals import unwrapped
@@ -72,16 +72,6 @@ runtime_app = typer.Typer(
 app.add_typer(cli_compile.recipe_app, name="recipe")
 app.add_typer(runtime_app, name="runtime")
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        parser=cli_options.whole(1), metavar="N", help="Threads; by default ONNX Runtime chooses."
-    ),
-]
-
-
 NewTokens = Annotated[
     int,
     typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens to generate at most."),
@@ -102,21 +92,6 @@ TopK = Annotated[
 ]
 SamplingSeed = Annotated[
     int, typer.Option(parser=cli_options.whole(0), metavar="N", help="Seed of the sampling.")
-]
-
-
-def _known_provider(value: str) -> str:
-    from qcompiler.session import PROVIDERS
-
-    return str(_one_of("provider", value, tuple(PROVIDERS)))
-
-
-Provider = Annotated[
-    str,
-    typer.Option(
-        help="What runs the model: cpu, or cuda (for models compiled with -t cuda).",
-        callback=_known_provider,
-    ),
 ]
 
 
@@ -187,8 +162,8 @@ def export(
         result = export_model(
             src,
             out,
-            dialect=_one_of("dialect", dialect, ("auto", "genai", "torch")),
-            precision=_one_of("precision", precision, ("fp32", "int4")),
+            dialect=one_of("dialect", dialect, ("auto", "genai", "torch")),
+            precision=one_of("precision", precision, ("fp32", "int4")),
             overwrite=force,
         )
     if json:
@@ -286,67 +261,7 @@ def _show_quality(results: Sequence[Evaluation]) -> None:
     console.print_table(columns, rows)
 
 
-@app.command(cls=Command)
-def bench(
-    models: Models,
-    prompt_length: Annotated[
-        int,
-        typer.Option(parser=cli_options.whole(1), metavar="N", help="Prompt tokens, for prefill."),
-    ] = 512,
-    context: Annotated[
-        int,
-        typer.Option(parser=cli_options.whole(1), metavar="N", help="Tokens read before decoding."),
-    ] = 128,
-    rounds: Annotated[
-        int,
-        typer.Option(
-            parser=cli_options.whole(1), metavar="N", help="Rounds; medians are reported."
-        ),
-    ] = 5,
-    threads: Threads = None,
-    provider: Provider = "cpu",
-    json: Json = False,
-) -> None:
-    """Measure speed, several models side by side in alternating rounds.
-
-    Decoders: prefill and decode in tokens/s. Encoders: latency of a sentence of 32 tokens, and
-    sentences/s in batches of 8. Other models: latency on random inputs.
-
-    [dim]Examples:[/]
-
-      qc bench smol smol.w4a8
-
-      qc bench smol.w4a8 --prompt-length 2048 --threads 4 --json
-    """
-    from qcompiler.evaluation.benchmark import Setting, benchmark
-
-    setting = Setting(prompt_length=prompt_length, context=context, rounds=rounds)
-    with console.progress("benchmarking") as advance:
-        results = benchmark(models, setting, threads=threads, provider=provider, progress=advance)
-    if json:
-        console.print_json([result.to_dict() for result in results])
-        return
-    figures = {
-        "prefill": "prefill tok/s",
-        "decode": "decode tok/s",
-        "latency_ms": "latency ms",
-        "sentences_per_second": "sentences/s",
-    }
-    every = [result.to_dict() for result in results]
-    shown = [key for key in figures if any(row[key] is not None for row in every)]
-    columns = ["model", "size MB", *[figures[key] for key in shown], "load s", "memory MB"]
-    console.print_table(columns, [_bench_row(row, shown) for row in every])
-
-
-def _bench_row(row: Mapping[str, Any], shown: list[str]) -> list[str]:
-    memory = row["memory_bytes"]
-    return [
-        row["model"],
-        console.megabytes(row["size_bytes"]),
-        *[console.number(row[key]) for key in shown],
-        console.number(row["load_seconds"], 2),
-        "-" if memory is None else console.megabytes(memory),
-    ]
+app.command(cls=Command)(cli_bench.bench)
 
 
 @app.command(cls=Command)
@@ -428,11 +343,3 @@ def info(json: Json = False) -> None:
     for key, value in found.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
         console.say(f"{key}: {shown}")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise typer.BadParameter(
-            f"'{value}' is not one of {', '.join(choices)}", param_hint=f"--{name}"
-        )
-    return value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qcompiler import cli_options, console
-from qcompiler.cli_options import Command
+from qcompiler.cli_options import Command, Json
 from qcompiler.commit import file_place, put_model
 from qcompiler.staging import scratch_beside
 from qcompiler.targets import TARGETS
@@ -26,7 +26,6 @@ recipe_app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="ONNX file or model folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Target = Annotated[
     str,
     typer.Option("--target", "-t", help=f"What the result runs on: {', '.join(TARGETS)}."),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qcompiler import console
-from qcompiler.cli_compile import Json, Model, quiet
+from qcompiler.cli_compile import Model, quiet
+from qcompiler.cli_options import Json
 
 if TYPE_CHECKING:
     from qcompiler.inspection import Inspection
@@ -43,7 +44,7 @@ def inspect(
     for key, value in found.metadata.items():
         console.say(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
     for title, entries in (("input", found.inputs), ("output", found.outputs)):
-        for row in _folded([[entry] for entry in entries], every):
+        for row in folded([[entry] for entry in entries], every):
             console.say(f"{title} {row[0]}")
     rows = [[kind, str(n), console.megabytes(size)] for kind, (n, size) in found.sizes.items()]
     console.print_table(["initializers", "count", "MB"], rows)
@@ -75,20 +76,20 @@ def _print_layers(found: Inspection, every: bool) -> None:
     ]
     if rows:
         columns = ["layer", "op", "K x N", "weight", "activations"]
-        console.print_table(columns, _folded(rows, every))
+        console.print_table(columns, folded(rows, every))
     edges = [
         [edge.activation, edge.kind, str(len(edge.readers)), edge.veto or "foldable"]
         for edge in found.edges
     ]
     if edges:
         columns = ["activation", "edge", "readers", "equalization"]
-        console.print_table(columns, _folded(edges, every))
+        console.print_table(columns, folded(edges, every))
     others = [[name, reason] for name, reason in found.left_alone.items()]
     if others:
-        console.print_table(["not quantized", "because"], _folded(others, every))
+        console.print_table(["not quantized", "because"], folded(others, every))
 
 
-def _folded(rows: list[list[str]], every: bool) -> list[list[str]]:
+def folded(rows: list[list[str]], every: bool = False) -> list[list[str]]:
     """One row for those that differ in numbers within names only, with their count."""
     from qcompiler.report.text import pattern, unnumbered
 

@@ -1,10 +1,10 @@
-"""What commands have in common: how they run, and how their options read numbers."""
+"""What commands have in common: how they run, options of several, and how options read numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -56,3 +56,33 @@ def bits(text: str) -> float:
         raise typer.BadParameter(
             f"'{text}' is no number of bits, such as 4.5bpw", param_hint="--budget"
         ) from None
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> Any:
+    """The value, if it is one of the choices for the option of that name."""
+    if value not in choices:
+        raise typer.BadParameter(
+            f"'{value}' is not one of {', '.join(choices)}", param_hint=f"--{name}"
+        )
+    return value
+
+
+def _known_provider(value: str) -> str:
+    from qcompiler.session import PROVIDERS
+
+    return str(one_of("provider", value, tuple(PROVIDERS)))
+
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL", help="ONNX files or model folders.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(parser=whole(1), metavar="N", help="Threads; by default ONNX Runtime chooses."),
+]
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="What runs the model: cpu, or cuda (for models compiled with -t cuda).",
+        callback=_known_provider,
+    ),
+]

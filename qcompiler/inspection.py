@@ -45,6 +45,9 @@ class LayerInfo:
     """Weight scheme, such as "int4 g32 asym", or its float type."""
     activation: str
     """How its input becomes int8; "float" where it does not."""
+    nbytes: int
+    """Of its weight in the file, with what else it reads of constants, such as scales; what it
+    shares with a table counts at both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
             N=layer.shape[1],
             scheme=_type_name(layer.weight),
             activation=FLOAT,
+            nbytes=ir.nbytes(layer.weight),
         )
         for layer in layers
     )
@@ -210,15 +214,29 @@ def _quantized(graph: gs.Graph) -> Iterator[LayerInfo]:
             shape, granularity = found.weight.shape, Granularity.NONE
             if activation is not None:
                 granularity = activation.granularity(shape[0])
-            yield _info(found.name, "Q/DQ", shape, found.weight.form, granularity)
+            yield _info(
+                found.name, "Q/DQ", shape, found.weight.form, granularity, found.weight.node
+            )
 
 
 def _info(
-    name: str, op: str, shape: tuple[int, int], form: WeightFormat, granularity: Granularity
+    name: str,
+    op: str,
+    shape: tuple[int, int],
+    form: WeightFormat,
+    granularity: Granularity,
+    reader: gs.Node,
 ) -> LayerInfo:
+    """A layer; `reader`: the node that reads its weight."""
     activation = FLOAT if granularity is Granularity.NONE else granularity.value
     return LayerInfo(
-        name=name, op=op, K=shape[0], N=shape[1], scheme=str(form), activation=activation
+        name=name,
+        op=op,
+        K=shape[0],
+        N=shape[1],
+        scheme=str(form),
+        activation=activation,
+        nbytes=sum(ir.nbytes(each) for each in reader.inputs if ir.is_constant(each)),
     )
 
 
@@ -232,7 +250,7 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
     integer = attrs.get("accuracy_level", 0) == 4
     granularity = Granularity.PER_GROUP if integer else Granularity.NONE
     shape = (int(attrs["K"]), int(attrs["N"]))
-    return _info(node.name, node.op, shape, form, granularity)
+    return _info(node.name, node.op, shape, form, granularity, node)
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
@@ -240,7 +258,7 @@ def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
     channels = int(attrs["K"])
     if ops.is_static(node.op):
         granularity = Granularity.PER_TENSOR
-    elif "splits" not in attrs:  # a look-up
+    elif ops.is_look_up(node.op):
         granularity = Granularity.NONE
     else:
         whole = int(attrs.get("activation_block", channels)) >= channels
@@ -251,4 +269,4 @@ def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
         group_size=int(attrs.get("group_size", channels)),
         symmetric=width == 8 if integer else tuple(node.inputs[3].shape) == (1, 1, 1),
     )
-    return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity)
+    return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity, node)

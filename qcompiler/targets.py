@@ -156,7 +156,7 @@ _KNOWN = (
         minimum_onnxruntime="1.23",
         widths=frozenset({2, 4, 8}),
         # Since 1.24 it takes 2 bits in any groups, but without kernels it makes a float matrix of
-        # them at every run: a hundred times slower for one token.
+        # them at every run: some fifty times slower for one token.
         later={2: Later(minimum_onnxruntime="1.28", group_sizes=(32, 64, 128))},
     ),
     Target(

@@ -71,6 +71,12 @@ def is_static(op_type: str) -> bool:
     return op_type in static | {linear_op(bits, static=True) for bits in LINEAR_WIDTHS}
 
 
+def is_look_up(op_type: str) -> bool:
+    """Whether an op looks up rows of a table."""
+    tables = {gather_op(bits) for bits in WIDTHS}
+    return op_type in tables | {embedding_op(bits) for bits in LINEAR_WIDTHS}
+
+
 _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     **{
         matmul_op(bits, static=static): partial(matmul_function, bits=bits, static=static)
@@ -120,6 +126,7 @@ __all__ = [
     "embedding_op",
     "function",
     "gather_op",
+    "is_look_up",
     "is_static",
     "linear_op",
     "matmul_op",
