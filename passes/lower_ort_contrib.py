@@ -12,6 +12,7 @@ Q/DQ holds 2 bits in a type of 4: the plan tells them, else they stay 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,6 +116,7 @@ class LowerOrtContrib(Pass):
             message="MatMulNBits; ONNX Runtime quantizes its input per block",
             op="MatMulNBits",
             activation=Granularity.PER_GROUP,
+            bytes_after=_stored(packed[id(weight.codes)][0]),
         )
 
 
@@ -126,6 +128,11 @@ def _as_planned(weight: QuantizedWeight, layer: str, ctx: PassContext) -> Quanti
     return narrowed(weight, form.bits) or weight
 
 
+def _stored(constants: Iterable[gs.Constant]) -> int:
+    """Bytes of constants."""
+    return sum(map(ir.nbytes, constants))
+
+
 def _share_table(
     graph: gs.Graph,
     found: TableRows,
@@ -135,8 +142,11 @@ def _share_table(
     """Read an 8-bit table tied to the head from the head's own bytes."""
     layer = found.node.name
     if id(found.codes) not in packed:
-        return Lowered(layer=layer, message="Gather, then dequantize", op="Gather")
-    (codes, scales, *_), weight = packed[id(found.codes)]
+        nbytes = _stored([found.codes, found.scales])
+        message = "Gather, then dequantize"
+        return Lowered(layer=layer, message=message, op="Gather", bytes_after=nbytes)
+    constants, weight = packed[id(found.codes)]
+    codes, scales = constants[:2]
     rows, columns = weight.codes.shape
     if rows % weight.form.group_size:
         return LeftAlone(
@@ -144,15 +154,21 @@ def _share_table(
             message=f"not shared with the head: {rows} channels are no multiple of the group",
         )
     look_up = _LookUp(graph, found.node, found.ids, namer)
-    zeros = np.full((columns, rows // weight.form.group_size), weight.form.middle, np.uint8)
+    middles = np.full((columns, rows // weight.form.group_size), weight.form.middle, np.uint8)
+    zeros = ir.constant(namer(f"{layer}_zeros"), middles)
     flat = look_up.reshaped(codes, "table", [columns, rows])
     look_up.dequantize(
         look_up.rows(flat, "codes"),
         look_up.rows(scales, "scales"),
-        look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
+        look_up.rows(zeros, "zeros"),
         weight.form.group_size,
     )
-    return Lowered(layer=layer, message="Gather from the head's table", op="Gather")
+    return Lowered(
+        layer=layer,
+        message="Gather from the head's table",
+        op="Gather",
+        bytes_after=_stored([*constants, zeros]),
+    )
 
 
 def _unpack_rows(
@@ -167,28 +183,31 @@ def _unpack_rows(
     layer, source = node.name, table.dequantized.codes
     shared = id(source) in packed
     if shared:
-        (codes, scales, *_), weight = packed[id(source)]
+        constants, weight = packed[id(source)]
     else:
         weight = _as_planned(table.load(), layer, ctx)
-        codes, scales = (
+        constants = [
             ir.constant(namer(f"{layer}_{suffix}"), values)
             for suffix, values in zip(("B", "scales"), pack(weight)[:2], strict=True)
-        )
+        ]
+    codes, scales = constants[:2]
     rows, columns = weight.codes.shape
     groups, width = codes.shape[1], codes.shape[1] * codes.shape[2]
-    zeros = np.full((columns, groups), weight.form.middle, np.uint8)
+    unpacked = np.full((columns, groups), weight.form.middle, np.uint8)
     if weight.zero_points is not None:
-        zeros = np.ascontiguousarray(weight.zero_points.T)
+        unpacked = np.ascontiguousarray(weight.zero_points.T)
+    zeros = ir.constant(namer(f"{layer}_zeros"), unpacked)
     look_up = _LookUp(graph, node, node.inputs[1], namer)
     packed_rows = look_up.rows(look_up.reshaped(codes, "table", [columns, width]), "packed_rows")
     look_up.dequantize(
         look_up.unpacked(packed_rows, width, rows, weight.form),
         look_up.rows(scales, "scales"),
-        look_up.rows(ir.constant(namer(f"{layer}_zeros"), zeros), "zeros"),
+        look_up.rows(zeros, "zeros"),
         weight.form.group_size,
     )
     message = "Gather from the head's table, then unpack" if shared else "Gather, then unpack"
-    return Lowered(layer=layer, message=message, op="Gather")
+    nbytes = _stored([*constants, zeros])
+    return Lowered(layer=layer, message=message, op="Gather", bytes_after=nbytes)
 
 
 class _LookUp:

@@ -157,7 +157,7 @@ class Lowered(Remark):
     activation: Granularity | None = None
     """How that operator makes its input int8, where it has a way of its own."""
     bytes_after: int | None = None
-    """Of the weight as that operator reads it, where it is stored in another form."""
+    """Of the weight as that operator reads it, where it is stored in another form than planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
