@@ -48,11 +48,8 @@ class LowerOrtCustom(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
     revokes: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED, Fact.QDQ})
 
-    integer: bool = True
-    """Whether weights that have the integer form get its ops."""
-
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
-        packer = _Packer(ir.Namer(graph), _per_group(graph) if self.integer else None)
+        packer = _Packer(ir.Namer(graph), _per_group(graph))
         remarks: list[Remark] = []
         nodes = list(graph.nodes)
         changed = False
@@ -115,8 +112,8 @@ class _Packed:
 class _Packer:
     """Packs each weight once, however many nodes read it."""
 
-    def __init__(self, namer: ir.Namer, per_group: frozenset[int] | None) -> None:
-        """`per_group`: codes that can't be in the integer form; None: nothing can."""
+    def __init__(self, namer: ir.Namer, per_group: frozenset[int]) -> None:
+        """`per_group`: codes that can't be in the integer form."""
         self.namer = namer
         self._per_group = per_group
         self._packed: dict[int, _Packed | str] = {}
@@ -124,8 +121,7 @@ class _Packer:
     def packed(self, codes: gs.Constant, weight: QuantizedWeight, base: str) -> _Packed | str:
         """A weight as the ops read it, or why none does."""
         if id(codes) not in self._packed:
-            integer = self._per_group is not None and id(codes) not in self._per_group
-            planes = planes_of(weight) if integer else None
+            planes = None if id(codes) in self._per_group else planes_of(weight)
             made = self._grouped(weight, base) if planes is None else self._planes(planes, base)
             self._packed[id(codes)] = made
         return self._packed[id(codes)]
