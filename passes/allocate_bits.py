@@ -7,27 +7,23 @@ square. Losses are assumed to add up. The formats with the least total loss with
 into the plan, which `quantize-weights` follows. The graph is not changed.
 
 Int8 activations take no bits, but their error counts against a divergence. It is measured on
-calibration data, in the same units as the weights' errors. Where `activations` are given, each
-format comes with those that are cheapest at run time among the ones that leave the unit no more
-than `tolerance` above the least loss. So finer scales are used only where activations dominate the
-loss: in sensitive layers and with weights of 8 bits.
+calibration data, in the same units as the weights' errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.formats import Granularity, LayerPlan, WeightFormat
-from qcompiler.numerics.activation_choice import DYNAMIC, TOKENS, activation_losses
+from qcompiler.numerics.activation_choice import TOKENS, activation_loss
 from qcompiler.numerics.allocation import allocate
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.parallel import mapped
@@ -44,7 +40,7 @@ _FORMATS = (
     "int4 g64 asym",
     "int4 g32 sym",
     "int4 g32 asym",
-    "int8 g128 sym",
+    "int8 sym",
 )
 
 _COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
@@ -66,7 +62,7 @@ class _Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class AllocateBits(Pass):
-    """Choose weight formats, and activations to go with them, for a size or for a divergence."""
+    """Choose weight formats for a size or for a divergence."""
 
     name: ClassVar[str] = "allocate-bits"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -74,14 +70,10 @@ class AllocateBits(Pass):
     forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.WEIGHTS_QUANTIZED})
 
     budget: float = 0.0
-    """Bits a weight of the linear layers (scales and zero points count); 0: no limit."""
+    """Bits a weight of the linear layers (what groups and columns have counts); 0: no limit."""
     max_kl: float = 0.0
     """Estimated divergence at the output; 0: no limit. The smallest model within it is taken."""
     formats: tuple[str, ...] = _FORMATS
-    activations: tuple[Literal["per-token", "per-group"], ...] = ()
-    """What layers with dynamic scales may get; none: everything stays as planned."""
-    tolerance: float = 0.1
-    """The share of a unit's loss that cheaper activations may add."""
     probe: str = "int4 g128 sym"
     """The format that a unit is rounded to, to measure its sensitivity."""
 
@@ -90,8 +82,6 @@ class AllocateBits(Pass):
             WeightFormat.parse(text)
         if self.budget < 0.0 or self.max_kl < 0.0:
             raise ValueError("a budget and a divergence are positive, or 0 for none")
-        if not self.tolerance >= 0.0:
-            raise ValueError(f"tolerance must not be negative, as {self.tolerance} is")
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ValueError("formats must be given, each once")
 
@@ -111,12 +101,8 @@ class AllocateBits(Pass):
         # Relative to the error of the format that was tried.
         scale = np.array(sensitivity)[:, None] / errors[:, :1]
         costs = scale * errors[:, 1:]
-        activations: list[list[Granularity]] = []
-        for index, found in enumerate(self._activation_losses(graph, units, formats, ctx)):
-            planned = ctx.plan[units[index].name].activation
-            added, names = self._cheapest(costs[index], scale[index, 0], found, formats, planned)
-            costs[index] = added
-            activations.append(names)
+        if self.max_kl:
+            costs += scale * np.array(_activation_losses(graph, units, ctx))[:, None]
         sizes = np.array(
             [[sum(f.nbytes(*each.shape) for each in u.layers) for f in formats] for u in units]
         )
@@ -136,74 +122,22 @@ class AllocateBits(Pass):
         remarks: list[Planned] = []
         ranks = np.argsort(np.argsort(-np.array(sensitivity), kind="stable"), kind="stable")
         for index, (unit, form) in enumerate(zip(units, chosen, strict=True)):
-            given = activations[index][form] if activations[index] else None
             for layer in unit.layers:
-                before = plan[layer.name]
                 weight = formats[form]
-                plan[layer.name] = replace(
-                    before, weight=weight, activation=given or before.activation
-                )
-                message = f"{formats[form]}: divergence {sensitivity[index]:.2e} as {self.probe}"
-                message += f", activations {given.value}" if given else ""
+                plan[layer.name] = replace(plan[layer.name], weight=weight)
+                message = f"{weight}: divergence {sensitivity[index]:.2e} as {self.probe}"
                 remarks.append(
                     Planned(
                         layer=layer.name,
                         message=message,
                         shape=layer.shape,
                         weight=weight,
-                        activation=given,
                         sensitivity=sensitivity[index],
                         sensitivity_rank=int(ranks[index]) + 1,
                         unit=tuple(each.name for each in unit.layers),
                     )
                 )
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
-
-    def _activation_losses(
-        self, graph: gs.Graph, units: list[_Unit], formats: list[WeightFormat], ctx: PassContext
-    ) -> list[dict[tuple[Granularity, int], float]]:
-        """What rounding each unit's input adds to its outputs; {} where that decides nothing."""
-        asked = self.activations or self.max_kl
-        open_units = [unit for unit in units if asked and ctx.plan[unit.name].activation in DYNAMIC]
-        if not open_units:
-            return [{} for _ in units]
-        sizes = [form.group_size for form in formats]
-        found: dict[str, dict[tuple[Granularity, int], float]] = {}
-        inputs = ctx.data.stream(graph, [str(unit.layers[0].x.name) for unit in open_units])
-        for index, (unit, values) in enumerate(zip(open_units, inputs, strict=True)):
-            ctx.tick("measuring activations", index, len(open_units))
-            x = sampled(values, TOKENS)
-            if not np.isfinite(x).all():
-                raise CalibrationError(
-                    f"layer '{unit.name}': its input is not finite on the calibration data"
-                )
-            if len(x):
-                weights = [weight for _, weight in unit.weights()]
-                found[unit.name] = activation_losses(x, weights, sizes)
-        ctx.tick("measuring activations", len(open_units), len(open_units))
-        return [found.get(unit.name, {}) for unit in units]
-
-    def _cheapest(
-        self,
-        costs: NDArray[Any],
-        scale: float,
-        losses: dict[tuple[Granularity, int], float],
-        formats: list[WeightFormat],
-        planned: Granularity,
-    ) -> tuple[NDArray[Any], list[Granularity]]:
-        """The costs of each format with the activations that go with it, and those."""
-        if not losses:
-            return costs, []
-        allowed = [each for each in DYNAMIC if each.value in self.activations] or [planned]
-        totals = np.array(
-            [
-                [cost + scale * losses[each, form.group_size] for each in allowed]
-                for cost, form in zip(costs, formats, strict=True)
-            ]
-        )
-        good = totals <= (1.0 + self.tolerance) * totals.min(axis=1, keepdims=True)
-        chosen = good.argmax(axis=1)
-        return totals[np.arange(len(formats)), chosen], [allowed[each] for each in chosen]
 
     def _sensitivity(self, graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
         """Divergence at the first output when one unit alone is rounded, for each unit."""
@@ -247,6 +181,24 @@ class AllocateBits(Pass):
                 squares = np.square(error, dtype=np.float64) * weight
                 totals[form] += share * float(np.sum(squares))
         return [max(totals[tried], 1e-300), *(totals[form] for form in formats)]
+
+
+def _activation_losses(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
+    """What rounding each unit's input adds to its outputs, where each row has its own scale."""
+    dynamic = [unit for unit in units if ctx.plan[unit.name].activation is Granularity.PER_TOKEN]
+    found: dict[str, float] = {}
+    inputs = ctx.data.stream(graph, [str(unit.layers[0].x.name) for unit in dynamic])
+    for index, (unit, values) in enumerate(zip(dynamic, inputs, strict=True)):
+        ctx.tick("measuring activations", index, len(dynamic))
+        x = sampled(values, TOKENS)
+        if not np.isfinite(x).all():
+            raise CalibrationError(
+                f"layer '{unit.name}': its input is not finite on the calibration data"
+            )
+        if len(x):
+            found[unit.name] = activation_loss(x, [weight for _, weight in unit.weights()])
+    ctx.tick("measuring activations", len(dynamic), len(dynamic))
+    return [found.get(unit.name, 0.0) for unit in units]
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:

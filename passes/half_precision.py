@@ -1,7 +1,7 @@
 """half-precision: what was left in float32 is computed in float16, for GPUs.
 
-    MatMulW4A8(X [float32])                 ->  MatMulW4A8(Cast(X) [float16])
-    Cast(MatMulW4A8(Cast(X [float16])))     ->  MatMulW4A8(X), in models of float16
+    LinearW4A8(X [float32])                 ->  LinearW4A8(Cast(X) [float16])
+    Cast(LinearW4A8(Cast(X [float16])))     ->  LinearW4A8(X), in models of float16
 
 Norms, attention and what is done to their results are converted too. Key and value caches become
 float16, also as inputs and outputs of the model. Every other input and output keeps its type. What
@@ -43,9 +43,8 @@ _NORM = _Typed(outputs=(0,))
 
 _ALWAYS: dict[tuple[str, str], _Typed] = {
     **{
-        (ops.DOMAIN, op(bits, static=static)): _MATMUL
-        for op, widths in ((ops.matmul_op, ops.WIDTHS), (ops.linear_op, ops.LINEAR_WIDTHS))
-        for bits in widths
+        (ops.DOMAIN, ops.linear_op(bits, static=static)): _MATMUL
+        for bits in ops.WIDTHS
         for static in (False, True)
     },
     (ops.CONTRIB_DOMAIN, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),

@@ -4,7 +4,6 @@ MatMul(X, Wq)  ->  MatMul(DequantizeLinear(QuantizeLinear(X, s), s), Wq)
 
 per-tensor   s constant, from calibration; then a Clip to ±127·s
 per-token    s = max|row| / 127, computed
-per-group    s = max|group| / 127, computed, in the groups of the weight
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from qcompiler.analysis.qdq import (
     table_rows,
 )
 from qcompiler.formats import Granularity, WeightFormat
-from qcompiler.numerics.nbits import narrowed, pack
+from qcompiler.numerics.nbits import in_blocks, narrowed, pack
 from qcompiler.numerics.rounding import QuantizedWeight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
@@ -89,7 +89,7 @@ class LowerOrtContrib(Pass):
                 for suffix, values in zip(("B", "scales", "zeros"), pack(loaded), strict=False)
             ]
             packed[id(weight.codes)] = (constants, loaded)
-        activation = activation_qdq(found.layer.x)
+        activation = activation_qdq(found)
         x = found.layer.x if activation is None else activation.x
         output, name = node.outputs[0], node.name
         node.inputs.clear()
@@ -99,7 +99,7 @@ class LowerOrtContrib(Pass):
             "K": rows,
             "N": columns,
             "bits": packed[id(weight.codes)][1].form.bits,
-            "block_size": weight.form.group_size,
+            "block_size": packed[id(weight.codes)][1].form.group_size,
             "accuracy_level": self.accuracy_level,
         }
         ir.add_node(
@@ -121,8 +121,10 @@ class LowerOrtContrib(Pass):
 
 
 def _as_planned(weight: QuantizedWeight, layer: str, ctx: PassContext) -> QuantizedWeight:
-    """A weight in the bits that the plan has for its layer or table, where these hold its codes."""
+    """A weight in blocks, in the bits that the plan has for its layer or table, where these hold
+    its codes."""
     form = ctx.plan[layer].weight if layer in ctx.plan else None
+    weight = in_blocks(weight)
     if form is None or form.bits >= weight.form.bits:
         return weight
     return narrowed(weight, form.bits) or weight
@@ -148,20 +150,20 @@ def _share_table(
     constants, weight = packed[id(found.codes)]
     codes, scales = constants[:2]
     rows, columns = weight.codes.shape
-    if rows % weight.form.group_size:
+    if rows % weight.block:
         return LeftAlone(
             layer=layer,
-            message=f"not shared with the head: {rows} channels are no multiple of the group",
+            message=f"not shared with the head: {rows} channels are no multiple of a block",
         )
     look_up = _LookUp(graph, found.node, found.ids, namer)
-    middles = np.full((columns, rows // weight.form.group_size), weight.form.middle, np.uint8)
+    middles = np.full((columns, rows // weight.block), weight.form.middle, np.uint8)
     zeros = ir.constant(namer(f"{layer}_zeros"), middles)
     flat = look_up.reshaped(codes, "table", [columns, rows])
     look_up.dequantize(
         look_up.rows(flat, "codes"),
         look_up.rows(scales, "scales"),
         look_up.rows(zeros, "zeros"),
-        weight.form.group_size,
+        weight.block,
     )
     return Lowered(
         layer=layer,
@@ -203,7 +205,7 @@ def _unpack_rows(
         look_up.unpacked(packed_rows, width, rows, weight.form),
         look_up.rows(scales, "scales"),
         look_up.rows(zeros, "zeros"),
-        weight.form.group_size,
+        weight.block,
     )
     message = "Gather from the head's table, then unpack" if shared else "Gather, then unpack"
     nbytes = _stored([*constants, zeros])

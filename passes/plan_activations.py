@@ -7,11 +7,10 @@ Policy `fptq` follows the layer-wise ranges of FPTQ (arXiv 2308.15987), v = max 
     v >= v1        per-token, dynamic scale
 
 Policy `measured` measures on calibration data how much rounding the input changes the output, with
-one static scale, one scale a token and one a group of channels
-(`qcompiler.numerics.activation_choice`). Each costs more at run time than the one before. The first
-whose relative error is within `tolerance` is taken. Where none is, it is the more exact of the two
-dynamic ones. Layers that read one activation are planned alike, by the largest of their errors,
-because they share its Q/DQ and may share a node.
+one static scale and with one scale a token (`qcompiler.numerics.activation_choice`). The static
+one costs less at run time, and is taken where its relative error is within `tolerance`. Layers that
+read one activation are planned alike, by the largest of their errors, because they share its Q/DQ
+and may share a node.
 
 An input that never changes on the calibration data gives no range for a static scale, whatever the
 policy: its layers get a scale per token.
@@ -36,13 +35,13 @@ from qcompiler.numerics.activation_choice import activation_errors, cheapest
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Planned, Remark
 
-Policy = Literal["fptq", "measured", "per-token", "per-group", "per-tensor", "none"]
+Policy = Literal["fptq", "measured", "per-token", "per-tensor", "none"]
 Errors = Mapping[Granularity, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanActivations(Pass):
-    """Choose static, per-token or per-group int8 activations layer by layer."""
+    """Choose static or per-token int8 activations layer by layer."""
 
     name: ClassVar[str] = "plan-activations"
     numerics: ClassVar[Numerics] = Numerics.EXACT
@@ -54,7 +53,7 @@ class PlanActivations(Pass):
     v1: float = 150.0
     """Both of `fptq`."""
     tolerance: float = 0.03
-    """Of `measured`: the output error that a cheaper choice may leave, relative to how much the
+    """Of `measured`: the output error that a static scale may leave, relative to how much the
     outputs vary."""
 
     def __post_init__(self) -> None:
@@ -114,12 +113,10 @@ class PlanActivations(Pass):
             zip(groups.values(), ctx.data.stream(graph, list(groups)), strict=True)
         ):
             ctx.tick("measuring activations", index, len(groups))
-            forms = [form for name in names if (form := ctx.plan[name].weight) is not None]
-            size = min((form.group_size for form in forms), default=by_name[names[0]].shape[0])
             readers = {id(layer.weight): layer for layer in map(by_name.__getitem__, names)}
             weights = [np.asarray(layer.matrix()) for layer in readers.values()]
             try:
-                found = activation_errors(values, weights, size)
+                found = activation_errors(values, weights)
             except ValueError as error:
                 raise CalibrationError(f"layer '{names[0]}': {error}") from None
             if found is not None:

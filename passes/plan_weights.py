@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.analysis.tables import Table, find_tables
-from qcompiler.formats import PACKED_GROUP_SIZES, Bits, GroupSize, LayerPlan, WeightFormat
+from qcompiler.formats import Bits, GroupSize, LayerPlan, WeightFormat
 from qcompiler.passmanager import (
     Fact,
     Numerics,
@@ -44,14 +44,14 @@ class PlanWeights(Pass):
 
     bits: Bits = 4
     group_size: GroupSize = 128
-    """Input channels that share a scale."""
+    """Input channels that share a scale; of 8 bits, a whole column does."""
     symmetric: bool = True
-    """Without zero points."""
+    """Without zero points, as 8 bits are in any case."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
     that only such layers read, such as the one that `rotate` puts before a head."""
     table_bits: Bits = 8
-    """8 bits are symmetric, less are asymmetric. A head tied to the table has the same format."""
+    """Less than 8 bits are asymmetric. A head tied to the table has the same format."""
     table_group_size: GroupSize = 64
     """64 divides the hidden size of nearly every model. Sharing with the head can need that."""
     min_channels: int = 32
@@ -62,17 +62,17 @@ class PlanWeights(Pass):
     @property
     def linear(self) -> WeightFormat:
         """The format of most layers."""
-        return _format(self.bits, self.group_size, symmetric=self.symmetric)
+        return WeightFormat.planned(self.bits, self.group_size, symmetric=self.symmetric)
 
     @property
     def head(self) -> WeightFormat:
         """The format of heads."""
-        return _format(self.head_bits, self.group_size, symmetric=self.symmetric)
+        return WeightFormat.planned(self.head_bits, self.group_size, symmetric=self.symmetric)
 
     @property
     def table(self) -> WeightFormat:
-        """The format of tables: symmetric in 8 bits, where a zero point gains little."""
-        return _format(self.table_bits, self.table_group_size, symmetric=self.table_bits == 8)
+        """The format of tables."""
+        return WeightFormat.planned(self.table_bits, self.table_group_size, symmetric=False)
 
     def with_groups(self, least: Callable[[int], GroupSize]) -> PlanWeights:
         return replace(
@@ -137,10 +137,3 @@ class PlanWeights(Pass):
             shape=shape,
             weight=self.table,
         )
-
-
-def _format(bits: int, group_size: int, *, symmetric: bool) -> WeightFormat:
-    """A format, in 8 bits with groups of 32 where smaller ones are asked for."""
-    if bits == 8:
-        group_size = max(group_size, PACKED_GROUP_SIZES[0])
-    return WeightFormat(bits=bits, group_size=group_size, symmetric=symmetric)

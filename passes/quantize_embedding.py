@@ -1,12 +1,12 @@
 """quantize-embedding: embedding tables become codes, one copy for a table tied to the head.
 
     Gather(E[N, K], ids)             ->  DequantizeLinear(Gather(codes[N, K], ids),
-                                                          Gather(scales[N, G], ids), axis=-1)
+                                                          Unsqueeze(Gather(scales[N], ids), -1))
     Gather(Transpose(W[K, N]), ids)  ->  the same over Transpose(codes[K, N]), which the head
     MatMul(X, W)                         reads too: MatMul(X, DequantizeLinear(codes, scales))
 
-So only the rows that are looked up are dequantized. ONNX's Gather takes no 4-bit types, so tables
-of 4 bits are dequantized before the look-up, until a target lowers them.
+So only the rows that are looked up are dequantized, each by one scale. ONNX's Gather takes no 4-bit
+types, so tables of less than 8 bits are dequantized before the look-up, until a target lowers them.
 
     Gather(E[N, K], ids)             ->  Gather(DequantizeLinear(codes[N, K], scales, zeros), ids)
     Gather(Transpose(W[K, N]), ids)  ->  Gather(Transpose(DequantizeLinear(codes[K, N], ..)), ids)
@@ -37,7 +37,7 @@ from qcompiler.remarks import Remark, Rounded
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeEmbedding(Pass):
-    """Quantize embedding tables, and the heads tied to them, in groups along a row."""
+    """Quantize embedding tables, and the heads tied to them, along rows."""
 
     name: ClassVar[str] = "quantize-embedding"
     numerics: ClassVar[Numerics] = Numerics.LOSSY
@@ -98,7 +98,7 @@ class QuantizeEmbedding(Pass):
         if form.narrow:
             self._look_up_after(graph, table.gather, dequantized, table.transposed, namer)
         else:
-            self._look_up_before(graph, table, form, constants, namer)
+            self._look_up_before(graph, table, constants, namer)
         return remarks
 
     def _rounded(
@@ -146,27 +146,28 @@ class QuantizeEmbedding(Pass):
         self,
         graph: gs.Graph,
         table: Table,
-        form: WeightFormat,
         constants: list[gs.Constant],
         namer: ir.Namer,
     ) -> None:
-        """Gather rows of codes and scales, then dequantize just those."""
-        gather, transposed = table.gather, table.transposed
+        """Gather rows of 8-bit codes and their scales, then dequantize just those."""
+        gather, channels = table.gather, table.shape[0]
         name, ids, output = gather.name, gather.inputs[1], gather.outputs[0]
         lead = None if output.shape is None else list(output.shape)[:-1]
         _detach(gather, namer)
 
-        def row(table: Any, suffix: str) -> gs.Variable:
-            if transposed:
-                table = _flipped(graph, table, namer(f"{name}/Transpose{suffix}"), namer)
-            shape = None if lead is None else [*lead, table.shape[1]]
-            rows = gs.Variable(namer(f"{output.name}_{suffix}"), table.dtype, shape)
-            ir.add_node(
-                graph, "Gather", namer(f"{name}/{suffix}"), [table, ids], [rows], attrs={"axis": 0}
-            )
-            return rows
+        def added(op_type: str, suffix: str, inputs: list[Any], *last: int, **attrs: Any) -> Any:
+            shape = None if lead is None else [*lead, *last]
+            made = gs.Variable(namer(f"{output.name}_{suffix}"), inputs[0].dtype, shape)
+            ir.add_node(graph, op_type, namer(f"{name}/{suffix}"), inputs, [made], attrs=attrs)
+            return made
 
-        picked, steps = map(row, constants, ("codes", "scales"))
+        codes, scales = constants
+        if table.transposed:
+            codes = _flipped(graph, codes, namer(f"{name}/Transpose"), namer)
+        picked = added("Gather", "codes", [codes, ids], channels, axis=0)
+        steps = added("Gather", "scales", [scales, ids], axis=0)
+        last = ir.constant(namer(f"{name}_last"), np.asarray([-1], np.int64))
+        steps = added("Unsqueeze", "scales_apart", [steps, last], 1)
         rank = ir.tensor_rank(picked)
         ir.add_node(
             graph,
@@ -174,7 +175,7 @@ class QuantizeEmbedding(Pass):
             name,
             [picked, steps],
             [_widened(graph, output, name, namer)],
-            attrs={"axis": -1 if rank is None else rank - 1, "block_size": form.group_size},
+            attrs={"axis": -1 if rank is None else rank - 1, "block_size": channels},
         )
 
 

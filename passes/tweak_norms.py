@@ -115,11 +115,11 @@ def _find_norms(
     """Norms that can be tweaked, in order; of the others, why not."""
     groups: dict[int, list[Counterpart]] = {}
     for layer in layers:
-        groups.setdefault(id(before_rounding(layer.layer.x)), []).append(layer)
+        groups.setdefault(id(before_rounding(layer)), []).append(layer)
     norms: list[_Norm] = []
     remarks: list[Adjusted] = []
     for group in groups.values():
-        x = before_rounding(group[0].layer.x)
+        x = before_rounding(group[0])
         scaling = scaling_of(x, group[0].weight.shape[0])
         if scaling is None:
             continue

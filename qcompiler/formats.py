@@ -7,6 +7,7 @@ once: another width is a number more in `Bits`, and a row more in `_STORAGE`.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,11 +20,7 @@ GroupSize = Literal[16, 32, 64, 128, 256]
 """Input channels of a group that shares a scale, for options."""
 
 WIDTHS: tuple[int, ...] = get_args(Bits)
-PACKED_WIDTHS: tuple[int, ...] = (4, 8)
-"""Those that layout 1 of our ops holds."""
 GROUP_SIZES: tuple[GroupSize, ...] = get_args(GroupSize)
-PACKED_GROUP_SIZES: tuple[GroupSize, ...] = (32, 64, 128, 256)
-"""Those of layout 1. 8 bits, which gain nothing by smaller ones, are planned in no others."""
 
 
 class Granularity(enum.Enum):
@@ -33,6 +30,7 @@ class Granularity(enum.Enum):
     PER_TENSOR = "per-tensor"
     PER_TOKEN = "per-token"
     PER_GROUP = "per-group"
+    """What ONNX Runtime's MatMulNBits does; no plan has it."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,6 @@ _STORAGE: dict[int, tuple[Storage, Storage]] = {
 }
 
 
-def depth(bits: int) -> int:
-    """Values of k in a dword of packed codes."""
-    return 32 // bits
-
-
 def storage_of(element_type: int) -> Storage | None:
     """The type of codes that an ONNX element type is, None for any other."""
     known = {each.element_type: each for pair in _STORAGE.values() for each in pair}
@@ -91,18 +84,20 @@ class WeightFormat:
 
     w ≈ (code - zero point) · scale, a scale a group and column, and a zero point where it is not
     symmetric. Below 8 bits the scales of a column are 1, 2, .. 2^(8 - bits) times one number, so
-    that codes become int8 values by integer arithmetic alone (`numerics.progressive`).
+    that codes become int8 values by integer arithmetic alone (`numerics.progressive`). Codes of 8
+    bits are such values, so that the formats planned have one scale a column.
     """
 
     bits: int
-    group_size: int
+    group_size: int | None = None
+    """Input channels of a column that share a scale; None: all of them."""
     symmetric: bool = True
     """Whether every zero point is the middle code."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"weights have 2 to 8 bits, not {self.bits}")
-        if self.group_size < 1:
+        if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"a group has at least one channel, not {self.group_size}")
 
     @property
@@ -122,71 +117,76 @@ class WeightFormat:
         return self.bits < 8
 
     @property
-    def depth(self) -> int:
-        """Values of k in a dword of packed codes."""
-        return depth(self.bits)
-
-    @property
     def storage(self) -> Storage:
         """The type of codes and zero points as ONNX holds them."""
         return _STORAGE[self.bits][0 if self.symmetric else 1]
 
     def __str__(self) -> str:
-        """Such as "int4 g64 asym"."""
-        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}"
+        """Such as "int4 g64 asym", or "int8 sym" where a column has one scale."""
+        group = "" if self.group_size is None else f" g{self.group_size}"
+        return f"int{self.bits}{group} {'sym' if self.symmetric else 'asym'}"
 
     def in_words(self) -> str:
         """Such as "int4 asymmetric, group 64"."""
         symmetry = "symmetric" if self.symmetric else "asymmetric"
-        return f"int{self.bits} {symmetry}, group {self.group_size}"
+        group = "per channel" if self.group_size is None else f"group {self.group_size}"
+        return f"int{self.bits} {symmetry}, {group}"
+
+    @classmethod
+    def planned(cls, bits: int, group_size: int, *, symmetric: bool) -> WeightFormat:
+        """The format of a width that our ops hold: of 8 bits symmetric, and without groups."""
+        if bits == 8:
+            return cls(bits=bits)
+        return cls(bits=bits, group_size=group_size, symmetric=symmetric)
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
-        """The format that `str` writes. ValueError for anything else."""
-        try:
-            kind, group, symmetry = text.split()
-            found = cls(
-                bits=int(kind.removeprefix("int")),
-                group_size=int(group.removeprefix("g")),
-                symmetric=symmetry == "sym",
-            )
-        except ValueError:
-            found = None
-        if found is None or str(found) != text:
-            raise ValueError(f"'{text}' is no weight format such as 'int4 g64 asym'")
-        if found.bits not in WIDTHS:
+        """The format that `str` writes, of those that are planned. ValueError for anything else."""
+        found = re.fullmatch(r"int(\d)(?: g(\d{1,9}))? (a?)sym", text, re.ASCII)
+        if found is None:
+            raise ValueError(f"'{text}' is no weight format such as 'int4 g64 asym' or 'int8 sym'")
+        bits, group, symmetric = int(found[1]), found[2], not found[3]
+        if bits not in WIDTHS:
             raise ValueError(f"'{text}': weights have {_listed(WIDTHS)} bits")
-        if found.group_size not in GROUP_SIZES:
+        if bits == 8:
+            if group is not None or not symmetric:
+                raise ValueError(f"'{text}': weights of 8 bits are 'int8 sym', a scale a column")
+            return cls(bits=bits)
+        if group is None or int(group) not in GROUP_SIZES:
             raise ValueError(f"'{text}': groups have {_listed(GROUP_SIZES)} channels")
-        return found
+        return cls(bits=bits, group_size=int(group), symmetric=symmetric)
+
+    def block(self, rows: int) -> int:
+        """Input channels that share a scale, in a column of `rows`; the last group may be short."""
+        return max(rows, 1) if self.group_size is None else self.group_size
 
     def groups(self, rows: int) -> int:
-        """Groups of a column of `rows` input channels; the last may be short."""
-        return -(-rows // self.group_size)
+        """Groups of a column of `rows` input channels."""
+        return -(-rows // self.block(rows))
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a rows × columns weight as our ops store it, but for bits of padding.
 
-        Beside the codes, narrow ones have a byte a group for zero point and multiple and a float32
-        a column, those of 8 bits a float16 a group and a byte for a zero point.
+        Beside the codes, narrow ones have a byte a group for zero point and multiple. Every column
+        has a float32.
         """
-        codes = rows * columns * self.bits // 8
-        if self.narrow:
-            return codes + self.groups(rows) * columns + 4 * columns
-        return codes + self.groups(rows) * columns * (2 if self.symmetric else 3)
+        groups = self.groups(rows) if self.narrow else 0
+        return rows * columns * self.bits // 8 + groups * columns + 4 * columns
 
 
-CANDIDATES = tuple(
-    WeightFormat(bits=bits, group_size=size, symmetric=bits == 8)
-    for bits, sizes in (
-        (2, (32, 16)),
-        (3, (64, 32, 16)),
-        (4, (128, 64, 32, 16)),
-        (5, (32,)),
-        (6, (64,)),
-        (8, (128,)),
-    )
-    for size in sizes
+CANDIDATES = (
+    *(
+        WeightFormat(bits=bits, group_size=size, symmetric=False)
+        for bits, sizes in (
+            (2, (32, 16)),
+            (3, (64, 32, 16)),
+            (4, (128, 64, 32, 16)),
+            (5, (32,)),
+            (6, (64,)),
+        )
+        for size in sizes
+    ),
+    WeightFormat(bits=8),
 )
 """Formats to choose from where bits are few, the smallest first: each is worth its size."""
 
@@ -211,8 +211,6 @@ def _listed(numbers: tuple[int, ...]) -> str:
 __all__ = [
     "CANDIDATES",
     "GROUP_SIZES",
-    "PACKED_GROUP_SIZES",
-    "PACKED_WIDTHS",
     "WIDTHS",
     "Bits",
     "Granularity",
@@ -220,6 +218,5 @@ __all__ = [
     "LayerPlan",
     "Storage",
     "WeightFormat",
-    "depth",
     "storage_of",
 ]

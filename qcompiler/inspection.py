@@ -210,10 +210,10 @@ def _quantized(graph: gs.Graph) -> Iterator[LayerInfo]:
         elif node.op == "MatMulNBits":
             yield _nbits(node, attrs)
         elif (found := quantized_layer(graph, node)) is not None:
-            activation = activation_qdq(found.layer.x)
+            activation = activation_qdq(found)
             shape, granularity = found.weight.shape, Granularity.NONE
             if activation is not None:
-                granularity = activation.granularity(shape[0])
+                granularity = activation.granularity
             yield _info(
                 found.name, "Q/DQ", shape, found.weight.form, granularity, found.weight.node
             )
@@ -254,19 +254,13 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
-    """A node of ours: `LinearW4A8`, `LinearW8A8Static`, `EmbeddingW8`, `MatMulW4A8`, ..."""
+    """A node of ours: `LinearW4A8`, `LinearW8A8Static`, `EmbeddingW8`, ..."""
     channels = int(attrs["K"])
     if ops.is_static(node.op):
         granularity = Granularity.PER_TENSOR
     elif ops.is_look_up(node.op):
         granularity = Granularity.NONE
     else:
-        whole = int(attrs.get("activation_block", channels)) >= channels
-        granularity = Granularity.PER_TOKEN if whole else Granularity.PER_GROUP
-    integer = int(attrs["layout"]) == ops.LINEAR_LAYOUT
-    form = WeightFormat(
-        bits=width,
-        group_size=int(attrs.get("group_size", channels)),
-        symmetric=width == 8 if integer else tuple(node.inputs[3].shape) == (1, 1, 1),
-    )
+        granularity = Granularity.PER_TOKEN
+    form = WeightFormat.planned(width, int(attrs.get("group_size", channels)), symmetric=False)
     return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity, node)

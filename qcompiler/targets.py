@@ -12,7 +12,6 @@ from qcompiler.errors import RecipeError, did_you_mean
 from qcompiler.formats import (
     CANDIDATES,
     GROUP_SIZES,
-    PACKED_GROUP_SIZES,
     WIDTHS,
     GroupSize,
     LayerPlan,
@@ -52,8 +51,6 @@ class Target:
     minimum_onnxruntime: str
     widths: frozenset[int] | None = None
     """Bits of weights it has kernels for; None: of any."""
-    group_sizes: tuple[GroupSize, ...] = GROUP_SIZES
-    """Channels of a group, in weights of less than 8 bits."""
     later: Mapping[int, Later] = field(default_factory=dict[int, Later])
     """Those of its widths that need more than `minimum_onnxruntime`."""
     library: OpLibrary | None = None
@@ -74,7 +71,7 @@ class Target:
         if form.bits not in self.widths:
             return f"it has no kernels for weights of {form.bits} bits"
         sizes = self._group_sizes(form.bits)
-        if form.group_size not in sizes:
+        if form.narrow and form.group_size not in sizes:
             some = ", ".join(map(str, sizes))
             return f"it has no kernels for groups of {form.group_size} channels, but for {some}"
         return self._too_old(form.bits)
@@ -90,9 +87,7 @@ class Target:
         return max([self.minimum_onnxruntime, *versions], key=_release)
 
     def _group_sizes(self, bits: int) -> tuple[GroupSize, ...]:
-        if bits in self.later:
-            return self.later[bits].group_sizes
-        return self.group_sizes if bits < 8 else PACKED_GROUP_SIZES
+        return self.later[bits].group_sizes if bits in self.later else GROUP_SIZES
 
     def _too_old(self, bits: int) -> str | None:
         """Why the ONNX Runtime at hand has no kernels of a width, None where it has."""

@@ -27,7 +27,7 @@ from qcompiler.ir.matcher import Match, const, match, op, var
 
 _INT8 = int(onnx.TensorProto.INT8)
 
-_PEAK_OPS = frozenset({"Squeeze", "Slice", "Min", "ReduceMax", "Reshape", "Pad"})
+_PEAK_OPS = frozenset({"Slice", "Min", "ReduceMax"})
 """Between |x| and the peak that a dynamic scale is made from."""
 
 _SMALLEST = 1e-30  # a calibrated range of exactly zero still needs a scale
@@ -63,39 +63,37 @@ class ActivationQdq:
     """A quantized activation: X behind QuantizeLinear and DequantizeLinear."""
 
     x: Any
-    block: int
-    """Channels that share a dynamic scale; 0 for a static per-tensor scale."""
     scale: gs.Constant | None
+    """Of a static scale; None: each row has its own."""
 
-    def granularity(self, channels: int) -> Granularity:
-        """What shares a scale, for a layer that reads `channels`: its K, as X may not tell them."""
-        if self.scale is not None:
-            return Granularity.PER_TENSOR
-        return Granularity.PER_TOKEN if self.block >= channels else Granularity.PER_GROUP
+    @property
+    def granularity(self) -> Granularity:
+        """What shares a scale."""
+        return Granularity.PER_TOKEN if self.scale is None else Granularity.PER_TENSOR
 
 
-def activation_qdq(tensor: Any) -> ActivationQdq | None:
-    """The quantized activation a tensor is, if it is one in the form `insert_*` write."""
-    node = ir.producer(tensor)
+def activation_qdq(layer: QuantizedLayer) -> ActivationQdq | None:
+    """What a layer reads, if it is in the form that `insert_activations` writes."""
+    node = ir.producer(layer.layer.x)
     if node is None:
         return None
     found = match(_STATIC, node)
     if isinstance(found, Match) and _clips_to_127(found):
-        return ActivationQdq(found["x"], 0, found["s"])
+        return ActivationQdq(found["x"], found["s"])
     found = match(_DYNAMIC, node)
     if not isinstance(found, Match):
         return None
-    quantize = found.node("quantize")
-    x, block = found["x"], int(ir.attribute(quantize, "block_size", 0))
-    if not block or not _reads(found["peak"], x) or quantize.inputs[1] is not found["s"]:
+    quantize, x = found.node("quantize"), found["x"]
+    whole = int(ir.attribute(quantize, "block_size", 0)) >= layer.weight.shape[0]
+    if not whole or not _reads(found["peak"], x) or quantize.inputs[1] is not found["s"]:
         return None
-    return ActivationQdq(x, block, None)
+    return ActivationQdq(x, None)
 
 
-def before_rounding(tensor: Any) -> Any:
+def before_rounding(layer: QuantizedLayer) -> Any:
     """The activation X that a quantized layer reads, before its Q/DQ and casts."""
-    found = activation_qdq(tensor)
-    x = tensor if found is None else found.x
+    found = activation_qdq(layer)
+    x = layer.layer.x if found is None else found.x
     while (cast := ir.producer(x, "Cast")) is not None:
         x = cast.inputs[0]
     return x
@@ -110,7 +108,7 @@ def _clips_to_127(found: Match) -> bool:
 
 
 def _reads(peak: Any, x: Any) -> bool:
-    """Whether `peak` is the maximum of |x| (per row, or per group after padding and reshaping)."""
+    """Whether `peak` is the maximum of |x| of each row."""
     node = ir.producer(peak)
     while node is not None and node.op in _PEAK_OPS:
         node = ir.producer(node.inputs[0])
@@ -145,9 +143,7 @@ def _quantized(
 ) -> gs.Variable:
     x, channels = found.layer.x, found.weight.shape[0]
     if granularity is Granularity.PER_TOKEN:
-        return writer.dynamic(x, channels, channels)
-    if granularity is Granularity.PER_GROUP:
-        return writer.dynamic(x, channels, min(found.weight.form.group_size, channels))
+        return writer.dynamic(x, channels)
     known = {} if statistics is None else statistics.tensors
     source = x
     cast = ir.producer(x, "Cast")
@@ -165,7 +161,7 @@ class ActivationWriter:
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
         self._namer = ir.Namer(graph)
-        self._made: dict[tuple[int, int, float], gs.Variable] = {}
+        self._made: dict[tuple[int, float], gs.Variable] = {}
 
     def _node(
         self, op_type: str, base: str, inputs: list[Any], shape: Any, dtype: Any, **attrs: Any
@@ -180,7 +176,7 @@ class ActivationWriter:
 
     def static(self, x: Any, scale: float) -> gs.Variable:
         """X quantized with one constant scale, clipped to ±127 steps."""
-        key = (id(x), 0, scale)
+        key = (id(x), scale)
         if key not in self._made:
             name = str(x.name)
             top = np.float32(127.0) * np.float32(scale)
@@ -198,29 +194,24 @@ class ActivationWriter:
             self._made[key] = self._node("Clip", name, [steps, low, high], x.shape, np.float32)
         return self._made[key]
 
-    def dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
-        """X [..., channels], of any rank, quantized with one computed scale for each `block`
-        channels of a row."""
-        key = (id(x), block, 0.0)
+    def dynamic(self, x: Any, channels: int) -> gs.Variable:
+        """X [..., channels], of any rank, quantized with one computed scale for each row."""
+        key = (id(x), 0.0)
         if key not in self._made:
-            self._made[key] = self._dynamic(x, channels, block)
+            self._made[key] = self._dynamic(x, channels)
         return self._made[key]
 
-    def _dynamic(self, x: Any, channels: int, block: int) -> gs.Variable:
+    def _dynamic(self, x: Any, channels: int) -> gs.Variable:
         name = str(x.name)
-        groups = -(-channels // block)
-        magnitude = self._node("Abs", name, [x], x.shape, np.float32)
-        if groups > 1:
-            magnitude = self._grouped(x, magnitude, channels, block)
-        shape = _ending(x, groups)
-        peak = self._peak(name, magnitude, shape, grouped=groups > 1)
+        shape = None if x.shape is None else [*list(x.shape)[:-1], 1]
+        peak = self._peak(name, x, shape)
         top = self._scalar(f"{name}_top", np.asarray(127.0, np.float32))
         raw = self._node("Div", name, [peak, top], shape, np.float32)
         zero = self._scalar(f"{name}_nothing", np.asarray(0.0, np.float32))
         one = self._scalar(f"{name}_one", np.asarray(1.0, np.float32))
         empty = self._node("Equal", name, [raw, zero], shape, np.bool_)
         s = self._node("Where", name, [empty, one, raw], shape, np.float32)
-        blocked = {"axis": -1, "block_size": block}
+        blocked = {"axis": -1, "block_size": channels}
         codes = self._node(
             "QuantizeLinear",
             name,
@@ -232,24 +223,17 @@ class ActivationWriter:
         )
         return self._node("DequantizeLinear", name, [codes, s], x.shape, np.float32, **blocked)
 
-    def _peak(
-        self, name: str, magnitude: gs.Variable, shape: list[Any] | None, *, grouped: bool
-    ) -> gs.Variable:
-        """The maximum over the last axis, NaN where there is a NaN; `shape` is the result's, which
-        has that axis unless `grouped`.
+    def _peak(self, name: str, x: Any, shape: list[Any] | None) -> gs.Variable:
+        """The maximum of |x| over the last axis, which stays; NaN where there is a NaN.
 
         ONNX Runtime's ReduceMax finds a NaN only where it comes first, but a sum always has it.
         """
-        kept = [*shape, 1] if grouped and shape is not None else shape
-        last = self._last_axis(name)
-        largest = self._node("ReduceMax", name, [magnitude, last], kept, np.float32, keepdims=1)
-        total = self._node("ReduceSum", name, [magnitude, last], kept, np.float32, keepdims=1)
-        peak = self._node("Min", name, [largest, total], kept, np.float32)
-        peak = self._first_of_last(name, peak, last, kept)
-        return self._node("Squeeze", name, [peak, last], shape, np.float32) if grouped else peak
-
-    def _last_axis(self, name: str) -> gs.Constant:
-        return self._scalar(f"{name}_axes", np.asarray([-1], np.int64))
+        magnitude = self._node("Abs", name, [x], x.shape, np.float32)
+        last = self._scalar(f"{name}_axes", np.asarray([-1], np.int64))
+        largest = self._node("ReduceMax", name, [magnitude, last], shape, np.float32, keepdims=1)
+        total = self._node("ReduceSum", name, [magnitude, last], shape, np.float32, keepdims=1)
+        peak = self._node("Min", name, [largest, total], shape, np.float32)
+        return self._first_of_last(name, peak, last, shape)
 
     def _first_of_last(
         self, name: str, reduced: gs.Variable, last: gs.Constant, shape: list[Any] | None
@@ -263,31 +247,3 @@ class ActivationWriter:
             for which, at in (("first", 0), ("second", 1))
         ]
         return self._node("Slice", name, [reduced, *bounds, last], shape, np.float32)
-
-    def _grouped(self, x: Any, magnitude: gs.Variable, channels: int, block: int) -> gs.Variable:
-        """|X| [..., channels] -> [..., groups, block], a short last group padded with zeros."""
-        name, groups = str(x.name), -(-channels // block)
-        if groups * block != channels:
-            pads = self._scalar(
-                f"{name}_pads", np.asarray([0, groups * block - channels], np.int64)
-            )
-            axis = self._scalar(f"{name}_pad_axes", np.asarray([-1], np.int64))
-            magnitude = self._node(
-                "Pad",
-                name,
-                [magnitude, pads, gs.Variable.empty(), axis],
-                _ending(x, groups * block),
-                np.float32,
-            )
-        rank = ir.tensor_rank(x)
-        sizes = [None, None] if rank is None else [rank - 1, rank + 1]
-        lead = self._node("Shape", name, [x], sizes[:1], np.int64, start=0, end=-1)
-        tail = self._scalar(f"{name}_groups", np.asarray([groups, block], np.int64))
-        target = self._node("Concat", name, [lead, tail], sizes[1:], np.int64, axis=0)
-        shape = _ending(x, groups, block)
-        return self._node("Reshape", name, [magnitude, target], shape, np.float32)
-
-
-def _ending(x: Any, *sizes: int) -> list[Any] | None:
-    """The leading dimensions of X, then `sizes`; None where its rank is not known."""
-    return None if x.shape is None else [*list(x.shape)[:-1], *sizes]

@@ -1,7 +1,9 @@
 """The Q/DQ language between passes: how quantized weights are written and read.
 
-Weight [K, N]:  DequantizeLinear(codes, scales[, zero_points], axis=0, block_size)
-narrow table:   Gather of such a weight transposed, or of the same [N, K] with axis=1
+Weight [K, N]:  DequantizeLinear(codes, scales [G, N][, zero_points], axis=0, block_size)
+one scale each: DequantizeLinear(codes, scales [N][, zero_points], axis=1)
+narrow table:   Gather of such a weight transposed, or of the same [N, K] along the other axis
+8-bit table:    DequantizeLinear(Gather(codes), Unsqueeze(Gather(scales)), block_size=K)
 
 `activation_qdq` is the same for activations.
 """
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -20,7 +23,7 @@ from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, layer_of
 from qcompiler.analysis.tables import looked_up
 from qcompiler.errors import RecipeError
-from qcompiler.formats import PACKED_GROUP_SIZES, WeightFormat, storage_of
+from qcompiler.formats import WeightFormat, storage_of
 from qcompiler.ir.matcher import Match, const, either, match, op, var
 from qcompiler.ir.order import topological
 from qcompiler.numerics.rounding import QuantizedWeight
@@ -33,7 +36,9 @@ class WeightDq:
     node: gs.Node
     codes: gs.Constant
     scales: gs.Constant
+    """[G, N], or [N]."""
     zero_points: gs.Constant | None
+    """As the scales."""
     form: WeightFormat
     """As the graph tells it: a narrower width than its codes are stored in does not show."""
 
@@ -49,11 +54,13 @@ class WeightDq:
         `form`: the format it was written in, where that is known better than the graph tells.
         """
         form = form or self.form
-        zeros = None if self.zero_points is None else ir.array(self.zero_points).astype(np.uint8)
+        zeros = None
+        if self.zero_points is not None:
+            zeros = np.atleast_2d(ir.array(self.zero_points).astype(np.uint8))
         codes = ir.array(self.codes).astype(np.int16)
         if form.storage.signed:
             codes += form.middle
-        scales = ir.array(self.scales).astype(np.float32)
+        scales = np.atleast_2d(ir.array(self.scales).astype(np.float32))
         return QuantizedWeight(codes.astype(np.uint8), scales, zeros, form)
 
 
@@ -63,12 +70,19 @@ def weight_dq(tensor: Any, axis: int = 0) -> WeightDq | None:
     With `axis` 1, one that is stored transposed.
     """
     node = ir.producer(tensor, "DequantizeLinear")
-    if node is None or node.attrs.get("axis", 1) != axis or ir.attribute(node, "block_size", 0) < 1:
+    if node is None:
         return None
     codes, scales = node.inputs[0], node.inputs[1]
+    block = int(ir.attribute(node, "block_size", 0))
+    along = axis if block else 1 - axis
+    if block < 0 or int(ir.attribute(node, "axis", 1)) % 2 != along:
+        return None
     zeros = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     given = [codes, scales] + ([] if zeros is None else [zeros])
     if not all(map(ir.is_constant, given)) or len(codes.shape) != 2:
+        return None
+    shape = list(codes.shape)[along : along + 1]
+    if not block and any(list(each.shape) != shape for each in given[1:]):
         return None
     storage = storage_of(ir.elem_type(codes))
     # Unsigned codes without a zero point start at 0: not ours.
@@ -76,7 +90,7 @@ def weight_dq(tensor: Any, axis: int = 0) -> WeightDq | None:
         return None
     form = WeightFormat(
         bits=storage.bits,
-        group_size=int(ir.attribute(node, "block_size")),
+        group_size=block or None,
         symmetric=storage.signed,
     )
     return WeightDq(node, codes, scales, zeros, form)
@@ -95,6 +109,8 @@ class TableDq:
         stored = self.dequantized.load()
         if self.transposed:
             return stored
+        if stored.form.group_size is None:  # a scale a row, whichever way they lie
+            return replace(stored, codes=stored.codes.T)
         zeros = None if stored.zero_points is None else stored.zero_points.T
         return replace(stored, codes=stored.codes.T, scales=stored.scales.T, zero_points=zeros)
 
@@ -109,10 +125,12 @@ def table_dq(gather: gs.Node) -> TableDq | None:
     return None if found is None else TableDq(found, transposed)
 
 
+_ROWS = {"axis": {0, None}}
+_FLIPPED = op("Transpose", const("codes"), attrs={"perm": [1, 0]})
 _TABLE_ROWS = op(
     "DequantizeLinear",
-    op("Gather", either(op("Transpose", const("codes")), const("codes")), var("ids")),
-    op("Gather", either(op("Transpose", const("scales")), const("scales")), var("ids")),
+    op("Gather", either(_FLIPPED, const("codes")), var("ids"), attrs=_ROWS),
+    op("Unsqueeze", op("Gather", const("scales"), var("ids"), attrs=_ROWS), const(value=-1)),
 )
 
 
@@ -123,25 +141,19 @@ class TableRows:
     node: gs.Node
     """The DequantizeLinear."""
     codes: gs.Constant
+    """int8 [N, K], or [K, N]."""
     scales: gs.Constant
+    """[N]."""
     ids: Any
     transposed: bool
+    """Whether codes are [K, N]."""
 
-    def load(self) -> QuantizedWeight | None:
-        """The weight [K, N] whose columns are the table's rows, None where its codes are not
-        symmetric, in 8 bits and in groups."""
-        group_size = int(ir.attribute(self.node, "block_size", 0))
-        storage = storage_of(ir.elem_type(self.codes))
-        if storage is None or not storage.signed or group_size not in PACKED_GROUP_SIZES:
-            return None
-        form = WeightFormat(bits=storage.bits, group_size=group_size)
-        if form.narrow:
-            return None
-        values, steps = ir.array(self.codes), ir.array(self.scales)
-        if not self.transposed:
-            values, steps = values.T, steps.T
-        codes = (values.astype(np.int16) + storage.middle).astype(np.uint8)
-        return QuantizedWeight(codes, steps.astype(np.float32), None, form)
+    def load(self) -> QuantizedWeight:
+        """The weight [K, N] whose columns are the table's rows."""
+        values = ir.array(self.codes)
+        codes = ((values if self.transposed else values.T).astype(np.int16) + 128).astype(np.uint8)
+        scales = np.atleast_2d(ir.array(self.scales).astype(np.float32))
+        return QuantizedWeight(codes, scales, None, WeightFormat(bits=8))
 
 
 def table_rows(node: gs.Node) -> TableRows | None:
@@ -150,6 +162,13 @@ def table_rows(node: gs.Node) -> TableRows | None:
     if not isinstance(found, Match):
         return None
     transposed = any(each.op == "Transpose" for each in found.nodes)
+    codes, rows = found["codes"], [found["scales"].shape[0]]
+    int8 = ir.elem_type(codes) == onnx.TensorProto.INT8
+    if not int8 or len(codes.shape) != 2 or list(found["scales"].shape) != rows:
+        return None
+    channels, count = codes.shape if transposed else codes.shape[::-1]
+    if [count] != rows or int(ir.attribute(node, "block_size", 0)) < channels:
+        return None
     return TableRows(node, found["codes"], found["scales"], found["ids"], transposed)
 
 
@@ -228,8 +247,11 @@ def insert_dq(
     namer: ir.Namer,
     axis: int = 0,
 ) -> gs.Variable:
-    """Add the DequantizeLinear of the constants of a weight, which lie along `axis`."""
+    """Add the DequantizeLinear of the constants of a weight; `axis` is that of K."""
     shape = list(constants[0].shape)
+    attrs = {"axis": axis, "block_size": form.group_size}
+    if form.group_size is None:
+        attrs = {"axis": 1 - axis}
     output = gs.Variable(namer(f"{base}_dq"), np.dtype(np.float32), shape)
     ir.add_node(
         graph,
@@ -237,7 +259,7 @@ def insert_dq(
         namer(f"{base}_DequantizeLinear"),
         constants,
         [output],
-        attrs={"axis": axis, "block_size": form.group_size},
+        attrs=attrs,
     )
     return output
 
@@ -245,8 +267,12 @@ def insert_dq(
 def weight_constants(
     weight: QuantizedWeight, base: str, namer: Callable[[str], str]
 ) -> list[gs.Constant]:
-    """Codes, scales (float32) and, where asymmetric, zero points as Q/DQ initializers."""
+    """Codes, scales (float32) and, where asymmetric, zero points as Q/DQ initializers.
+
+    [K, N] and [G, N]; [N] where a column has one scale.
+    """
     storage = weight.form.storage
+    at = 0 if weight.form.group_size is None else slice(None)
 
     def stored(values: NDArray[np.uint8]) -> NDArray[Any]:
         if not storage.signed:
@@ -255,10 +281,10 @@ def weight_constants(
 
     constants = [
         ir.constant(namer(f"{base}_q{weight.form.bits}"), stored(weight.codes)),
-        ir.constant(namer(f"{base}_scale"), weight.scales.astype(np.float32)),
+        ir.constant(namer(f"{base}_scale"), weight.scales[at].astype(np.float32)),
     ]
     if weight.zero_points is not None:
-        constants.append(ir.constant(namer(f"{base}_zero"), stored(weight.zero_points)))
+        constants.append(ir.constant(namer(f"{base}_zero"), stored(weight.zero_points[at])))
     return constants
 
 

@@ -5,7 +5,7 @@
     output %y : float[batch, 4]
     init %w : int4[8, 4] = sha256:5f1c20aa min=-7 max=7 mean=0.25
     %y : float[batch, 4] = MatMul(%x, %w) {}  # node name
-    function ai.qcompiler.MatMulW4A8
+    function ai.qcompiler.LinearW4A8
 
 Nodes come in topological order and initializers in the order they are first read, so the text
 depends on the graph alone. `_` stands for an absent optional input or output.

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: formats, rounding, equalization scales, packing, references."""
+"""Pure functions on arrays: formats, rounding, equalization scales, layouts, references."""

@@ -6,7 +6,7 @@ leaves the error
     error² = mean over n of ‖(X - Q(X)) · W_n‖² / ‖Y_n - mean(Y_n)‖²
 
 the largest over the layers that read X. Q is what `insert-qdq` writes and the ops compute: one
-scale for everything, fixed beforehand, one a row, or one a group of a row.
+scale for everything, fixed beforehand, or one a row.
 
 ‖(X - Q(X)) · W‖ / ‖Y‖ would be simpler, and hides what matters. A few output channels with large
 values, or a large mean that every token has alike, make errors of the others look small: V behind
@@ -28,19 +28,15 @@ from qcompiler.numerics.bias import Double
 from qcompiler.numerics.reference import quantize_activations
 from qcompiler.numerics.scale_search import Float, judged_columns, sampled
 
-BY_COST = (Granularity.PER_TENSOR, Granularity.PER_TOKEN, Granularity.PER_GROUP)
-"""What is tried, the cheapest at run time first."""
-DYNAMIC = BY_COST[1:]
-"""Those whose scales are computed from the values they are for."""
 TOKENS = 1024
 """Rows of X that judge."""
 _CONSTANT = 1e-9  # an output that varies by less of its energy is constant, but for float32
 
 
 def activation_errors(
-    inputs: Sequence[NDArray[Any]], weights: Sequence[NDArray[Any]], group_size: int
+    inputs: Sequence[NDArray[Any]], weights: Sequence[NDArray[Any]]
 ) -> dict[Granularity, float] | None:
-    """The error of each granularity in BY_COST, per tensor with a static scale.
+    """The errors per tensor, with a static scale, and per token.
 
     `inputs` are the samples of X, at least one, [..., K] each; `weights` are [K, N_i]. Some of the
     tokens in the last quarter of the inputs judge. The static range is that of the other inputs,
@@ -60,54 +56,35 @@ def activation_errors(
     judges = [judge for judge in (_judge(x, judged_columns(w)) for w in weights) if judge]
     if not judges:
         return None
-    channels = x.shape[1]
-    blocks = {
-        Granularity.PER_TOKEN: channels,
-        Granularity.PER_GROUP: min(group_size, channels),
-    }
-    errors = {Granularity.PER_TENSOR: np.inf}
+    static = np.inf
     if peak > 0.0:
-        static = quantize_activations(x, channels, peak / 127.0).dequantized()
-        errors[Granularity.PER_TENSOR] = _error(x, static, judges)
-    for each, block in blocks.items():
-        errors[each] = _error(x, quantize_activations(x, block).dequantized(), judges)
-    return errors
+        static = _error(x, quantize_activations(x, peak / 127.0).dequantized(), judges)
+    by_token = _error(x, quantize_activations(x).dequantized(), judges)
+    return {Granularity.PER_TENSOR: static, Granularity.PER_TOKEN: by_token}
 
 
 def cheapest(errors: Mapping[Granularity, float], tolerance: float) -> Granularity:
-    """The first granularity within `tolerance`, or the more exact of the dynamic ones.
+    """Per tensor where that leaves no more than `tolerance`, else per token.
 
-    `errors` as `activation_errors` gives them. Where none is good enough, a static scale is no
-    choice, whatever its error: it alone may meet values far out of its range later.
+    `errors` as `activation_errors` gives them. Where neither is good enough, a static scale is no
+    choice, even if its error is the smaller: it alone may meet values far out of its range later.
     """
-    good = [each for each in BY_COST if errors[each] <= tolerance]
-    return good[0] if good else min(DYNAMIC, key=lambda each: errors[each])
+    if errors[Granularity.PER_TENSOR] <= tolerance:
+        return Granularity.PER_TENSOR
+    return Granularity.PER_TOKEN
 
 
-def activation_losses(
-    x: NDArray[Any], weights: Sequence[NDArray[Any]], group_sizes: Sequence[int]
-) -> dict[tuple[Granularity, int], float]:
+def activation_loss(x: NDArray[Any], weights: Sequence[NDArray[Any]]) -> float:
     """What rounding the rows of X [T, K] adds to the outputs: the mean over t of ‖(x - Q(x)) · W‖².
 
-    One for each pair of a granularity in DYNAMIC and a group size; the first is the same for all.
-    `weights` are [K, N_i]; a sample of columns stands for all.
+    With one scale a row. `weights` are [K, N_i]; a sample of columns stands for all.
     """
-    judged = [(judged_columns(w), w.shape[1]) for w in weights]
-
-    def loss(block: int) -> float:
-        lost = x - quantize_activations(x, block).dequantized()
-        total = 0.0
-        for columns, count in judged:
-            total += float(_energies(lost @ columns).sum()) * count / columns.shape[1]
-        return total / len(x)
-
-    channels = x.shape[1]
-    whole = loss(channels)
-    found: dict[tuple[Granularity, int], float] = {}
-    for size in dict.fromkeys(group_sizes):
-        found[Granularity.PER_TOKEN, size] = whole
-        found[Granularity.PER_GROUP, size] = whole if size >= channels else loss(size)
-    return found
+    lost = x - quantize_activations(x).dequantized()
+    total = 0.0
+    for weight in weights:
+        columns = judged_columns(weight)
+        total += float(_energies(lost @ columns).sum()) * weight.shape[1] / columns.shape[1]
+    return total / len(x)
 
 
 def _peak(inputs: Sequence[NDArray[Any]]) -> float:

@@ -61,6 +61,7 @@ def _swept(
     """Codes after some sweeps over the channels `alive`; `gradient` is used up."""
     least, greatest = old.limits()
     scales = old.spread(old.scales.astype(np.float64))
+    size = old.block
     codes = old.codes.astype(np.float64)
     for _ in range(sweeps):
         for start in range(0, len(alive), BLOCK):
@@ -71,7 +72,7 @@ def _swept(
             moved = np.zeros_like(near)
             for i, k in enumerate(block):
                 wanted = codes[k] + near[i] / (within[i, i] * scales[k])
-                group = k // old.form.group_size
+                group = k // size
                 code = np.clip(np.rint(wanted), least[group], greatest[group])
                 changed = np.flatnonzero(code != codes[k])
                 if changed.size:

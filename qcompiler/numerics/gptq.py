@@ -173,7 +173,7 @@ def gptq(
     push: Double | None = None
     if alpha and drift is not None:
         push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
-    group = order // start.form.group_size
+    group = order // start.block
     codes = np.empty_like(start.codes)
     step = max(1, COLUMNS // rows)
     for first in range(0, columns, step):

@@ -22,6 +22,7 @@ from qcompiler.numerics.planes import (
     MOST_ROWS,
     WIDTHS,
     PlaneMatrix,
+    ceil_div,
     farthest,
     most_multiple,
 )
@@ -53,14 +54,12 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     if found.bits == 8:
         values = found.codes - weight.spread(found.zero_points)
         return PlaneMatrix.of_int8(values.view(np.int8), found.units)
-    return PlaneMatrix.pack(
-        found.codes,
-        found.zero_points,
-        found.multiples,
-        found.units,
-        bits=found.bits,
-        group_size=weight.form.group_size,
-    )
+    groups, size = (found.zero_points, found.multiples), weight.form.group_size
+    if size is None:  # any groups will do
+        size = GROUP_SIZES[-1]
+        count = ceil_div(len(found.codes), size)
+        groups = tuple(np.repeat(each, count, axis=0) for each in groups)
+    return PlaneMatrix.pack(found.codes, *groups, found.units, bits=found.bits, group_size=size)
 
 
 def planes_width(weight: QuantizedWeight) -> int | None:
@@ -71,7 +70,7 @@ def planes_width(weight: QuantizedWeight) -> int | None:
 
 def _integers(weight: QuantizedWeight) -> _Integers | None:
     form = weight.form
-    grouped = form.group_size in GROUP_SIZES
+    grouped = form.group_size is None or form.group_size in GROUP_SIZES
     held = form.bits == 8 or (grouped and form.bits in WIDTHS)
     if not held or weight.codes.size == 0 or weight.codes.shape[0] > MOST_ROWS:
         return None
@@ -83,7 +82,7 @@ def _integers(weight: QuantizedWeight) -> _Integers | None:
     middle = np.uint8(form.middle)
     zeros = mirror ^ (middle if weight.zero_points is None else weight.zero_points)
     codes = weight.codes ^ weight.spread(mirror)  # top is all ones: top - code
-    if (farthest(codes, zeros, form.group_size) * multiples).max() > 127:
+    if (farthest(codes, zeros, weight.block) * multiples).max() > 127:
         return None
     least = min(codes.min(), zeros.min())
     most, multiple = max(codes.max(), zeros.max()) - least, multiples.max()

@@ -10,22 +10,43 @@ from numpy.typing import NDArray
 
 from qcompiler.numerics.rounding import QuantizedWeight
 
+_BLOCKS = (128, 64, 32)
+
+
+def in_blocks(weight: QuantizedWeight) -> QuantizedWeight:
+    """A weight whose columns have one scale in blocks of that scale, as the op has no other.
+
+    The longest blocks that divide K, if any do.
+    """
+    if weight.form.group_size is not None:
+        return weight
+    rows = len(weight.codes)
+    size = next((each for each in _BLOCKS if rows % each == 0), _BLOCKS[-1])
+    groups = -(-rows // size)
+    zeros = weight.zero_points
+    return QuantizedWeight(
+        weight.codes,
+        np.repeat(weight.scales, groups, axis=0),
+        None if zeros is None else np.repeat(zeros, groups, axis=0),
+        replace(weight.form, group_size=size),
+    )
+
 
 def pack(weight: QuantizedWeight) -> list[NDArray[Any]]:
     """B [N, G, group·bits/8], scales float32 [N, G] and, where asymmetric, zero points
-    [N, ceil(G·bits/8)], of 2, 4 or 8 bits.
+    [N, ceil(G·bits/8)], of a weight of 2, 4 or 8 bits.
 
     Codes lie along K, the first of a byte in its low bits; rows past K hold the zero point, so
     that they decode to 0.
     """
     form = weight.form
     rows, columns = weight.codes.shape
-    groups = form.groups(rows)
-    codes = np.full((groups * form.group_size, columns), form.middle, np.uint8)
+    groups, block = form.groups(rows), weight.block
+    codes = np.full((groups * block, columns), form.middle, np.uint8)
     codes[:rows] = weight.codes
-    if weight.zero_points is not None and groups * form.group_size != rows:
+    if weight.zero_points is not None and groups * block != rows:
         codes[rows:] = weight.zero_points[-1]
-    by_column = np.ascontiguousarray(codes.T).reshape(columns, groups, form.group_size)
+    by_column = np.ascontiguousarray(codes.T).reshape(columns, groups, block)
     scales = np.ascontiguousarray(weight.scales.T.astype(np.float32))
     arrays = [_together(by_column, form.bits), scales]
     if weight.zero_points is not None:

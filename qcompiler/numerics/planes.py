@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.packing import BLOCK_BYTES, PANEL, ceil_div
-
 U8Array = NDArray[np.uint8]
 
+PANEL = 16
+"""Columns in a panel."""
+BLOCK_BYTES = 64
+"""Bytes in a block: a dword for each column of the panel."""
 STRIP = 32
 """Values of k in a strip."""
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -36,6 +38,11 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 """Values of k that may share a zero point and a multiple."""
 MOST_ROWS = 1 << 17
 """K at most: the sum of so many products of two int8 is an int32."""
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b`` rounded up, for positive integers."""
+    return -(-a // b)
 
 
 def planes(bits: int) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ from qcompiler.numerics.planes import most_multiple
 Float = NDArray[np.float32]
 
 _BITS = 7  # significant bits of s1
-_LEAST = -100  # s1 is a normal float32, and a multiple of this power of two
+LEAST = np.float32(2.0**-100)
+"""The least scale of a column: a normal float32, and so are its products."""
 
 
 def protected(bits: int) -> int:
@@ -36,7 +37,7 @@ def protected(bits: int) -> int:
 def units(weight: NDArray[Any], bits: int) -> Float:
     """s1 of the columns of a K × N weight, [N]: max|w| / `protected`, rounded up; 1 for zeros."""
     wanted = np.abs(weight).max(axis=0, initial=0.0).astype(np.float64) / protected(bits)
-    wanted = np.where(wanted > 0.0, np.maximum(wanted, 2.0**_LEAST), 1.0)
+    wanted = np.where(wanted > 0.0, np.maximum(wanted, LEAST), 1.0)
     # wanted = f · 2^e with 0.5 ≤ f < 1: an integer of `_BITS` bits times 2^(e - `_BITS`).
     last = np.exp2(np.frexp(wanted)[1] - _BITS)
     return (np.ceil(wanted / last) * last).astype(np.float32)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qcompiler.numerics.packing import PackedMatrix, ceil_div
 from qcompiler.numerics.planes import PlaneMatrix
 
 F32Array = npt.NDArray[np.float32]
@@ -22,85 +21,38 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class QuantizedActivations:
-    """Rows of X as int8 codes: x ≈ code · scale of its block.
+    """Rows of X as int8 codes: x ≈ code · scale of its row.
 
-    codes: int8 [M, K] in -127 .. 127. scales: float32 [M, ceil(K / block)]. A row that held a
-    non-finite value has codes 0 and scales NaN.
+    codes: int8 [M, K] in -127 .. 127. scales: float32 [M, 1]. A row that held a non-finite value
+    has codes 0 and scale NaN.
     """
 
     codes: npt.NDArray[np.int8]
     scales: F32Array
-    block: int
 
     def dequantized(self) -> F32Array:
         """float32 [M, K]."""
-        k = self.codes.shape[1]
-        return self.codes * np.repeat(self.scales, self.block, axis=1)[:, :k]
+        return self.codes * self.scales
 
 
-def quantize_activations(X: Array, block: int, scale: float | None = None) -> QuantizedActivations:
+def quantize_activations(X: Array, scale: float | None = None) -> QuantizedActivations:
     """Symmetric int8 quantization of the rows of X, float [M, K].
 
-    Dynamic (`scale` None): one scale for each row and `block` values, max(|x|) / 127, or 1 where
-    that is 0. Static: `scale` everywhere. Codes are clip(round_half_even(x / scale), ±127), with
-    float32 division as ONNX QuantizeLinear does it.
+    Dynamic (`scale` None): one scale for each row, max(|x|) / 127, or 1 where that is 0. Static:
+    `scale` everywhere. Codes are clip(round_half_even(x / scale), ±127), with float32 division as
+    ONNX QuantizeLinear does it.
     """
     x = X.astype(np.float32)
-    m, k = x.shape
-    blocks = ceil_div(k, block)
     finite = np.all(np.isfinite(x), axis=1, keepdims=True)
-    blocked = np.zeros((m, blocks * block), dtype=np.float32)
-    blocked[:, :k] = np.where(finite, x, np.float32(0))
-    blocked = blocked.reshape(m * blocks, block)
+    rows = np.where(finite, x, np.float32(0))
     if scale is None:
-        scales = (np.abs(blocked).max(axis=1) / np.float32(127)).astype(np.float32)
+        scales = (np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float32)
         scales[scales == 0] = 1
     else:
-        scales = np.full(m * blocks, scale, dtype=np.float32)
+        scales = np.full((len(rows), 1), scale, dtype=np.float32)
     with np.errstate(over="ignore"):  # an infinite quotient clips like any other
-        codes = np.clip(np.rint(blocked / scales[:, None]), -127, 127).astype(np.int8)
-    row_scales = np.where(finite, scales.reshape(m, blocks), np.float32(np.nan))
-    return QuantizedActivations(codes.reshape(m, blocks * block)[:, :k], row_scales, block)
-
-
-def integer_dots(codes: npt.NDArray[np.int8], w: PackedMatrix) -> npt.NDArray[np.int64]:
-    """The exact sums of code · (weight code - zero point) in each group: int64 [M, G, N]."""
-    m, k = codes.shape
-    size = w.form.group_size
-    q = np.zeros((m, w.groups * size), dtype=np.float64)
-    q[:, :k] = codes
-    centered = np.zeros((w.groups * size, w.N), dtype=np.float64)
-    centered[:k] = w.centered()
-    dots = np.matmul(  # float64 holds these integers exactly, and runs on BLAS
-        q.reshape(m, w.groups, size).transpose(1, 0, 2),
-        centered.reshape(w.groups, size, w.N),
-    )
-    return dots.transpose(1, 0, 2).astype(np.int64)
-
-
-def matmul_a8(X: Array, w: PackedMatrix, bias: F32Array, *, activation_block: int) -> F32Array:
-    """``MatMulW4A8`` and ``MatMulW8A8`` before the split: X [..., K] -> float32 [..., N].
-
-    activation_block is K (a scale a row) or the group size (a scale a row and group); else
-    ValueError. bias: float32 [N] or [1].
-    """
-    size = w.form.group_size
-    if activation_block not in (w.K, size):
-        raise ValueError(f"activation_block must be K={w.K} or group_size={size}")
-    return _matmul(X, quantize_activations(_rows(X), activation_block), w, bias)
-
-
-def matmul_a8_static(X: Array, w: PackedMatrix, bias: F32Array, *, x_scale: float) -> F32Array:
-    """``MatMulW4A8Static`` and ``MatMulW8A8Static`` before the split: [..., K] -> [..., N]."""
-    return _matmul(X, quantize_activations(_rows(X), w.K, x_scale), w, bias)
-
-
-def gather(ids: npt.NDArray[np.integer], w: PackedMatrix) -> F32Array:
-    """``GatherW4`` and ``GatherW8``: dequantized columns `ids` of the matrix, [ids.shape..., K].
-
-    Raises IndexError for an id outside -N .. N-1.
-    """
-    return w.dequantized().T[ids]
+        codes = np.clip(np.rint(rows / scales), -127, 127).astype(np.int8)
+    return QuantizedActivations(codes, np.where(finite, scales, np.float32(np.nan)))
 
 
 def linear_a8(
@@ -110,7 +62,7 @@ def linear_a8(
 
     Before the split and the cast to X's type. bias: float32 [N] or [1].
     """
-    a = quantize_activations(_rows(X), w.K, x_scale)
+    a = quantize_activations(_rows(X), x_scale)
     y = integer_product(a.codes, w).astype(np.float32) * w.scales * a.scales + bias
     return y.reshape(*X.shape[:-1], w.N)
 
@@ -245,10 +197,3 @@ def gelu(X: F32Array, *, by_tanh: bool = False) -> F32Array:
 def _rows(X: Array) -> Array:
     k = X.shape[-1]
     return X.reshape(X.size // k, k)
-
-
-def _matmul(X: Array, a: QuantizedActivations, w: PackedMatrix, bias: F32Array) -> F32Array:
-    dots = integer_dots(a.codes, w)
-    x_scales = np.broadcast_to(a.scales, (len(dots), w.groups)).astype(np.float64)
-    y = np.einsum("mgn,gn,mg->mn", dots, w.group_scales(), x_scales, optimize=True) + bias
-    return y.astype(np.float32).reshape(*X.shape[:-1], w.N)

@@ -3,7 +3,7 @@
 A weight is a K × N matrix (input channels × output channels). Groups of `group_size`
 consecutive input channels of one column share a scale, and a zero point where the format is
 asymmetric: w ≈ (code - zero_point) · scale. The last group may be short. Scales are small multiples
-of one number a column (`progressive`), or for 8 bits any float16.
+of one number a column (`progressive`), or for 8 bits that number itself.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.formats import WeightFormat
-from qcompiler.numerics.progressive import code_reach, snapped, units
+from qcompiler.numerics.progressive import LEAST, code_reach, snapped, units
 
 Float = NDArray[np.float32]
 Search = Literal["none", "mse", "output"]
 
 _CHUNK = 4 << 20  # elements of a weight worked on at a time: bounds the temporaries
-_COARSE = 2.0**-20  # below, a float16 has fewer than five significant bits
 _WIDE_SHRINKS = np.array([1.0, 0.95])
-_SCALE_MIN = np.float32(2.0**-24)  # least positive float16
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,14 @@ class QuantizedWeight:
     reach: NDArray[np.uint8] | None = None
     """[G, N]: how far a code may lie from its zero point; None: as far as its bits go."""
 
+    @property
+    def block(self) -> int:
+        """Input channels of a group."""
+        return self.form.block(len(self.codes))
+
     def spread(self, groups: NDArray[Any]) -> NDArray[Any]:
         """What is said of each group [G, n] for each of its channels [K, n]."""
-        return np.repeat(groups, self.form.group_size, axis=0)[: self.codes.shape[0]]
+        return np.repeat(groups, self.block, axis=0)[: len(self.codes)]
 
     def dequantize(self) -> Float:
         """The K × N matrix the codes stand for, float32."""
@@ -122,32 +125,25 @@ def quantize_weight(
     channel k by `importance[k]` (E[x_k²], length K), which is the diagonal of the layer's
     output error. Scales are rounded before the codes are chosen, so the stored weight is exactly
     the one that was judged: to small multiples of one number a column, so that
-    (code - zero_point) · multiple is an int8 value, which `reach` keeps so; of 8 bits to float16.
+    (code - zero_point) · multiple is an int8 value in -127 .. 127, which `reach` keeps so.
     Deterministic.
 
-    ValueError for a weight that is not two-dimensional or finite, or for scales that their type
-    can't hold.
+    ValueError for a weight that is not two-dimensional or finite.
     """
     if weight.ndim != 2:
         raise ValueError(f"a weight has two dimensions, not {weight.ndim}")
     rows, columns = weight.shape
-    groups, size = form.groups(rows), form.group_size
+    groups, size = form.groups(rows), form.block(rows)
     made = _empty(rows, columns, form)
     error_weight = _error_weight(rows, form, importance if search == "output" else None)
-    peak = 0.0
     step = max(1, _CHUNK // max(1, groups * size))
     for start in range(0, columns, step):
         block = np.zeros((groups * size, min(step, columns - start)), np.float32)
         block[:rows] = weight[:, start : start + step]
         if not np.isfinite(block).all():
             raise ValueError("the weight holds NaN or infinity")
-        peak = max(peak, float(np.abs(block).max()))
         part = made.columns(slice(start, start + block.shape[1]))
         _fill(part, block, search, error_weight)
-    if not np.isfinite(made.scales).all():
-        raise ValueError(f"a group's scale is beyond float16 (weights as large as {peak:.0e})")
-    if not form.narrow and 0.0 < peak < _COARSE * form.top:
-        raise ValueError(f"no weight is above {peak:.0e}: too small for float16 scales")
     return made
 
 
@@ -159,13 +155,13 @@ def _empty(rows: int, columns: int, form: WeightFormat) -> QuantizedWeight:
         np.empty(shape, np.float32),
         None if form.symmetric else np.empty(shape, np.uint8),
         form,
-        np.empty(shape, np.uint8) if form.narrow else None,
+        np.empty(shape, np.uint8),
     )
 
 
 def _error_weight(rows: int, form: WeightFormat, importance: NDArray[Any] | None) -> Float:
     """How much the squared error of each channel counts, [G, group, 1]; nothing beyond `rows`."""
-    groups, size = form.groups(rows), form.group_size
+    groups, size = form.groups(rows), form.block(rows)
     counts = np.zeros((groups * size, 1), np.float32)
     counts[:rows] = 1.0
     if importance is not None:
@@ -177,33 +173,27 @@ def _error_weight(rows: int, form: WeightFormat, importance: NDArray[Any] | None
 def _fill(part: QuantizedWeight, block: Float, search: Search, error_weight: Float) -> None:
     """Quantize `block`, some columns of a weight with the last group padded by zeros."""
     form, rows = part.form, part.codes.shape[0]
-    grouped = block.reshape(part.scales.shape[0], form.group_size, -1)
+    grouped = block.reshape(part.scales.shape[0], form.block(rows), -1)
     unit = units(block, form.bits) if form.narrow else None
     storable = _storable(unit, form)
-    with np.errstate(over="ignore", invalid="ignore"):  # such scales are refused afterwards
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of huge weights
         if part.zero_points is None:
             q, scale = _symmetric(grouped, form, search, error_weight, storable)
         else:
             q, scale, zero = _asymmetric(grouped, form, search, error_weight, storable)
             part.zero_points[:] = zero[:, 0]
-        if part.reach is not None and unit is not None:
-            part.reach[:] = code_reach(scale[:, 0], unit)
+    if part.reach is not None:
+        part.reach[:] = code_reach(scale[:, 0], scale[:, 0] if unit is None else unit)
     part.codes[:] = q.reshape(len(block), -1)[:rows]
     part.scales[:] = scale[:, 0]
 
 
 def _storable(unit: Float | None, form: WeightFormat) -> Callable[[Float], Float]:
-    """What turns scales into those stored: multiples of `unit` [n] where given, else float16."""
-    if unit is None:
-        return _half
-    return lambda scale: snapped(scale, unit, form.bits)
-
-
-def _half(scale: Float) -> Float:
-    """Scales as float16 can hold them; never zero, so that division is safe."""
-    with np.errstate(over="ignore"):
-        half = scale.astype(np.float16).astype(np.float32)
-    return np.where(np.abs(half) < _SCALE_MIN, _SCALE_MIN, half)
+    """What turns scales into those stored: multiples of `unit` [n] where given, else any normal
+    float32, and 1 for zeros."""
+    if unit is not None:
+        return lambda scale: snapped(scale, unit, form.bits)
+    return lambda scale: np.where(scale > 0.0, np.maximum(scale, LEAST), np.float32(1.0))
 
 
 def _symmetric(
@@ -215,19 +205,21 @@ def _symmetric(
 ) -> tuple[NDArray[np.uint8], Float]:
     """Codes and storable scales of [G, group, n] weights around the middle code."""
     middle = form.middle
+    least = -middle if form.narrow else 1 - middle  # -128 is no weight of the integer form
     peak = np.abs(grouped).max(axis=1, keepdims=True)
     candidates = [peak / (middle - 1)]
     if search != "none":
-        signed = np.where(grouped.max(axis=1, keepdims=True) >= peak, -1.0, 1.0)
-        full = (signed * peak / middle).astype(np.float32)
         shrinks = np.arange(1.0, 0.69, -0.04) if form.narrow else _WIDE_SHRINKS
         candidates += [candidates[0] * np.float32(s) for s in shrinks[1:]]
+    if search != "none" and form.narrow:
+        signed = np.where(grouped.max(axis=1, keepdims=True) >= peak, -1.0, 1.0)
+        full = (signed * peak / middle).astype(np.float32)
         candidates += [full * np.float32(s) for s in shrinks]
     best_error: Float | None = None
     best_scale = storable(candidates[0])
     for candidate in candidates if len(candidates) > 1 else []:
         scale = storable(candidate)
-        q = np.clip(np.rint(grouped / scale), -middle, middle - 1)
+        q = np.clip(np.rint(grouped / scale), least, middle - 1)
         error = np.sum(np.square(q * scale - grouped) * error_weight, axis=1, keepdims=True)
         if best_error is None:
             best_error = error
@@ -235,7 +227,7 @@ def _symmetric(
             better = error < best_error
             best_scale = np.where(better, scale, best_scale)
             best_error = np.where(better, error, best_error)
-    q = np.clip(np.rint(grouped / best_scale), -middle, middle - 1)
+    q = np.clip(np.rint(grouped / best_scale), least, middle - 1)
     return (q + middle).astype(np.uint8), best_scale
 
 

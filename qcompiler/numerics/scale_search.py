@@ -114,33 +114,22 @@ def judged_columns(weight: NDArray[Any], most: int | None = None) -> Float:
     return np.asarray(weight[:, :: -(-weight.shape[1] // (most or COLUMNS))], np.float32)
 
 
-def rounded_activations(x: Float, granularity: Granularity, group_size: int) -> Float:
+def rounded_activations(x: Float, granularity: Granularity) -> Float:
     """X [T, K] rounded to int8, with the scales `insert-qdq` would give it.
 
-    One scale a tensor (from the sample), a row, or a group of a row.
+    One scale a tensor (from the sample), or a row.
     """
     if granularity is Granularity.NONE:
         return x
-    if granularity is Granularity.PER_GROUP and x.shape[1] > group_size:
-        tokens, channels = x.shape
-        padded = np.zeros((tokens, -(-channels // group_size) * group_size), np.float32)
-        padded[:, :channels] = x
-        groups = padded.reshape(-1, group_size)
-        return _int8(groups, np.abs(groups).max(axis=1, keepdims=True)).reshape(tokens, -1)[
-            :, :channels
-        ]
     axis = None if granularity is Granularity.PER_TENSOR else 1
-    return _int8(x, np.abs(x).max(axis=axis, keepdims=True))
+    peak = np.abs(x).max(axis=axis, keepdims=True)
+    scale = np.where(peak > 0.0, peak / np.float32(127.0), np.float32(1.0))
+    return np.rint(x / scale) * scale
 
 
 def rounded_weight(weight: Float, form: WeightFormat | None) -> Float:
     """A weight [K, N] as its codes stand for it."""
     return weight if form is None else quantize_weight(weight, form).dequantize()
-
-
-def _int8(values: Float, peak: Float) -> Float:
-    scale = np.where(peak > 0.0, peak / np.float32(127.0), np.float32(1.0))
-    return np.rint(values / scale) * scale
 
 
 def output_errors(
@@ -151,7 +140,6 @@ def output_errors(
     `x` [T, K], `weights` [K, N_i] each. A scale whose weights can't be quantized has error inf.
     """
     form = rounding.weights
-    size = x.shape[1] if form is None else form.group_size
     errors = np.zeros(len(scales))
     counted = 0
     for weight in weights:
@@ -167,7 +155,7 @@ def output_errors(
             except ValueError:
                 errors[index] = np.inf
                 continue
-            given = rounded_activations(x / scale, rounding.activations, size)
+            given = rounded_activations(x / scale, rounding.activations)
             errors[index] += _energy(given @ quantized - true) / signal
     return [float(np.sqrt(error / max(counted, 1))) for error in errors]
 

@@ -12,84 +12,57 @@ from functools import partial
 
 import onnx
 
-from qcompiler.formats import PACKED_WIDTHS
 from qcompiler.numerics import planes
 from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
 from qcompiler.ops.attention import HEAD_STEP, attention_function, multi_head_attention_function
 from qcompiler.ops.embedding import embedding_function
-from qcompiler.ops.gather import gather_function
 from qcompiler.ops.linear import linear_function
-from qcompiler.ops.matmul import matmul_function
 from qcompiler.ops.norm import norm_function
 
 OPSET_VERSION = 1
 """Version of the domain, for a model's opset imports."""
 
-LAYOUT = 1
-"""The packed layout of the MatMul and Gather ops."""
+LAYOUT = 2
+"""The packed layout of the Linear and Embedding ops (`qcompiler.numerics.planes`)."""
 
-WIDTHS = PACKED_WIDTHS
-"""Bits of the weights that there are MatMul and Gather ops for."""
-
-LINEAR_LAYOUT = 2
-"""The packed layout of the Linear and Embedding ops."""
-
-LINEAR_WIDTHS = planes.WIDTHS
+WIDTHS = planes.WIDTHS
 """Bits of the weights that there are Linear and Embedding ops for."""
 
 
-def matmul_op(bits: int, *, static: bool = False) -> str:
-    """The op of a layer with weights of `bits` bits; `static`: with a constant activation scale."""
-    return f"MatMulW{bits}A8{'Static' if static else ''}"
-
-
-def gather_op(bits: int) -> str:
-    """The op that looks rows up in a table of `bits` bits."""
-    return f"GatherW{bits}"
-
-
 def linear_op(bits: int, *, static: bool = False) -> str:
-    """The op of a layer in the integer form; `static`: with a constant activation scale."""
+    """The op of a layer with weights of `bits` bits; `static`: with a constant activation scale."""
     return f"LinearW{bits}A8{'Static' if static else ''}"
 
 
 def embedding_op(bits: int) -> str:
-    """The op that looks rows up in a table in the integer form."""
+    """The op that looks rows up in a table of `bits` bits."""
     return f"EmbeddingW{bits}"
 
 
 def width_of(op_type: str) -> int | None:
     """Bits of the weights an op reads, None for ops without quantized weights."""
-    found = re.match(r"(?:MatMul|Gather|Linear|Embedding)W(\d+)", op_type)
+    found = re.match(r"(?:Linear|Embedding)W(\d+)", op_type)
     return None if found is None else int(found[1])
 
 
 def is_static(op_type: str) -> bool:
     """Whether an op of a layer has a constant activation scale."""
-    static = {matmul_op(bits, static=True) for bits in WIDTHS}
-    return op_type in static | {linear_op(bits, static=True) for bits in LINEAR_WIDTHS}
+    return op_type in {linear_op(bits, static=True) for bits in WIDTHS}
 
 
 def is_look_up(op_type: str) -> bool:
     """Whether an op looks up rows of a table."""
-    tables = {gather_op(bits) for bits in WIDTHS}
-    return op_type in tables | {embedding_op(bits) for bits in LINEAR_WIDTHS}
+    return op_type in {embedding_op(bits) for bits in WIDTHS}
 
 
 _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     **{
-        matmul_op(bits, static=static): partial(matmul_function, bits=bits, static=static)
+        linear_op(bits, static=static): partial(linear_function, bits=bits, static=static)
         for bits in WIDTHS
         for static in (False, True)
     },
-    **{gather_op(bits): partial(gather_function, bits=bits) for bits in WIDTHS},
-    **{
-        linear_op(bits, static=static): partial(linear_function, bits=bits, static=static)
-        for bits in LINEAR_WIDTHS
-        for static in (False, True)
-    },
-    **{embedding_op(bits): partial(embedding_function, bits=bits) for bits in LINEAR_WIDTHS},
+    **{embedding_op(bits): partial(embedding_function, bits=bits) for bits in WIDTHS},
     "GroupQueryAttention": attention_function,
     "MultiHeadAttention": multi_head_attention_function,
     "SwiGLU": swiglu_function,
@@ -117,18 +90,14 @@ __all__ = [
     "DOMAIN",
     "HEAD_STEP",
     "LAYOUT",
-    "LINEAR_LAYOUT",
-    "LINEAR_WIDTHS",
     "ONNX_OPSET",
     "OPSET_VERSION",
     "OP_TYPES",
     "WIDTHS",
     "embedding_op",
     "function",
-    "gather_op",
     "is_look_up",
     "is_static",
     "linear_op",
-    "matmul_op",
     "width_of",
 ]
