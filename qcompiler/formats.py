@@ -142,7 +142,7 @@ class WeightFormat:
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """The format that `str` writes, of those that are planned. ValueError for anything else."""
-        found = re.fullmatch(r"int(\d)(?: g(\d{1,9}))? (a?)sym", text, re.ASCII)
+        found = re.fullmatch(r"int(\d)(?: g([1-9]\d{0,8}))? (a?)sym", text, re.ASCII)
         if found is None:
             raise ValueError(f"'{text}' is no weight format such as 'int4 g64 asym' or 'int8 sym'")
         bits, group, symmetric = int(found[1]), found[2], not found[3]

@@ -56,7 +56,6 @@ NOISE_DB = {
         ROTATED_TABLE, (11.5, 15.6, 16.9), (27.6, 35.1, 39.3)
     ),
     "fptq on ort-custom": FPTQ,
-    "per group on ort-custom": after(TABLE, (7.7, 11.4, 15.5), (24.0, 30.8, 40.8)),
     "measured on ort-custom": after(TABLE, (7.7, 11.4, 15.5), (22.9, 28.5, 31.4)),
     "smoothquant on qdq": after(TABLE, (8.7, 13.5, 15.5), (30.4, 35.7, 39.4)),
     "smoothquant+ on ort-custom": after(TABLE, (8.8, 12.9, 15.5), (28.4, 34.6, 39.4)),

@@ -45,7 +45,6 @@ PIPELINES = {
     "w4a8-fast on ort-custom": ("w4a8-fast", "ort-custom", ()),
     "w4a8-fast on ort-custom, rotated": ("w4a8-fast", "ort-custom", (), ROTATION),
     "fptq on ort-custom": ("fptq", "ort-custom", ()),
-    "per group on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=per-group",)),
     "measured on ort-custom": ("rtn", "ort-custom", ("plan-activations.policy=measured",)),
     "smoothquant on qdq": ("smoothquant", "qdq", ()),
     "smoothquant+ on ort-custom": ("smoothquant+", "ort-custom", ()),

@@ -12,7 +12,7 @@ from stock_runtime import inner_values
 from qcompiler import ir
 from qcompiler.analysis.activation_qdq import before_rounding
 from qcompiler.analysis.layers import find_layers
-from qcompiler.analysis.qdq import weight_dq
+from qcompiler.analysis.qdq import quantized_layer, weight_dq
 from qcompiler.calibration.supply import FeedData
 from qcompiler.errors import RecipeError
 from qcompiler.instruments import VerifyInstrument
@@ -48,7 +48,9 @@ def output_error(graph, source, layers: list[str], batches: list[dict[str, np.nd
     """How far layers behind one norm are from the float model's, activations not rounded."""
     nodes = {node.name: node for node in graph.nodes}
     linears = {linear.name: linear for linear in find_layers(source)[0]}
-    x = before_rounding(nodes[layers[0]].inputs[0]).name
+    first = quantized_layer(graph, nodes[layers[0]])
+    assert first is not None
+    x = before_rounding(first).name
     rounded = values(graph, [x], batches)[0].astype(np.float64)
     true = values(source, [linears[layers[0]].x.name], batches)[0].astype(np.float64)
     noise = signal = 0.0

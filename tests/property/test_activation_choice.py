@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from qcompiler.formats import Granularity
 from qcompiler.numerics import activation_choice, scale_search
 from qcompiler.numerics.activation_choice import (
-    BY_COST,
     activation_errors,
-    activation_losses,
+    activation_loss,
     cheapest,
 )
 from qcompiler.numerics.scale_search import rounded_activations
@@ -32,35 +31,31 @@ def relative(x, rounded, weights):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**31), st.integers(2, 9), st.sampled_from([16, 32, 64, 128]))
-def test_errors_are_those_of_the_rounded_layers_on_the_last_quarter(seed, samples, group):
+@given(st.integers(0, 2**31), st.integers(2, 9))
+def test_errors_are_those_of_the_rounded_layers_on_the_last_quarter(seed, samples):
     inputs, weights = problem(seed, samples)
-    found = activation_errors(inputs, weights, group)
-    assert tuple(found) == BY_COST
+    found = activation_errors(inputs, weights)
+    assert tuple(found) == (Granularity.PER_TENSOR, Granularity.PER_TOKEN)
     judged = max(1, samples // 4)
     x = np.concatenate([each[0] for each in inputs[-judged:]])
     scale = max(np.abs(each).max() for each in inputs[:-judged]) / np.float32(127)
     static = np.clip(np.rint(x / scale), -127, 127) * scale
     assert found[Granularity.PER_TENSOR] == pytest.approx(relative(x, static, weights), rel=1e-3)
-    for name in BY_COST[1:]:
-        rounded = rounded_activations(x, name, group)
-        assert found[name] == pytest.approx(relative(x, rounded, weights), rel=1e-3)
-    # Steps of an error evenly spread: max / 127 / sqrt(12), here against a spread of 1. With so few
-    # tokens either of the two may come out ahead.
-    assert all(0.0 < found[name] < 0.02 for name in BY_COST[1:])
+    rounded = rounded_activations(x, Granularity.PER_TOKEN)
+    by_token = found[Granularity.PER_TOKEN]
+    assert by_token == pytest.approx(relative(x, rounded, weights), rel=1e-3)
+    # Steps of an error evenly spread: max / 127 / sqrt(12), here against a spread of 1.
+    assert 0.0 < by_token < 0.02
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**31), st.sampled_from([16, 32, 64, 128]))
-def test_losses_are_the_energies_that_rounding_adds(seed, group):
+@given(st.integers(0, 2**31))
+def test_the_loss_is_the_energy_that_rounding_adds(seed):
     inputs, weights = problem(seed)
     x = np.concatenate([each[0] for each in inputs])
-    found = activation_losses(x, weights, [group, 32])
-    assert {size for _, size in found} == {group, 32}
-    for (granularity, size), loss in found.items():
-        lost = x - rounded_activations(x, granularity, size)
-        energy = sum(np.sum((lost @ w) ** 2) for w in weights) / len(x)
-        assert loss == pytest.approx(energy, rel=1e-3)
+    lost = x - rounded_activations(x, Granularity.PER_TOKEN)
+    energy = sum(np.sum((lost @ w) ** 2) for w in weights) / len(x)
+    assert activation_loss(x, weights) == pytest.approx(energy, rel=1e-3)
 
 
 @settings(deadline=None, max_examples=20)
@@ -68,8 +63,8 @@ def test_losses_are_the_energies_that_rounding_adds(seed, group):
 def test_a_range_too_tight_for_unseen_samples_is_seen(seed, factor):
     inputs, weights = problem(seed)
     inputs[-1] *= np.float32(factor)
-    found = activation_errors(inputs, weights, 32)
-    known = activation_errors([*inputs, inputs[-1]], weights, 32)
+    found = activation_errors(inputs, weights)
+    known = activation_errors([*inputs, inputs[-1]], weights)
     assert found[Granularity.PER_TENSOR] > 0.1
     assert known[Granularity.PER_TENSOR] < 0.02
     assert found[Granularity.PER_TOKEN] == pytest.approx(known[Granularity.PER_TOKEN], rel=1e-5)
@@ -77,21 +72,14 @@ def test_a_range_too_tight_for_unseen_samples_is_seen(seed, factor):
 
 def test_a_lone_sample_judges_its_own_range():
     inputs, weights = problem(3, samples=1)
-    assert activation_errors(inputs, weights, 32)[Granularity.PER_TENSOR] < 0.02
+    assert activation_errors(inputs, weights)[Granularity.PER_TENSOR] < 0.02
 
 
 def test_the_layer_that_suffers_most_decides():
     inputs, weights = problem(4)
-    alone = [activation_errors(inputs, [w], 32) for w in weights]
-    together = activation_errors(inputs, weights, 32)
-    assert together == {name: max(each[name] for each in alone) for name in BY_COST}
-
-
-def test_a_group_as_wide_as_the_row_is_the_row():
-    inputs, weights = problem(5)
-    found = activation_errors(inputs, weights, 128)
-    assert found[Granularity.PER_GROUP] == found[Granularity.PER_TOKEN]
-    assert cheapest(found, 0.0) == Granularity.PER_TOKEN, "no finer than needed"
+    alone = [activation_errors(inputs, [w]) for w in weights]
+    together = activation_errors(inputs, weights)
+    assert together == {name: max(each[name] for each in alone) for name in together}
 
 
 @pytest.mark.parametrize(
@@ -100,22 +88,21 @@ def test_a_group_as_wide_as_the_row_is_the_row():
     ids=["no tokens", "zeros"],
 )
 def test_nothing_to_judge(inputs):
-    assert activation_errors(inputs, problem(6)[1], 32) is None
+    assert activation_errors(inputs, problem(6)[1]) is None
 
 
 def test_loud_channels_and_common_means_hide_nothing():
     inputs, weights = problem(10)
-    quiet = activation_errors(inputs, weights[:1], 32)
+    quiet = activation_errors(inputs, weights[:1])
     loud = weights[0].copy()
     loud[:, 0] *= 1000
-    assert activation_errors(inputs, [loud], 32) == pytest.approx(quiet, rel=1e-4)
+    assert activation_errors(inputs, [loud]) == pytest.approx(quiet, rel=1e-4)
     # A channel of X that every token has alike: it moves the mean of the output, and the range.
     shifted = [each.copy() for each in inputs]
     for each in shifted:
         each[..., 0] = 100.0
-    found = activation_errors(shifted, weights[:1], 32)
+    found = activation_errors(shifted, weights[:1])
     assert found[Granularity.PER_TOKEN] > 20 * quiet[Granularity.PER_TOKEN]
-    assert found[Granularity.PER_GROUP] < found[Granularity.PER_TOKEN]
 
 
 def test_constant_outputs_do_not_count():
@@ -123,15 +110,15 @@ def test_constant_outputs_do_not_count():
     inputs = [np.concatenate([each, np.ones_like(each[..., :1])], axis=-1) for each in inputs]
     both = np.zeros((71, 6), np.float32)
     both[:70, :5], both[70, 5] = weight, 3.0
-    only = activation_errors(inputs, [both[:, :5]], 32)
-    assert activation_errors(inputs, [both], 32) == pytest.approx(only)
-    assert activation_errors(inputs, [both[:, 5:]], 32) is None
+    only = activation_errors(inputs, [both[:, :5]])
+    assert activation_errors(inputs, [both]) == pytest.approx(only)
+    assert activation_errors(inputs, [both[:, 5:]]) is None
 
 
 def test_a_range_of_zero_is_no_range():
     inputs, weights = problem(7)
     quiet = [np.zeros_like(each) for each in inputs[:3]] + inputs[3:]
-    found = activation_errors(quiet, weights, 32)
+    found = activation_errors(quiet, weights)
     assert found[Granularity.PER_TENSOR] == np.inf
     assert cheapest(found, 1.0) == Granularity.PER_TOKEN
 
@@ -141,7 +128,7 @@ def test_activations_that_are_not_finite_are_refused(sample):
     inputs, weights = problem(8)
     inputs[sample][0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        activation_errors(inputs, weights, 32)
+        activation_errors(inputs, weights)
 
 
 def test_few_tokens_and_columns_judge(monkeypatch):
@@ -149,27 +136,18 @@ def test_few_tokens_and_columns_judge(monkeypatch):
     monkeypatch.setattr(activation_choice, "TOKENS", 50)
     monkeypatch.setattr(scale_search, "COLUMNS", 4)
     half = [*inputs[:3], scale_search.sampled(inputs[3:], 50)]
-    assert activation_errors(inputs, weights, 32) == activation_errors(
-        half, [weights[0][:, ::2], weights[1][:, ::3]], 32
+    assert activation_errors(inputs, weights) == activation_errors(
+        half, [weights[0][:, ::2], weights[1][:, ::3]]
     )
 
 
-ERRORS = st.fixed_dictionaries({name: st.floats(0.0, 1.0) for name in BY_COST})
+ERRORS = st.fixed_dictionaries(
+    {name: st.floats(0.0, 1.0) for name in (Granularity.PER_TENSOR, Granularity.PER_TOKEN)}
+)
 
 
 @given(ERRORS, st.floats(0.0, 1.0))
-def test_the_cheapest_within_the_tolerance_or_the_better_dynamic_one(errors, tolerance):
-    chosen = cheapest(errors, tolerance)
-    good = [name for name in BY_COST if errors[name] <= tolerance]
-    if good:
-        assert chosen == good[0]
-    else:
-        assert chosen != Granularity.PER_TENSOR
-        assert errors[chosen] == min(errors[Granularity.PER_TOKEN], errors[Granularity.PER_GROUP])
-
-
-@given(ERRORS, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_more_tolerance_never_costs_more(errors, one, other):
-    low, high = sorted((one, other))
-    if min(errors.values()) <= low:
-        assert BY_COST.index(cheapest(errors, high)) <= BY_COST.index(cheapest(errors, low))
+def test_a_static_scale_is_taken_within_the_tolerance_only(errors, tolerance):
+    static = errors[Granularity.PER_TENSOR] <= tolerance
+    wanted = Granularity.PER_TENSOR if static else Granularity.PER_TOKEN
+    assert cheapest(errors, tolerance) is wanted

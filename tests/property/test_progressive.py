@@ -173,7 +173,7 @@ def test_tiny_and_large_columns_are_exact(size: float, symmetric: bool, bits: in
     form = WeightFormat(bits=bits, group_size=64, symmetric=symmetric)
     q = quantize_weight(w, form, search="mse")
     check(q, w)
-    # Sizes are powers of two, and scales are no numbers of float16: nothing depends on them.
+    # Sizes are powers of two: nothing depends on them.
     usual = quantize_weight(w / np.float32(size), form)
     np.testing.assert_array_equal(quantize_weight(w, form).codes, usual.codes)
 
@@ -196,23 +196,29 @@ def test_weights_below_any_scale_are_zero() -> None:
 
 
 @pytest.mark.parametrize("bits", NARROW)
-def test_units_have_seven_bits_and_leave_room(bits: int) -> None:
+def test_units_have_17_bits_and_leave_room(bits: int) -> None:
     w = weights((130, 9), 3)
     unit = units(w, bits)
     some = np.abs(w).max(axis=0) > 0.0
     ratio = np.abs(w).max(axis=0)[some] / unit[some].astype(np.float64)
     assert np.all(ratio <= protected(bits))
-    assert np.all(ratio > protected(bits) * (1 - 2.0**-6))
-    fraction = np.frexp(unit)[0] * 2.0**7
+    assert np.all(ratio > protected(bits) * (1 - 2.0**-16))
+    fraction = np.frexp(unit)[0] * 2.0**17
     np.testing.assert_array_equal(fraction, np.rint(fraction))
     # The nearest multiple of any step is an int8 value.
     assert protected(bits) + most_multiple(bits) / 2 == 127
 
 
-def test_codes_of_eight_bits_reach_everywhere() -> None:
-    plain = quantize_weight(weights((130, 9), 3, 0.1) * 0 + 1, WeightFormat(bits=8, group_size=32))
-    assert plain.reach is None
-    np.testing.assert_array_equal(plain.limits()[1], np.full(plain.scales.shape, 255))
+@pytest.mark.parametrize("search", ["none", "mse"])
+def test_codes_of_eight_bits_are_whole_columns_within_127(search) -> None:
+    """-128 is no weight of the integer form, not even where it would be the nearest."""
+    w = weights((130, 9), 3, 0.1)
+    w[5] = -np.abs(w).max() * 2
+    found = quantize_weight(w, WeightFormat(bits=8), search=search)
+    assert found.scales.shape == (1, 9)
+    assert found.codes.min() == 1
+    for limit, code in zip(found.limits(), (1, 255), strict=True):
+        np.testing.assert_array_equal(limit, np.full((1, 9), code))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])

@@ -69,8 +69,6 @@ BAD = {
     ),
     "NaN": (linear(w=with_hole(np.nan)), "holds NaN or infinity"),
     "infinity": (linear(w=with_hole(np.inf)), "holds NaN or infinity"),
-    "beyond float16": (linear(w=normal(K, N, std=1e30)), "beyond float16"),
-    "lost in float16": (linear(w=normal(K, N, std=1e-8)), "too small for float16"),
     "double": (
         model_of(
             "g (double[n, 64] x) => (double[n, 96] y) { y = MatMul(x, w) }", w=W.astype(np.float64)
@@ -252,8 +250,6 @@ def test_overwriting_is_seen_through_links(model: Path, tmp_path: Path) -> None:
 
 def test_scales_of_small_weights() -> None:
     small = normal(K, N, std=1e-8)
-    with pytest.raises(ValueError, match="too small"):
-        quantize_weight(small, WeightFormat(bits=8, group_size=128))
     four = WeightFormat(bits=4, group_size=64)
     dead = np.concatenate([W, small])  # some groups may be dead
     for values in (small, dead):

@@ -49,7 +49,7 @@ def operators(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("tolerance", "way"), [(1.0, "per-tensor"), (0.008, "per-token"), (0.0, "per-group")]
+    ("tolerance", "way"), [(1.0, "per-tensor"), (0.008, "per-token"), (0.0, "per-token")]
 )
 def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
     """A recipe that does not calibrate learns the ranges of static scales all the same."""
@@ -65,7 +65,7 @@ def test_measured_activations(model: Path, tolerance: float, way: str) -> None:
     assert [layer["activation"] for layer in layers] == [way] * 2
     for layer in layers:
         errors = layer["activation_errors"]
-        assert errors["per-group"] < errors["per-token"] < 0.008 < errors["per-tensor"]
+        assert errors["per-token"] < 0.008 < errors["per-tensor"]
     static = "LinearW4A8Static" in operators(model.with_name("mlp.gptq.onnx"))
     assert static == (way == "per-tensor")
 
@@ -273,10 +273,10 @@ def test_opt_prints_the_graph_or_the_remarks(model: Path) -> None:
     text = qc("opt", model, "-p", "import,canonicalize", "--print").stdout
     assert text.startswith('opset "" 21\n')
     assert "%h : float[N, 96] = MatMul(%x, %w1)  # fc1" in text
-    pipeline = "import,canonicalize,plan-weights{bits=8,group_size=32},plan-activations"
+    pipeline = "import,canonicalize,plan-weights{bits=8},plan-activations"
     pipeline += ",quantize-weights"
     lines = qc("opt", model, "-p", pipeline).stdout.splitlines()
-    assert "  + fc1: int8 symmetric, group 32" in lines
+    assert "  + fc1: int8 symmetric, per channel" in lines
 
 
 def test_opt_lowers_what_is_quantized_already(model: Path, tmp_path: Path) -> None:

@@ -117,6 +117,6 @@ def test_inspect_knows_them(model: Path) -> None:
         "embed": ("EmbeddingW4", "int4 g64 asym"),
         "gate+up": ("LinearW4A8", "int4 g128 asym"),
         "down": ("LinearW4A8", "int4 g128 asym"),
-        "head": ("LinearW8A8", "int8 g96 sym"),
+        "head": ("LinearW8A8", "int8 sym"),
     }
     assert layers["down"]["activation"] == "per-token"

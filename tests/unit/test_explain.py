@@ -58,7 +58,7 @@ def test_our_ops(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = compiled(model, "ort-custom", bits=3)
     isa = str(runtime.info()["isa"])
     found = layers(path)
-    assert [each["op"] for each in found.values()] == ["EmbeddingW4", "LinearW3A8", "MatMulW8A8"]
+    assert [each["op"] for each in found.values()] == ["EmbeddingW4", "LinearW3A8", "LinearW8A8"]
     up = found["up"]
     assert (up["K"], up["N"], up["scheme"][:8]) == (72, 96, "int3 g32")
     for layer in (up, found["head"]):

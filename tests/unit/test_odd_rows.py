@@ -22,7 +22,7 @@ def source() -> ModelProto:
     return model_of(MODEL, v=SQUARE, w=SQUARE.T.copy())
 
 
-POLICIES = ["per-token", "per-group", "per-tensor"]
+POLICIES = ["per-token", "per-tensor"]
 
 
 @pytest.fixture(scope="module", params=POLICIES)

@@ -79,9 +79,9 @@ def test_a_recipe_survives_its_own_dictionary() -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, TOML)
-    recipe = load(path, ["plan-weights.bits=4", "plan-activations.policy=per-group"])
+    recipe = load(path, ["plan-weights.bits=4", "plan-activations.policy=per-tensor"])
     assert options_of(recipe.passes[1])["bits"] == 4
-    assert options_of(recipe.passes[2])["policy"] == "per-group"
+    assert options_of(recipe.passes[2])["policy"] == "per-tensor"
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,6 @@ def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
     errors = {
         Granularity.PER_TENSOR: 0.25,
         Granularity.PER_TOKEN: 0.0123,
-        Granularity.PER_GROUP: 0.004,
     }
     layers = {
         f"layer.{i}.up": {each: error * (i + 1) for each, error in errors.items()} for i in range(2)
@@ -394,11 +393,9 @@ def test_measured_activations_say_what_each_choice_would_have_cost() -> None:
     ]
     made = report_of(history)
     notes = [row[-1] for row in table(made)[1]]
-    assert notes[0] == "output error 25% per-tensor, 1.2% per-token, 0.4% per-group"
+    assert notes[0] == "output error 25% per-tensor, 1.2% per-token"
     grouped = table(made, grouped=True)[1]
-    assert [row[-1] for row in grouped] == [
-        "output error up to 50% per-tensor, 2.5% per-token, 0.8% per-group"
-    ]
+    assert [row[-1] for row in grouped] == ["output error up to 50% per-tensor, 2.5% per-token"]
     assert made.to_dict()["layers"][0]["activation_errors"] == {
         each.value: error for each, error in errors.items()
     }
