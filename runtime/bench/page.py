@@ -33,8 +33,8 @@ NODES = """\
 
 K = {K}, N = {N}, weights of 4 bits. `LinearW4A8` against `MatMulNBits` with int8 activations
 (`accuracy_level` 4) and the same group size, `DynamicQuantizeMatMul` (8-bit weights) and `MatMul`
-in float32, which the chart leaves out. All hold the same weights: small integers times a scale a
-column. M is the number of rows. Weights stay in the caches as far as they fit.
+in float32, which the chart leaves out. Weights are integers times a scale a column, which all of
+them hold exactly. M is the number of rows. Weights stay in the caches as far as they fit.
 
 """
 NODE_WIDTHS = """\
@@ -85,8 +85,8 @@ freshly written file is the fastest.
 FEWER_BITS = """\
 ## What fewer bits buy
 
-The time of one row with each width over that of 4 bits: below 1 is faster. Memory is read in
-proportion to the bits; in the caches the work of unpacking counts, which is more where codes lie in
+The time of one row with each width over that of 4 bits: below 1 is faster. What is read from
+memory grows with the bits; in the caches the work of unpacking counts, which is more where codes lie in
 two planes (3, 5 and 6 bits).
 
 """

@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from isas import ISAS
+from plane_cases import make_planes
 
 from qcompiler import runtime
+from qcompiler.numerics.planes import WIDTHS
 from qcompiler.numerics.reference import linear_a8
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,20 +248,48 @@ def test_cuda_bench_says_what_it_needs(tmp_path) -> None:
     assert "error: no CUDA device" in done.stderr
 
 
-def test_cuda_bench_unpacks_the_layout(bench_path, monkeypatch) -> None:
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_cuda_bench_unpacks_the_layout(bench_path, bits) -> None:
     """What the benchmark checks results against, for weights that it did not make itself."""
     torch = pytest.importorskip("torch")
     import cuda
-    from op_models import make_layer
 
-    w = make_layer(100, 35, 32).w
-    weights = object.__new__(cuda.Weights)
-    weights.K, weights.N, weights.group_size = w.K, w.N, w.form.group_size
-    weights.codes, weights.scales = torch.from_numpy(w.W), torch.from_numpy(w.scales)
-    np.testing.assert_allclose(weights.dense().numpy(), w.dequantized(), rtol=1e-6)
+    w = make_planes(100, 35, 32, bits=bits)
+    tensors = [None if a is None else torch.from_numpy(a) for a in (w.W, w.groups, w.scales)]
+    weights = cuda.Weights(w.K, w.N, w.bits, w.group_size, *tensors)
+    np.testing.assert_array_equal(weights.integers().numpy(), w.weights())
 
 
-def test_cuda_contender_is_a_model(bench_path) -> None:
+@pytest.mark.parametrize("bits", [3, 8])
+def test_cuda_bench_checks_results(bench_path, emulated, bits, monkeypatch) -> None:
+    pytest.importorskip("torch")
+    import cuda
+
+    library = cuda.Library(Path(emulated.path), cuda.LinearTuning(0, 0), "cpu")
+    cuda.check(library, bits, 32)
+    run = library.run
+
+    def run_with_another_scale(product, scratch):
+        product.static_scale = 0.5
+        run(product, scratch)
+
+    monkeypatch.setattr(library, "run", run_with_another_scale)
+    with pytest.raises(SystemExit, match="results are wrong"):
+        cuda.check(library, bits, 32)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_cuda_bench_has_weights_that_are_int8(bench_path, bits) -> None:
+    pytest.importorskip("torch")
+    import cuda
+
+    values = cuda.Weights.random(96, 40, bits, 16, "cpu").integers()
+    assert values.shape == (96, 40)
+    assert 50 < values.abs().max() <= 127
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cuda_contender_is_a_model(bench_path, bits) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("torch")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -267,7 +297,7 @@ def test_cuda_contender_is_a_model(bench_path) -> None:
     import cuda_nbits
 
     session = onnxruntime.InferenceSession(
-        cuda_nbits.model(128, 32, 32, 2), providers=["CPUExecutionProvider"]
+        cuda_nbits.model(128, 32, bits, 32, 2), providers=["CPUExecutionProvider"]
     )
     outputs = session.run(None, {"X": np.ones((3, 128), np.float16)})
     assert [y.shape for y in outputs] == [(3, 32)] * 2
