@@ -86,8 +86,8 @@ FEWER_BITS = """\
 ## What fewer bits buy
 
 The time of one row with each width over that of 4 bits: below 1 is faster. What is read from
-memory grows with the bits; in the caches the work of unpacking counts, which is more where codes lie in
-two planes (3, 5 and 6 bits).
+memory grows with the bits; in the caches the work of unpacking counts, which is more where codes
+lie in two planes (3, 5 and 6 bits).
 
 """
 
