@@ -63,20 +63,28 @@ def report(setting: Any, rows: Sequence[Any]) -> dict[str, Any]:
 def show(
     rows: Sequence[dict[str, Any]], columns: dict[str, str], ours: str, digits: int, title: str
 ) -> None:
-    """Print rows of a report, ratios first. `columns`: headings by key of a row."""
+    """Print rows of a report, ratios first. `columns`: headings by key of a row.
+
+    The first row has every ratio; others may lack some.
+    """
     others = list(rows[0]["ratios"])
     console.print_table(
         [*columns.values(), *(f"over {name}" for name in others), "ours ms"],
         [
             [
                 *(str(row[key]) for key in columns),
-                *(f"{row['ratios'][name]:.2f}x" for name in others),
+                *(ratio(row["ratios"].get(name)) for name in others),
                 f"{row['milliseconds'][ours]:.{digits}f}",
             ]
             for row in rows
         ],
         title=title,
     )
+
+
+def ratio(value: float | None) -> str:
+    """As it is printed."""
+    return "-" if value is None else f"{value:.2f}x"
 
 
 def finish(

@@ -1,6 +1,7 @@
-"""MatMulW4A8 on an NVIDIA GPU, against cuBLAS in fp16, cuBLASLt in int8 and ONNX Runtime.
+"""Linear on an NVIDIA GPU, against cuBLAS in fp16, cuBLASLt in int8 and ONNX Runtime.
 
-    python runtime/bench/cuda.py --library libqcompiler_cuda_test.so [--quick] [--out FILE]
+    python runtime/bench/cuda.py --library libqcompiler_cuda_test.so [--bits 4] [--group-size 32]
+                                 [--quick] [--out FILE]
 
 Needs a GPU and PyTorch with CUDA, nothing else; ONNX Runtime's column is left out where onnx or an
 onnxruntime with CUDA is missing. `make bench-cuda` builds the library and runs this.
@@ -16,9 +17,8 @@ import ctypes
 import sys
 from collections.abc import Callable
 from ctypes import c_void_p
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import command
 import torch
@@ -26,76 +26,142 @@ from cuda_timing import graph_microseconds
 
 # The tests of the kernels use the same structures.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cuda" / "testing"))
-from cuda_structures import Output, Product, Tuning
+from cuda_structures import LinearProduct, LinearTuning, Output
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SHAPES = ((4096, 4096), (4096, 11008), (8192, 28672))
-OURS = "MatMulW4A8"
-KERNELS = ("auto", "small", "large", "wgmma")
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (16, 32, 64, 128, 256)
+OURS = "Linear"
+KERNELS = ("auto", "few-rows", "many-rows")
+FLOAT16 = 1  # an `Element`
 
 
 class Library:
-    """The C interface of the kernels."""
+    """The C interface of the kernels, on a GPU or, where `device` is "cpu", on the emulated one."""
 
-    def __init__(self, path: Path, tuning: Tuning) -> None:
+    def __init__(self, path: Path, tuning: LinearTuning, device: str = "cuda") -> None:
+        self.device = device
         self._c = ctypes.CDLL(str(path.resolve()))
-        self._c.qc_cuda_run.restype = ctypes.c_char_p
-        self._c.qc_cuda_run.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p)
-        self._c.qc_cuda_scratch_bytes.restype = ctypes.c_size_t
-        self._c.qc_cuda_scratch_bytes.argtypes = (c_void_p, c_void_p)
+        self._c.qc_cuda_linear.restype = ctypes.c_char_p
+        self._c.qc_cuda_linear.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p)
+        self._c.qc_cuda_linear_scratch_bytes.restype = ctypes.c_size_t
+        self._c.qc_cuda_linear_scratch_bytes.argtypes = (c_void_p, c_void_p)
+        self._c.qc_cuda_synchronize.restype = ctypes.c_char_p
         self._tuning = tuning
 
-    def scratch(self, product: Product) -> torch.Tensor:
+    def scratch(self, product: LinearProduct) -> torch.Tensor:
         """Scratch memory for a product."""
-        size = self._c.qc_cuda_scratch_bytes(ctypes.byref(product), ctypes.byref(self._tuning))
-        return torch.empty(size, dtype=torch.uint8, device="cuda")
-
-    def run(self, product: Product, scratch: torch.Tensor) -> None:
-        """Enqueue a product on torch's stream."""
-        stream = torch.cuda.current_stream().cuda_stream
-        error = self._c.qc_cuda_run(
-            ctypes.byref(product), ctypes.byref(self._tuning), scratch.data_ptr(), stream
+        size = self._c.qc_cuda_linear_scratch_bytes(
+            ctypes.byref(product), ctypes.byref(self._tuning)
         )
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def run(self, product: LinearProduct, scratch: torch.Tensor) -> None:
+        """Enqueue a product on torch's stream."""
+        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else None
+        self._check(
+            self._c.qc_cuda_linear(
+                ctypes.byref(product), ctypes.byref(self._tuning), scratch.data_ptr(), stream
+            )
+        )
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued."""
+        self._check(self._c.qc_cuda_synchronize())
+
+    @staticmethod
+    def _check(error: bytes | None) -> None:
         if error is not None:
             sys.exit(f"error: {error.decode()}")
 
 
+@dataclass
 class Weights:
-    """Random symmetric 4-bit weights in layout 1."""
+    """A K x N matrix in layout 2; docs/ops.md says what the tensors hold."""
 
-    def __init__(self, K: int, N: int, group_size: int) -> None:
-        self.K, self.N, self.group_size = K, N, group_size
-        panels, groups = -(-N // 16), -(-K // group_size)
-        options: dict[str, Any] = {"device": "cuda"}
-        shape = (panels, -(-K // 8), 64)
-        self.codes = torch.randint(0, 256, shape, dtype=torch.uint8, **options)
-        scales = torch.rand((panels, groups, 16), dtype=torch.float32, **options)
-        self.scales = ((scales + 0.5) / 256).half()
-        self.zero_point = torch.full((1,), 8, dtype=torch.uint8, **options)
-        self.bias = torch.zeros(1, dtype=torch.float32, **options)
+    K: int
+    N: int
+    bits: int
+    group_size: int  # K for 8 bits
+    codes: torch.Tensor
+    groups: torch.Tensor | None
+    scales: torch.Tensor
+    bias: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """There is no bias."""
+        self.bias = torch.zeros(1, dtype=torch.float32, device=self.codes.device)
+
+    @classmethod
+    def random(cls, K: int, N: int, bits: int, group_size: int, device: str) -> Weights:
+        """Random ones, all of them in -127 .. 127; 8 bits have no groups."""
+
+        def some(end: int, *shape: int) -> torch.Tensor:
+            return torch.randint(0, end, shape, dtype=torch.uint8, device=device)
+
+        scales = (torch.rand(N, dtype=torch.float32, device=device) + 0.5) / 1024
+        panels = -(-N // 16)
+        shape = (panels, -(-K // 32), 64 * bits)
+        if bits == 8:
+            codes = torch.randint(-127, 128, shape, dtype=torch.int8, device=device)
+            return cls(K, N, bits, K, codes.view(torch.uint8), None, scales)
+        groups = (panels, -(-K // group_size), 16)
+        top = (1 << bits) - 1
+        less_one = some(min(1 << (8 - bits), 127 // top), *groups)  # of multiples
+        zero_points = some(top + 1, *groups)
+        codes = some(256, *shape)
+        return cls(K, N, bits, group_size, codes, zero_points | less_one << bits, scales)
+
+    def cpu(self) -> Weights:
+        """The same in the host's memory."""
+        groups = None if self.groups is None else self.groups.cpu()
+        form = (self.K, self.N, self.bits, self.group_size)
+        return Weights(*form, self.codes.cpu(), groups, self.scales.cpu())
 
     def bytes(self) -> int:
         """What a product reads of them."""
-        return self.codes.nbytes + self.scales.nbytes
+        groups = 0 if self.groups is None else self.groups.nbytes
+        return self.codes.nbytes + groups + self.scales.nbytes
 
-    def product(self, X: torch.Tensor, Y: torch.Tensor) -> Product:
+    def product(self, X: torch.Tensor, Y: torch.Tensor) -> LinearProduct:
         """Y = X times these, in fp16."""
         outputs = (Output * 3)(Output(Y.data_ptr(), 0, self.N), *[Output(None, self.N, self.N)] * 2)
-        return Product(
-            *(X.data_ptr(), len(X), self.K, self.N, self.group_size, self.K),
-            *(t.data_ptr() for t in (self.codes, self.scales, self.zero_point, self.bias)),
-            *(outputs, 1, 0.0, 4, 1, 1),
+        groups = None if self.groups is None else self.groups.data_ptr()
+        return LinearProduct(
+            *(X.data_ptr(), len(X), self.K, self.N, self.group_size),
+            *(self.codes.data_ptr(), groups, self.scales.data_ptr(), self.bias.data_ptr()),
+            *(outputs, FLOAT16, 0.0, self.bits, 1),
         )
 
-    def dense(self) -> torch.Tensor:
-        """float32 [K, N]."""
-        quads = self.codes.view(len(self.codes), -1, 16, 4)
-        codes = (
-            torch.stack((quads & 15, quads >> 4), dim=3).float() - 8
-        )  # panel, block, column, 2, 4
-        k = codes.permute(1, 3, 4, 0, 2).reshape(-1, len(codes) * 16)[: self.K, : self.N]
-        scales = self.scales.float().permute(1, 0, 2).reshape(self.scales.shape[1], -1)
-        return k * scales.repeat_interleave(self.group_size, 0)[: self.K, : self.N]
+    def integers(self) -> torch.Tensor:
+        """The int8 values as int32 [K, N]."""
+        panels, strips, _ = self.codes.shape
+        low = 8 if self.bits == 8 else 4 if self.bits >= 4 else 2
+        codes = torch.zeros((panels, strips, 8, 16, 4), dtype=torch.int32, device=self.codes.device)
+        for width, at in ((low, 0), (self.bits - low, low)):  # a plane has a block for each bit
+            for quad in range(8 if width else 0):
+                block = at + quad * width // 8
+                plane = self.codes[:, :, 64 * block : 64 * block + 64].int() >> quad * width % 8
+                fields = (plane & ((1 << width) - 1)) << at
+                codes[:, :, quad] |= fields.view(panels, strips, 16, 4)
+        w = codes.permute(1, 2, 4, 0, 3).reshape(strips * 32, panels * 16)[: self.K, : self.N]
+        if self.groups is None:
+            return (w + 128) % 256 - 128
+        byte = self.groups.permute(1, 0, 2).reshape(self.groups.shape[1], -1)[:, : self.N].int()
+        byte = byte.repeat_interleave(self.group_size, 0)[: self.K]
+        return (w - (byte & ((1 << self.bits) - 1))) * ((byte >> self.bits) + 1)
+
+    def expected(self, X: torch.Tensor) -> torch.Tensor:
+        """What the product gives, bit for bit, if all is on the CPU.
+
+        On a GPU PyTorch multiplies by the inverse of a number instead of dividing by it.
+        """
+        x = X.float()
+        scales = x.abs().amax(dim=1, keepdim=True) / 127
+        codes = (x / scales).round().clamp(-127, 127)
+        sums = codes.double() @ self.integers().double()  # exact
+        return (sums.float() * self.scales * scales).half()
 
 
 @dataclass(frozen=True)
@@ -124,7 +190,7 @@ def repeated(actions: list[Callable[[], object]]) -> list[Callable[[], object]]:
 
 def ours(library: Library, weights: list[Weights], X: torch.Tensor) -> float:
     """Microseconds of our product."""
-    Y = torch.empty((len(X), weights[0].N), dtype=torch.float16, device="cuda")
+    Y = X.new_empty((len(X), weights[0].N))
     products = [w.product(X, Y) for w in weights]
     scratch = library.scratch(products[0])
     return graph_microseconds(repeated([lambda p=p: library.run(p, scratch) for p in products]))
@@ -158,29 +224,34 @@ def memory_gb_per_s() -> float:
     return 2 * size / graph_microseconds([lambda: target.copy_(source)]) / 1e3
 
 
-def check(library: Library) -> None:
-    """Our product is a product: its distance to a float one is that of 8-bit activations."""
+def check(library: Library, bits: int, group_size: int) -> None:
+    """Our product has the bits that it should have, or the program ends."""
+    K, N = 520, 330
+    weights = Weights.random(K, N, bits, group_size, library.device)
     for M in (1, 12, 40, 300):
-        weights = Weights(520, 330, 128)
-        X = torch.randn((M, 520), dtype=torch.float16, device="cuda")
-        Y = torch.empty((M, 330), dtype=torch.float16, device="cuda")
+        X = torch.randn((M, K), device=library.device).half()
+        Y = torch.full((M, N), torch.nan, dtype=torch.float16, device=library.device)
         product = weights.product(X, Y)
-        library.run(product, library.scratch(product))
-        exact = X.double() @ weights.dense().double()
-        noise = (Y.double() - exact).square().sum() / exact.square().sum()
-        if not noise < 10**-3.5:
-            sys.exit(f"error: wrong results at M={M}: noise {noise.item():.3g} of the signal")
+        scratch = library.scratch(product)
+        library.run(product, scratch)
+        library.synchronize()
+        wrong = int((Y.cpu() != weights.cpu().expected(X.cpu())).sum())
+        if wrong:
+            sys.exit(f"error: {wrong} of {M} x {N} results are wrong")
 
 
-def measure(library: Library, K: int, N: int, rows: tuple[int, ...], group_size: int) -> list[Row]:
+def measure(
+    library: Library, K: int, N: int, rows: tuple[int, ...], bits: int, group_size: int
+) -> list[Row]:
     """Time one layer for all numbers of rows."""
     peak = memory_gb_per_s()
-    first = Weights(K, N, group_size)
-    weights = [first, *(Weights(K, N, group_size) for _ in range(copies(first.bytes()) - 1))]
-    nbits = matmul_nbits(first)
+    form = (K, N, bits, group_size, library.device)
+    first = Weights.random(*form)
+    weights = [first, *(Weights.random(*form) for _ in range(copies(first.bytes()) - 1))]
+    nbits = matmul_nbits(first, group_size)
     results = []
     for M in rows:
-        X = torch.randn((M, K), dtype=torch.float16, device="cuda")
+        X = torch.randn((M, K), dtype=torch.float16, device=library.device)
         times: dict[str, float | None] = {
             OURS: ours(library, weights, X),
             "cuBLAS fp16": cublas_fp16(X, N),
@@ -195,14 +266,18 @@ def measure(library: Library, K: int, N: int, rows: tuple[int, ...], group_size:
     return results
 
 
-def matmul_nbits(weights: Weights) -> Callable[[torch.Tensor], float] | None:
+def matmul_nbits(weights: Weights, group_size: int) -> Callable[[torch.Tensor], float] | None:
     """ONNX Runtime's op on the same GPU, or None: microseconds for some X."""
     try:
         import cuda_nbits  # noqa: PLC0415  (needs packages that a GPU machine may lack)
     except ImportError as error:
         print(f"MatMulNBits: left out, {error}", flush=True)
         return None
-    return cuda_nbits.contender(weights.K, weights.N, weights.group_size, copies(weights.bytes()))
+    if weights.bits not in cuda_nbits.BITS:
+        print(f"MatMulNBits: left out, it has no CUDA kernels of {weights.bits} bits", flush=True)
+        return None
+    form = (weights.K, weights.N, weights.bits, group_size)
+    return cuda_nbits.contender(*form, copies(weights.bytes()))
 
 
 def show(row: Row) -> None:
@@ -219,27 +294,33 @@ def main() -> None:
     """Entry point."""
     parser = command.parser(__doc__)
     parser.add_argument("--library", type=Path, required=True, help="libqcompiler_cuda_test.so")
-    parser.add_argument("--group-size", type=int, default=128, choices=(32, 64, 128, 256))
+    parser.add_argument("--bits", type=int, default=4, choices=BITS, help="of the weights")
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        default=32,
+        choices=GROUP_SIZES,
+        help="with 8 bits, of MatMulNBits alone",
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="numbers of rows M")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
-    parser.add_argument("--splits", type=int, default=0, help="of k, in the large kernel")
-    parser.add_argument("--serial", action="store_true", help="kernels do not overlap")
     command.add_out(parser)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("error: no CUDA device, or a PyTorch without CUDA")
-    kernel = KERNELS.index(arguments.kernel)
-    library = Library(arguments.library, Tuning(kernel, arguments.splits, 0, arguments.serial))
-    check(library)
+    library = Library(arguments.library, LinearTuning(KERNELS.index(arguments.kernel), 0))
+    form = (arguments.bits, arguments.group_size)
+    check(library, *form)
     shapes, rows = (SHAPES[:1], (1, 64)) if arguments.quick else (SHAPES, tuple(arguments.rows))
     results: list[Row] = []
     for K, N in shapes:
-        results += measure(library, K, N, rows, arguments.group_size)
+        results += measure(library, K, N, rows, *form)
     if arguments.out:
         machine = {"gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
         machine["cuda"] = str(torch.version.cuda)
         found = {
             "machine": machine,
+            "bits": arguments.bits,
             "group_size": arguments.group_size,
             "rows": [asdict(row) for row in results],
         }

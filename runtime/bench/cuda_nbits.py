@@ -12,18 +12,20 @@ from cuda_timing import event_microseconds
 from onnx import TensorProto, helper, numpy_helper
 
 CUDA = "CUDAExecutionProvider"
+BITS = (4, 8)
+"""Of weights that it has CUDA kernels for."""
 
 if CUDA not in ort.get_available_providers():
     raise ImportError("this onnxruntime has no CUDA provider")
 
 
-def model(K: int, N: int, group_size: int, nodes: int) -> bytes:
+def model(K: int, N: int, bits: int, group_size: int, nodes: int) -> bytes:
     """`nodes` products of one fp16 X by weights of their own."""
     rng = np.random.default_rng(0)
     blocks = -(-K // group_size)
     made, values, outputs = [], [], []
     for i in range(nodes):
-        codes = rng.integers(0, 256, (N, blocks, group_size // 2), dtype=np.uint8)
+        codes = rng.integers(0, 256, (N, blocks, group_size * bits // 8), dtype=np.uint8)
         scales = (rng.uniform(0.5, 1.5, (N * blocks)) / 256).astype(np.float16)
         values += [numpy_helper.from_array(codes, f"W{i}")]
         values += [numpy_helper.from_array(scales, f"scales{i}")]
@@ -35,7 +37,7 @@ def model(K: int, N: int, group_size: int, nodes: int) -> bytes:
                 domain="com.microsoft",
                 K=K,
                 N=N,
-                bits=4,
+                bits=bits,
                 block_size=group_size,
             )
         )
@@ -52,10 +54,12 @@ def model(K: int, N: int, group_size: int, nodes: int) -> bytes:
     return made_model.SerializeToString()
 
 
-def contender(K: int, N: int, group_size: int, copies: int) -> Callable[[torch.Tensor], float]:
+def contender(
+    K: int, N: int, bits: int, group_size: int, copies: int
+) -> Callable[[torch.Tensor], float]:
     """Microseconds of one product, as a function of X: a run of the model is a CUDA graph."""
     nodes = max(2, min(8, copies))
-    serialized = model(K, N, group_size, nodes)
+    serialized = model(K, N, bits, group_size, nodes)
 
     def measure(X: torch.Tensor) -> float:
         # A session for each shape, on torch's stream, so that torch's events see the run.

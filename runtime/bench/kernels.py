@@ -14,7 +14,6 @@ class Kernel:
     isa: str
     shape: str
     group: str
-    activations: str
     rows: int
     place: str
     figures: dict[str, float]
@@ -35,8 +34,8 @@ def isas(kernels: list[Kernel]) -> list[str]:
 
 
 def _kernel(entry: dict[str, Any]) -> Kernel:
-    bits, isa, shape, group, activations, rows, place = entry["run_name"].split("/")[:7]
+    bits, isa, shape, group, rows, place = entry["run_name"].split("/")[:6]
     names = ("GOPS", "GB/s", "%peak", "%bandwidth")
     figures = {name: float(entry[name]) for name in names if name in entry}
     figures["microseconds"] = float(entry["real_time"])
-    return Kernel(bits, isa, shape, group, activations, int(rows.removeprefix("M")), place, figures)
+    return Kernel(bits, isa, shape, group, int(rows.removeprefix("M")), place, figures)

@@ -1,11 +1,11 @@
-// Times the matrix kernels of every ISA that this CPU runs, on one thread, against what a probe
+// Times the kernels of Linear of every ISA that this CPU runs, on one thread, against what a probe
 // says the machine could do. The rows are quantized beforehand.
 //
 //   qcompiler_kernels_bench [--quick] [options of google-benchmark]
 //
-// A name reads LinearW4/avx512vnni/4096x4096/g32/row/M1/hot: weights (W4: of the MatMul ops), ISA,
-// KxN, group size, scale of the activations, rows, and where weights lie: in the caches as far as
-// they fit (hot), or in so many copies that every run reads from memory (memory; one row only).
+// A name reads W4/avx512vnni/4096x4096/g32/M1/hot: bits of the weights, ISA, KxN, group size (or
+// "none"), rows, and where weights lie: in the caches as far as they fit (hot), or in so many
+// copies that every run reads from memory (memory; one row only).
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -14,13 +14,13 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "bench/probe.h"
 #include "bench/problem.h"
 
 namespace {
 
-using qc::bench::Form;
 using qc::bench::Problem;
 using qc::bench::Shape;
 using qc::kernels::KernelTable;
@@ -37,15 +37,18 @@ constexpr Effort kQuick = {std::size_t{32} << 20, 0.001, 1, std::int64_t{1} << 2
 // The plain kernels are there to be right: more would take minutes and tell nothing.
 constexpr std::int64_t kReferenceMaxWork = std::int64_t{1} << 24;
 
-struct Matrix {
+// What to time, for widths of `least_bits` to `most_bits`.
+struct Plan {
   std::int64_t k, n;
+  int least_bits, most_bits;
+  std::vector<std::int64_t> groups, rows;
 };
-// Of the Linear ops.
-constexpr Matrix kLinearMatrix = {4096, 4096};
-constexpr std::int64_t kLinearRows[] = {1, 4, 16, 128};
-// Of the MatMul ops.
-constexpr Matrix kMatrices[] = {{4096, 4096}, {576, 960}, {1536, 576}};
-constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 128};
+const Plan kPlans[] = {
+    {4096, 4096, 2, 8, {16, 32, 128}, {1, 2, 4, 8, 16, 32, 128}},
+    // Layers of a small decoder.
+    {576, 960, 4, 4, {16, 32}, {1, 16, 128}},
+    {1536, 576, 4, 4, {16, 32}, {1, 16, 128}},
+};
 
 struct Case {
   const KernelTable* table;
@@ -57,11 +60,10 @@ struct Case {
 
 std::string name(const Case& c) {
   const Shape& s = c.shape;
-  const char* family = s.form == Form::kLinear ? "LinearW" : "W";
-  return family + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
-         std::to_string(s.n) + "/g" + std::to_string(s.group_size) +
-         (s.scale_per_group ? "/group" : "/row") + "/M" + std::to_string(s.rows) +
-         (c.from_memory ? "/memory" : "/hot");
+  const bool grouped = qc::bench::has_groups(s.bits);
+  return "W" + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
+         std::to_string(s.n) + "/" + (grouped ? "g" + std::to_string(s.group_size) : "none") +
+         "/M" + std::to_string(s.rows) + (c.from_memory ? "/memory" : "/hot");
 }
 
 // The problem of a case. Kept until another case comes: google-benchmark calls several times for
@@ -71,7 +73,7 @@ Problem& problem_of(const Case& c, std::size_t footprint) {
   static std::unique_ptr<Problem> kept;
   if (kept == nullptr || kept_name != name(c)) {
     kept.reset();
-    kept = qc::bench::make_problem(*c.table, c.shape, c.from_memory ? footprint : 0);
+    kept = std::make_unique<Problem>(*c.table, c.shape, c.from_memory ? footprint : 0);
     kept_name = name(c);
   }
   return *kept;
@@ -124,36 +126,17 @@ void add_places(const Machine& machine, const Shape& shape) {
   }
 }
 
-#define QC_BITS(bits, ...) bits,
-
-void add_linear(const Machine& machine) {
-  const auto [k, n] = kLinearMatrix;
-  for (const int bits : {QC_EACH_LINEAR_WIDTH(QC_BITS)}) {
-    for (const std::int64_t group : {16, 32, 128}) {
-      if (bits == qc::kernels::kMostBits && group != 16) continue;  // it has no groups
-      const std::int64_t size = bits == qc::kernels::kMostBits ? k : group;
-      for (const std::int64_t rows : kLinearRows) {
-        add_places(machine, {Form::kLinear, bits, k, n, size, rows, false});
+void add_plan(const Machine& machine, const Plan& plan) {
+  for (int bits = plan.least_bits; bits <= plan.most_bits; ++bits) {
+    if (machine.table->linear[bits] == nullptr) continue;  // no such width
+    const bool grouped = qc::bench::has_groups(bits);
+    for (const std::int64_t size : grouped ? plan.groups : std::vector{plan.k}) {
+      for (const std::int64_t rows : plan.rows) {
+        add_places(machine, {bits, plan.k, plan.n, size, rows});
       }
     }
   }
 }
-
-void add_matmul(const Machine& machine) {
-  for (const int bits : {QC_EACH_WIDTH(QC_BITS)}) {
-    for (const Matrix& m : kMatrices) {
-      for (const std::int64_t group : {32, 128}) {
-        for (const bool per_group : {false, true}) {
-          for (const std::int64_t rows : kRows) {
-            add_places(machine, {Form::kMatMul, bits, m.k, m.n, group, rows, per_group});
-          }
-        }
-      }
-    }
-  }
-}
-
-#undef QC_BITS
 
 void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
   const double peak = qc::bench::peak_ops(table.isa);
@@ -161,8 +144,7 @@ void add_all(const KernelTable& table, const Effort& effort, double bandwidth) {
     benchmark::AddCustomContext(std::string("peak_gops_") + table.isa, std::to_string(peak / 1e9));
   }
   const Machine machine{&table, &effort, peak, bandwidth};
-  add_linear(machine);
-  add_matmul(machine);
+  for (const Plan& plan : kPlans) add_plan(machine, plan);
 }
 
 // Takes --quick off the arguments.

@@ -84,8 +84,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _ratio(run: dict[str, Any], model: str, figure: str) -> str:
-    ratio = run["ratios"].get(model, {}).get(figure)
-    return "-" if ratio is None else f"{ratio:.2f}x"
+    return contest.ratio(run["ratios"].get(model, {}).get(figure))
 
 
 def main() -> None:

@@ -7,106 +7,127 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompiler import ops
-from qcompiler.formats import WeightFormat
-from qcompiler.numerics.packing import PackedMatrix
+from qcompiler import ops, targets
+from qcompiler.formats import LayerPlan, WeightFormat
+from qcompiler.numerics import nbits
+from qcompiler.numerics.planes import PlaneMatrix, most_multiple
+from qcompiler.numerics.rounding import QuantizedWeight
 
 MICROSOFT = "com.microsoft"
-ZERO_POINT = 8
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A float K x N matrix and its symmetric int4 form: codes [K, N], scales [K / group, N]."""
+    """A random K x N matrix that every contender holds as it is: w = (code - middle) * m * scale.
 
-    weights: np.ndarray
-    codes: np.ndarray
-    scales: np.ndarray
-    group_size: int
+    codes uint8 [K, N]; multiples m uint8 [G, N]; scales float32 [N].
+    """
+
+    form: WeightFormat
+    """Symmetric. Groups of 8 bits are MatMulNBits's alone."""
+    codes: NDArray[np.uint8]
+    multiples: NDArray[np.uint8]
+    scales: NDArray[np.float32]
 
     @classmethod
-    def random(cls, K: int, N: int, group_size: int, seed: int = 0) -> Layer:
-        """A random layer; K is a multiple of the group size."""
-        rng = np.random.default_rng(seed)
-        codes = rng.integers(0, 16, (K, N), dtype=np.uint8)
-        scales = rng.uniform(0.5, 1.5, (K // group_size, N)).astype(np.float16).astype(np.float32)
-        scales /= 256
-        weights = np.repeat(scales, group_size, axis=0)
-        weights *= codes.astype(np.float32) - ZERO_POINT
-        return cls(weights, codes, scales, group_size)
+    def random(cls, K: int, N: int, form: WeightFormat) -> Layer:
+        """K is a multiple of the group size."""
+        rng = np.random.default_rng(0)
+        # Without code 0, of which 8 bits would make -128.
+        most = min(most_multiple(form.bits), 127 // (form.middle - 1))
+        multiples = rng.integers(1, most + 1, (K // form.group_size, N), dtype=np.uint8)
+        return cls(
+            form,
+            rng.integers(1, form.top + 1, (K, N), dtype=np.uint8),
+            multiples,
+            rng.uniform(0.5, 1.5, N).astype(np.float32) / 1024,
+        )
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """K and N."""
-        return self.weights.shape[0], self.weights.shape[1]
+    def planes(self) -> PlaneMatrix:
+        """In the integer form."""
+        form = self.form
+        if form.bits == 8:
+            return PlaneMatrix.of_int8(
+                (self.codes ^ np.uint8(form.middle)).view(np.int8), self.scales
+            )
+        zero_points = np.full_like(self.multiples, form.middle)
+        return PlaneMatrix.pack(
+            self.codes,
+            zero_points,
+            self.multiples,
+            self.scales,
+            bits=form.bits,
+            group_size=form.group_size,
+        )
 
 
 def float_model(layer: Layer) -> bytes:
     """MatMul in float32."""
     node = helper.make_node("MatMul", ["X", "W"], ["Y"])
-    return _model(layer, node, {"W": layer.weights})
+    return _model(layer, node, {"W": layer.planes().dequantized()})
 
 
 def ours(layer: Layer) -> bytes:
-    """MatMulW4A8, one scale a row of X."""
-    K, N = layer.shape
-    attributes: dict[str, Any] = {"K": K, "N": N, "group_size": layer.group_size}
-    packed = PackedMatrix.pack(
-        layer.codes, layer.scales, None, WeightFormat(bits=4, group_size=layer.group_size)
-    )
+    """LinearW{bits}A8, one scale a row of X."""
+    planes = layer.planes()
+    grouped = planes.groups is not None
+    values = {
+        "W": planes.W,
+        **({"groups": planes.groups} if grouped else {}),
+        "scales": planes.scales,
+        "bias": np.zeros(1, np.float32),
+    }
+    attributes: dict[str, Any] = {"group_size": planes.group_size} if grouped else {}
     node = helper.make_node(
-        "MatMulW4A8",
-        ["X", "W", "scales", "zero_points", "bias"],
+        ops.linear_op(planes.bits),
+        ["X", *values],
         ["Y", "", ""],
         domain=ops.DOMAIN,
         **attributes,
-        splits=[N, 0, 0],
-        activation_block=K,
-        layout=1,
+        K=planes.K,
+        N=planes.N,
+        splits=[planes.N, 0, 0],
+        layout=ops.LINEAR_LAYOUT,
     )
-    values = {
-        "W": packed.W,
-        "scales": packed.scales,
-        "zero_points": packed.zero_points,
-        "bias": np.zeros(1, np.float32),
-    }
     return _model(layer, node, values)
+
+
+def has_matmul_nbits(form: WeightFormat) -> bool:
+    """Whether this ONNX Runtime has kernels of MatMulNBits for such weights."""
+    return targets.get("ort-contrib").accepts(LayerPlan(weight=form)) is None
 
 
 def matmul_nbits(layer: Layer) -> bytes:
     """MatMulNBits with int8 activations, one scale a row and block of X."""
-    K, N = layer.shape
-    attributes: dict[str, Any] = {"K": K, "N": N, "block_size": layer.group_size}
-    blocks = K // layer.group_size
-    pairs = layer.codes.T.reshape(N, blocks, layer.group_size // 2, 2)
+    form = layer.form
+    K, N = layer.codes.shape
     node = helper.make_node(
         "MatMulNBits",
         ["X", "W", "scales"],
         ["Y"],
         domain=MICROSOFT,
-        **attributes,
-        bits=4,
+        K=K,
+        N=N,
+        bits=form.bits,
+        block_size=form.group_size,
         accuracy_level=4,
     )
-    values = {
-        "W": pairs[..., 0] | (pairs[..., 1] << np.uint8(4)),
-        "scales": np.ascontiguousarray(layer.scales.T).reshape(-1),
-    }
-    return _model(layer, node, values)
+    scales = layer.multiples * layer.scales
+    W, scales = nbits.pack(QuantizedWeight(layer.codes, scales, None, form))
+    return _model(layer, node, {"W": W, "scales": scales})
 
 
 def dynamic_quantize_matmul(layer: Layer) -> bytes:
     """DynamicQuantizeMatMul: int8 weights with a scale a column, one scale for all of X."""
-    scales = np.abs(layer.weights).max(axis=0) / 127
     node = helper.make_node("DynamicQuantizeMatMul", ["X", "W", "s"], ["Y"], domain=MICROSOFT)
-    values = {"W": np.rint(layer.weights / scales).astype(np.int8), "s": scales}
-    return _model(layer, node, values)
+    return _model(layer, node, {"W": layer.planes().weights(), "s": layer.scales})
 
 
 def _model(layer: Layer, node: onnx.NodeProto, values: dict[str, Any]) -> bytes:
-    K, N = layer.shape
+    K, N = layer.codes.shape
     graph = helper.make_graph(
         [node],
         "node",

@@ -21,7 +21,14 @@ import onnxruntime as ort
 from contest import open_session, race
 from node_models import Layer
 
-GROUPS = (32, 128)
+from qcompiler.formats import WeightFormat
+
+OURS, NBITS, DYNAMIC, FLOAT = "Linear", "MatMulNBits", "DynamicQuantizeMatMul", "MatMul fp32"
+FORMS = (
+    *(WeightFormat(bits=4, group_size=size) for size in (16, 32, 128)),
+    *(WeightFormat(bits=bits, group_size=32) for bits in (2, 3, 6)),
+    WeightFormat(bits=8, group_size=128),
+)
 
 
 @dataclass(frozen=True)
@@ -45,20 +52,23 @@ class Row:
 
     threads: int
     rows: int
+    bits: int
     group_size: int
     ratios: dict[str, float]
     milliseconds: dict[str, float]
 
 
 def contenders(K: int, N: int) -> dict[str, bytes]:
-    """Models by name; those that depend on the group size end in it."""
-    layers = {group: Layer.random(K, N, group) for group in GROUPS}
+    """Models by name; those that depend on the form of weights end in it."""
     models: dict[str, bytes] = {}
-    for group, layer in layers.items():
-        models[f"MatMulW4A8 {group}"] = node_models.ours(layer)
-        models[f"MatMulNBits {group}"] = node_models.matmul_nbits(layer)
-    models["DynamicQuantizeMatMul"] = node_models.dynamic_quantize_matmul(layers[GROUPS[0]])
-    models["MatMul fp32"] = node_models.float_model(layers[GROUPS[0]])
+    for form in FORMS:
+        layer = Layer.random(K, N, form)
+        models[f"{OURS} {form}"] = node_models.ours(layer)
+        if node_models.has_matmul_nbits(form):
+            models[f"{NBITS} {form}"] = node_models.matmul_nbits(layer)
+    first = Layer.random(K, N, FORMS[0])
+    models[DYNAMIC] = node_models.dynamic_quantize_matmul(first)
+    models[FLOAT] = node_models.float_model(first)
     return models
 
 
@@ -72,7 +82,7 @@ def measure(setting: Setting) -> list[Row]:
             X = np.random.default_rng(rows).normal(size=(rows, setting.K)).astype(np.float32)
             actions = {name: _action(s, X, setting.N) for name, s in sessions.items()}
             times = race(actions, setting.rounds, setting.turn_seconds)
-            results += [_row(threads, rows, group, times) for group in GROUPS]
+            results += [_row(threads, rows, form, times) for form in FORMS]
     return results
 
 
@@ -85,18 +95,12 @@ def _action(session: ort.InferenceSession, X: np.ndarray, N: int) -> Callable[[]
     return lambda: session.run_with_iobinding(binding)
 
 
-def _row(threads: int, rows: int, group: int, times: dict[str, float]) -> Row:
-    """The result for one group size: our op, and what it is compared with."""
-    chosen: dict[str, float] = {}
-    for name, value in times.items():
-        op, _, suffix = name.partition(" ")
-        if not suffix.isdigit():
-            chosen[name] = value
-        elif int(suffix) == group:
-            chosen[op] = value
-    ours = chosen["MatMulW4A8"]
-    ratios = {op: value / ours for op, value in chosen.items() if op != "MatMulW4A8"}
-    return Row(threads, rows, group, ratios, chosen)
+def _row(threads: int, rows: int, form: WeightFormat, times: dict[str, float]) -> Row:
+    """The result for one form of weights: our op, and what it is compared with."""
+    names = {OURS: f"{OURS} {form}", NBITS: f"{NBITS} {form}", DYNAMIC: DYNAMIC, FLOAT: FLOAT}
+    chosen = {op: times[name] for op, name in names.items() if name in times}
+    ratios = {op: value / chosen[OURS] for op, value in chosen.items() if op != OURS}
+    return Row(threads, rows, form.bits, form.group_size, ratios, chosen)
 
 
 def report(setting: Setting) -> dict[str, Any]:
@@ -106,9 +110,9 @@ def report(setting: Setting) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print a result, ratios first."""
-    columns = {"threads": "threads", "rows": "M", "group_size": "group"}
-    title = f"MatMulW4A8, K={result['setting']['K']} N={result['setting']['N']}"
-    contest.show(result["rows"], columns, "MatMulW4A8", 3, title)
+    columns = {"threads": "threads", "rows": "M", "bits": "bits", "group_size": "group"}
+    title = f"{OURS}, K={result['setting']['K']} N={result['setting']['N']}"
+    contest.show(result["rows"], columns, OURS, 3, title)
 
 
 def default_setting(quick: bool) -> Setting:

@@ -20,7 +20,7 @@ from chart import Panel
 from kernels import Kernel
 
 SHAPE = "4096x4096"
-FLOAT = "MatMul fp32"
+OURS, FLOAT = "Linear", "MatMul fp32"
 INTRODUCTION = """\
 # Benchmarks
 
@@ -31,10 +31,15 @@ Ratios above 1 mean that ours is faster. Medians of rounds in which all contende
 NODES = """\
 ## One layer in ONNX Runtime
 
-K = {K}, N = {N}. `MatMulW4A8` with one scale a row of activations, against `MatMulNBits` with int8
-activations (`accuracy_level` 4) and the same group size, `DynamicQuantizeMatMul` (8-bit weights)
-and `MatMul` in float32, which the chart leaves out. M is the number of rows. Weights stay in the
-caches as far as they fit.
+K = {K}, N = {N}, weights of 4 bits. `LinearW4A8` against `MatMulNBits` with int8 activations
+(`accuracy_level` 4) and the same group size, `DynamicQuantizeMatMul` (8-bit weights) and `MatMul`
+in float32, which the chart leaves out. Weights are integers times a scale a column, which all of
+them hold exactly. M is the number of rows. Weights stay in the caches as far as they fit.
+
+"""
+NODE_WIDTHS = """\
+The same with weights of {widths} bits, in groups of 32. At 8 bits our op has none, and
+`MatMulNBits` groups of 128. A dash: this ONNX Runtime has no kernels of it for such weights.
 
 """
 ENCODER = """\
@@ -56,20 +61,33 @@ compiled model's speed over the other's.
 KERNELS = """\
 ## Kernels alone
 
-One thread, K = N = 4096, one scale a row of activations, rows quantized beforehand. Percent of what
-a loop of the ISA's multiply-add on registers reaches in the same process. W4 and W8 are the MatMul
-ops, LinearW2 to LinearW8 those of the integer form.
+One thread, K = N = 4096, rows quantized beforehand. Percent of what a loop of the ISA's
+multiply-add on registers reaches in the same process. W2 to W8 have weights of so many bits; those
+of 8 have no groups.
 
-100 can't be reached. With AVX-512 VNNI on Zen 4 the multiply-add of a group's float sum takes the
-same ports as the integer dot products: 1 to 8 in groups of 32, so 89% is the most, 1 to 32 and 97%
-in groups of 128. Sharing loads between panels, unrolling whole groups and software prefetch change
-nothing there.
+What bounds it: integer dot products, and unpacking codes for them. Groups, however small, cost no
+floating-point work; each result becomes a float once, at its end. From a few rows on, weights are
+expanded to int8 once for all of them, which counts for less the more rows there are. Fewer rows
+multiply codes as they are, and the sum of each group by its multiple.
+
+"""
+SMALL = """\
+Layers of a small decoder, with weights of 4 bits, in percent of the same peak.
 
 """
 MEMORY = """\
 One row, with weights that come from memory: GB/s of weights, and percent of what a plain read
-reaches ({bandwidth:.1f} GB/s). Decoding depends on it: how the system has laid the file's pages out
-in memory changes its speed by up to a tenth, and a freshly written file is the fastest.
+reaches, the best of 1, 2, 4 and 8 streams side by side ({bandwidth:.1f} GB/s). Decoding depends on
+it: how the system has laid the file's pages out in memory changes its speed by up to a tenth, and a
+freshly written file is the fastest.
+
+"""
+FEWER_BITS = """\
+## What fewer bits buy
+
+The time of one row with each width over that of 4 bits: below 1 is faster. What is read from
+memory grows with the bits; in the caches the work of unpacking counts, which is more where codes
+lie in two planes (3, 5 and 6 bits).
 
 """
 
@@ -82,7 +100,7 @@ def write(results: Path, docs: Path) -> None:
     measured = _load(results / "kernels.json") if (results / "kernels.json").is_file() else None
     machine = _machine(nodes["machine"])
     parts = [INTRODUCTION, f"Machine: {machine}.\n\n", "![Ratios](benchmarks.svg)\n\n"]
-    parts += [NODES.format(**nodes["setting"]), _node_table(nodes), "\n"]
+    parts += _node_parts(nodes)
     panels = [_node_panel(nodes, threads) for threads in nodes["setting"]["threads"]]
     if encoder is not None:
         parts += [ENCODER, _encoder_table(encoder), "\n"]
@@ -117,14 +135,14 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _ratio_table(
     rows: Sequence[dict[str, Any]], columns: dict[str, str], ours: str, digits: int
 ) -> str:
-    """Rows of a race; `columns`: headings by key of a row."""
+    """Rows of a race, the first with every ratio; `columns`: headings by key of a row."""
     others = list(rows[0]["ratios"])
     return _table(
         [*columns.values(), *(f"over {other}" for other in others), "ours, ms"],
         (
             [
                 *(str(row[key]) for key in columns),
-                *(f"{row['ratios'][other]:.2f}" for other in others),
+                *(_cell(row["ratios"].get(other), 2) for other in others),
                 f"{row['milliseconds'][ours]:.{digits}f}",
             ]
             for row in rows
@@ -132,9 +150,19 @@ def _ratio_table(
     )
 
 
-def _node_table(nodes: dict[str, Any]) -> str:
-    columns = {"threads": "threads", "rows": "M", "group_size": "group"}
-    return _ratio_table(nodes["rows"], columns, "MatMulW4A8", 3)
+def _node_parts(nodes: dict[str, Any]) -> list[str]:
+    columns = {"threads": "threads", "rows": "M"}
+    fours = [row for row in nodes["rows"] if row["bits"] == 4]
+    widths = [row for row in nodes["rows"] if row["bits"] != 4]
+    some = ", ".join(str(bits) for bits in dict.fromkeys(row["bits"] for row in widths))
+    return [
+        NODES.format(**nodes["setting"]),
+        _ratio_table(fours, columns | {"group_size": "group"}, OURS, 3),
+        "\n",
+        NODE_WIDTHS.format(widths=some),
+        _ratio_table(widths, columns | {"bits": "bits"}, OURS, 3),
+        "\n",
+    ]
 
 
 def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
@@ -144,10 +172,10 @@ def _node_panel(nodes: dict[str, Any], threads: int) -> Panel:
             op: ratio for op, ratio in row["ratios"].items() if op != FLOAT
         }
         for row in nodes["rows"]
-        if row["threads"] == threads
+        if row["threads"] == threads and row["bits"] == 4
     }
     shape = f"K={setting['K']} N={setting['N']}"
-    return Panel(f"MatMulW4A8, {shape}, threads: {threads}: times as fast as", bars)
+    return Panel(f"LinearW4A8, {shape}, threads: {threads}: times as fast as", bars)
 
 
 def _encoder_table(encoder: dict[str, Any]) -> str:
@@ -189,43 +217,72 @@ def _cell(value: float | None, digits: int) -> str:
 
 
 def _kernel_parts(measured: dict[str, Any]) -> list[str]:
-    lines = [
-        kernel
-        for kernel in kernels.read(measured)
-        if kernel.shape == SHAPE and kernel.activations == "row" and "%peak" in kernel.figures
-    ]
-    if not lines:
+    lines = [kernel for kernel in kernels.read(measured) if "%peak" in kernel.figures]
+    large = [kernel for kernel in lines if kernel.shape == SHAPE]
+    if not large:
         return []
-    hot = [kernel for kernel in lines if kernel.place == "hot"]
-    cold = [kernel for kernel in lines if kernel.place == "memory"]
     bandwidth = float(measured["context"]["read_gb_per_s"])
-    memory_rows = (
+    return [
+        KERNELS,
+        _peak_table(large, ("isa", "bits", "group")),
+        "\n",
+        SMALL,
+        _peak_table(
+            [kernel for kernel in lines if kernel.shape != SHAPE], ("isa", "shape", "group")
+        ),
+        "\n",
+        MEMORY.format(bandwidth=bandwidth),
+        _memory_table(large),
+        "\n",
+        FEWER_BITS,
+        _width_table(large),
+    ]
+
+
+def _peak_table(lines: list[Kernel], keys: tuple[str, ...]) -> str:
+    """Percent of the peak with weights in the caches; `keys` name what tells lines apart."""
+    hot = [kernel for kernel in lines if kernel.place == "hot"]
+    rows = sorted({kernel.rows for kernel in hot})
+    cells: dict[tuple[str, ...], dict[int, str]] = {}
+    for kernel in hot:
+        line = cells.setdefault(tuple(getattr(kernel, key) for key in keys), {})
+        line[kernel.rows] = f"{kernel.figures['%peak']:.0f}"
+    headings = {"isa": "ISA", "bits": "weights", "shape": "K x N", "group": "group"}
+    return _table(
+        [*(headings[key] for key in keys), *(f"M={count}" for count in rows)],
+        ([*key, *(line.get(count, "-") for count in rows)] for key, line in cells.items()),
+    )
+
+
+def _memory_table(lines: list[Kernel]) -> str:
+    rows = (
         [
             *(kernel.isa, kernel.bits, kernel.group),
             f"{kernel.figures['GB/s']:.1f}",
             f"{kernel.figures['%bandwidth']:.0f}",
         ]
-        for kernel in cold
+        for kernel in lines
+        if kernel.place == "memory"
     )
-    return [
-        KERNELS,
-        _peak_table(hot),
-        "\n",
-        MEMORY.format(bandwidth=bandwidth),
-        _table(["ISA", "weights", "group", "GB/s", "% of read"], memory_rows),
-    ]
+    return _table(["ISA", "weights", "group", "GB/s", "% of read"], rows)
 
 
-def _peak_table(hot: list[Kernel]) -> str:
-    rows = sorted({kernel.rows for kernel in hot})
-    cells: dict[tuple[str, str, str], dict[int, str]] = {}
-    for kernel in hot:
-        line = cells.setdefault((kernel.isa, kernel.bits, kernel.group), {})
-        line[kernel.rows] = f"{kernel.figures['%peak']:.0f}"
-    return _table(
-        ["ISA", "weights", "group", *(f"M={count}" for count in rows)],
-        ([*key, *(line.get(count, "-") for count in rows)] for key, line in cells.items()),
-    )
+def _width_table(lines: list[Kernel]) -> str:
+    """Of one row: the time of each width over that of 4 bits in the same groups and place."""
+    single = [kernel for kernel in lines if kernel.rows == 1]
+    times = {(k.isa, k.place, k.group, k.bits): k.figures["microseconds"] for k in single}
+    widths = sorted({kernel.bits for kernel in single} - {"W4"})
+    rows: list[list[str]] = []
+    for (isa, place, group, bits), four in times.items():
+        if bits != "W4":
+            continue
+        cells = [isa, group, {"hot": "caches", "memory": "memory"}[place]]
+        for width in widths:
+            alone = times.get((isa, place, "none", width))  # 8 bits have no groups
+            time = times.get((isa, place, group, width), alone)
+            cells.append(_cell(None if time is None else time / four, 2))
+        rows.append([*cells, f"{four:.0f}"])
+    return _table(["ISA", "group", "weights in", *widths, "W4, us"], rows)
 
 
 if __name__ == "__main__":

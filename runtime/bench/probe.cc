@@ -73,7 +73,7 @@ double read_bandwidth(std::size_t bytes) {
   constexpr int kPasses = 3;
   const std::vector<std::uint64_t> words(bytes / sizeof(std::uint64_t), 1);
   double best = 0;
-  for (const std::size_t streams : {1, 2, 4}) {
+  for (const std::size_t streams : {1, 2, 4, 8}) {
     for (int pass = 0; pass < kPasses; ++pass) {
       const double begin = now();
       volatile std::uint64_t sum = read_all(words.data(), words.size(), streams);

@@ -4,37 +4,55 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <vector>
 
 #include "kernels/dispatch/dispatch.h"
 
 namespace qc::bench {
 
-enum class Form { kLinear, kMatMul };  // of layout 2 and of layout 1
-
 struct Shape {
-  Form form;
   int bits;
   std::int64_t k, n;
-  std::int64_t group_size;  // k for kLinear of 8 bits
+  std::int64_t group_size;  // k for 8 bits
   std::int64_t rows;
-  bool scale_per_group;  // of the activations; otherwise one a row. Not for kLinear
 };
 
-// Bytes of one copy of the weights: codes, scales and what a group has.
+// Whether groups of the weights have zero points and multiples.
+bool has_groups(int bits);
+
+// Bytes of one copy of the weights: codes, groups and scales.
 std::size_t weight_bytes(const Shape& shape);
 
 class Problem {
  public:
-  virtual ~Problem() = default;
+  // As many copies of the weights as fill `footprint` bytes, at least one.
+  Problem(const kernels::KernelTable& table, const Shape& shape, std::size_t footprint);
 
   // The whole product, with copy `index` modulo their number.
-  virtual void run(std::size_t index) = 0;
-};
+  void run(std::size_t index);
 
-// As many copies of the weights as fill `footprint` bytes, at least one.
-std::unique_ptr<Problem> make_problem(const kernels::KernelTable& table, const Shape& shape,
-                                      std::size_t footprint);
+ private:
+  struct alignas(64) Line {  // where the op lays rows out, too
+    std::int8_t codes[64];
+  };
+
+  // Random rows, quantized as the op does it.
+  void quantize_rows(const kernels::KernelTable& table);
+
+  Shape shape_;
+  kernels::Linear linear_;
+  // Of all copies.
+  std::size_t copies_;
+  std::vector<std::uint8_t> codes_, groups_;
+  std::vector<float> scales_;
+  // Of the rows.
+  std::int64_t stride_;
+  std::vector<Line> row_codes_;
+  std::vector<float> row_scales_;
+  std::vector<std::int32_t> row_sums_;
+
+  std::vector<float> out_;
+};
 
 }  // namespace qc::bench
 
