@@ -1,6 +1,6 @@
 // AMX kernels: expanded weights on tiles of 16 x 16 sums. A tile of weights is 16 quads of a panel,
 // as they lie there. Few rows are better off on vpdpbusd. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #include "kernels/linear/bytes_avx512.h"
 #include "kernels/linear/expand.h"
 #include "kernels/linear/finish.h"

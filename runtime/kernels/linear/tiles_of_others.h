@@ -1,4 +1,4 @@
-// The configuration of AMX tiles. Internal linkage throughout: see matmul_avx512vnni.cc.
+// The configuration of AMX tiles. Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_TILES_OF_OTHERS_H_
 #define QC_KERNELS_LINEAR_TILES_OF_OTHERS_H_
 
