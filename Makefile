@@ -37,9 +37,8 @@ test: lint
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What is skipped is listed with its reason: ONNX Runtime's provider may lack CUDA's libraries.
-CUDA_KERNEL_TESTS := tests/runtime/test_cuda_kernels.py tests/runtime/test_cuda_linear.py
-CUDA_TESTS := $(CUDA_KERNEL_TESTS) tests/runtime/test_cuda_op.py tests/runtime/test_cuda_linear_op.py \
-    tests/e2e/test_cuda_decoder.py
+CUDA_KERNEL_TESTS := tests/runtime/test_cuda_kernels.py
+CUDA_TESTS := $(CUDA_KERNEL_TESTS) tests/runtime/test_cuda_op.py tests/e2e/test_cuda_decoder.py
 test-cuda: $(VENV)/.test
 	nvidia-smi -L
 	$(PY) -m pytest $(CUDA_TESTS) -k 'not emulated and not glue' $(PYTEST_ARGS)

@@ -77,7 +77,6 @@ foreach(row IN LISTS rows)
   set(QC_FLAGS_${symbol} "${flags}")
   target_compile_definitions(qc_kernels PUBLIC ${has})
   string(APPEND built "${row}\n")
-  qc_kernel_source(kernels/matmul/matmul_${symbol}.cc "${flags}")
   qc_kernel_source(kernels/linear/linear_${symbol}.cc "${flags}")
 endforeach()
 

@@ -9,28 +9,21 @@
 namespace qc::cuda {
 
 struct Activations {
-  std::int8_t* codes;    // [ceil(k / 32), padded, 32]: the 32 codes of a token side by side, in
-                         // the order of k, or (`fours_apart`) first the even fours of them
-  float* scales;         // [groups or 1, padded]
-  std::int32_t* starts;  // [groups, padded]: group sums of codes, times -1 or -(one zero point);
-                         // null: nobody reads them
-  std::int64_t padded;   // tokens; those beyond `rows` are zeros
-  std::int32_t fours_apart;
+  std::int8_t* codes;   // [strips, padded, 32]: the codes of a token in a strip side by side
+  float* scales;        // [padded]
+  std::int64_t padded;  // tokens; those beyond `rows` are zeros
 };
 
 // Rows [first, first + rows) of X.
 struct QuantizeJob {
   const void* x;
-  std::int64_t first, rows, k, group_size;
-  std::int64_t block;  // k or group_size
+  std::int64_t first, rows, k;
   Element element;
-  float static_scale;              // 0: computed
-  const std::uint8_t* zero_point;  // of all weights; null: a factor of -1 for `starts`
+  float static_scale;  // 0: computed
   Activations to;
 };
 
-// The kernel behind it may overlap its end. kernels/quantize/quantize.h states the formula; the
-// codes and scales are the same bits.
+// kernels/quantize/quantize.h states the formula; the codes and scales are the same bits.
 void quantize(const QuantizeJob& job, void* stream);
 
 }  // namespace qc::cuda

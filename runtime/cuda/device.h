@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "cuda/elements.h"
-#include "kernels/layout.h"
+#include "kernels/planes.h"
 
 #ifdef QC_CUDA_EMULATED
 #include "cuda/testing/emulator.h"
@@ -22,23 +22,16 @@
 namespace qc::cuda {
 
 using kernels::ceil_div;
-using kernels::kBlockBytes;
 using kernels::kPanel;
+using kernels::kQuads;
+using kernels::kStrip;
+using kernels::Planes;
 
 inline constexpr int kWarp = 32;
-inline constexpr int kStep = 32;  // values of k in one mma
 
 #ifndef QC_CUDA_EMULATED
 
-// d += a b: unsigned bytes a [16, 32], signed bytes b [32, 8], in the layout of the PTX manual.
-__device__ inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-}
-
-// The same of signed bytes a.
+// d += a b: signed bytes a [16, 32] and b [32, 8], in the layout of the PTX manual.
 __device__ inline void mma_s8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -62,11 +55,8 @@ __device__ inline void copy_async(void* shared, const void* from, bool present) 
 
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for this thread's copies, but for the last `kPending` groups of them.
-template <int kPending>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
+// Waits for the copies that this thread has committed.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 // Weights are read once: they should not push anything else out of the caches.
 __device__ inline uint4 load_once(const uint4* from) {
@@ -81,12 +71,6 @@ __device__ inline uint4 load_once(const uint4* from) {
 template <typename T>
 __device__ inline T load(const T* from) {
   return __ldg(from);
-}
-
-// Reads what the kernel before this one wrote, which may still have run when this one began.
-template <typename T>
-__device__ inline T load_result(const T* from) {
-  return *from;
 }
 
 template <typename T>
@@ -107,36 +91,11 @@ __device__ inline std::uint16_t bfloat_of(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-// In a kernel that was launched to overlap the one before it: waits until that one is done, and all
-// it wrote is there.
-__device__ inline void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// From here on a kernel launched to overlap this one may begin.
-__device__ inline void let_next_kernel_begin() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Enqueues a kernel. `overlap`: it may begin before the one in front of it ends, where the GPU can
-// (compute capability 9.0), and calls wait_for_previous_kernel.
+// Enqueues a kernel on a stream. `run` asks for errors, once.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream, bool overlap,
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void* stream,
             const Arguments&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, arguments...);  // `run` asks for errors, once
+  kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
 }
 
 #endif  // QC_CUDA_EMULATED
@@ -152,7 +111,6 @@ __device__ inline std::uint16_t narrow(Element element, float value) {
 // Null, or what went wrong with the launches since it was last asked.
 inline const char* last_error() {
 #ifdef QC_CUDA_EMULATED
-  emulator::finish();
   return nullptr;
 #else
   const cudaError_t error = cudaPeekAtLastError();

@@ -3,7 +3,6 @@
 
 #include "cuda/device.h"
 #include "cuda/embedding.h"
-#include "kernels/planes.h"
 
 namespace qc::cuda {
 namespace {
@@ -16,9 +15,9 @@ template <typename P>
 __device__ inline int weight_at(const EmbeddingLookUp& job, std::int64_t column, std::int64_t k) {
   const std::int64_t panel = column / kPanel;
   const int lane = static_cast<int>(column % kPanel);
-  const std::int64_t strips = ceil_div(job.k, kernels::kStrip);
-  const std::uint8_t* strip = job.codes + (panel * strips + k / kernels::kStrip) * P::kStripBytes;
-  const int code = P::at(strip, static_cast<int>(k % kernels::kStrip), lane);
+  const std::int64_t strips = ceil_div(job.k, kStrip);
+  const std::uint8_t* strip = job.codes + (panel * strips + k / kStrip) * P::kStripBytes;
+  const int code = P::at(strip, static_cast<int>(k % kStrip), lane);
   if constexpr (!P::kGrouped) return code;
   const std::int64_t group = panel * ceil_div(job.k, job.group_size) + k / job.group_size;
   const int byte = load(job.groups + group * kPanel + lane);
@@ -50,7 +49,7 @@ const char* embedding(const EmbeddingLookUp& job, void* stream) {
   if (!aligned(job.out, 4)) return "the output is not aligned to its elements";
   const dim3 grid(static_cast<unsigned>(std::min(job.count, kMostBlocks)));
   kernels::with_planes(job.bits, [&](auto planes) {
-    launch(embedding_kernel<decltype(planes)>, grid, kEmbeddingThreads, stream, false, job);
+    launch(embedding_kernel<decltype(planes)>, grid, kEmbeddingThreads, stream, job);
   });
   return last_error();
 }

@@ -1,5 +1,5 @@
-// Columns of a packed matrix of layout 2, dequantized, on NVIDIA GPUs:
-// kernels/embedding/embedding.h for many at once.
+// Columns of a packed matrix, dequantized, on NVIDIA GPUs: kernels/embedding/embedding.h for many
+// at once.
 #ifndef QC_CUDA_EMBEDDING_H_
 #define QC_CUDA_EMBEDDING_H_
 

@@ -10,7 +10,6 @@ namespace {
 constexpr std::int64_t kChunkBytes = 128 << 20;  // of activation codes at a time
 constexpr std::int64_t kMaxTiles = 65535;        // of a grid's second dimension
 constexpr std::size_t kLine = 256;               // scratch memory is cut in multiples of it
-constexpr std::int64_t kNoGroups = 256;          // to `quantize`, where nobody reads group sums
 
 // How a product runs: in chunks of rows, each quantized, then multiplied.
 struct Plan {
@@ -90,9 +89,7 @@ const char* run(const LinearProduct& p, void* scratch, void* stream, const Linea
   LinearJob job = job_of(p, plan, scratch);
   for (job.first = 0; job.first < p.rows; job.first += plan.rows) {
     job.rows = std::min(plan.rows, p.rows - job.first);
-    quantize(
-        {p.x, job.first, job.rows, p.k, kNoGroups, p.k, p.element, p.static_scale, nullptr, job.x},
-        stream);
+    quantize({p.x, job.first, job.rows, p.k, p.element, p.static_scale, job.x}, stream);
     if (plan.few) {
       multiply_few_rows(job, p.bits, stream);
     } else {

@@ -1,5 +1,5 @@
-// The integer matrix products of layout 2 on NVIDIA GPUs: the formula of kernels/linear/linear.h on
-// device memory, and its bits, for any number of rows.
+// The integer matrix products on NVIDIA GPUs: the formula of kernels/linear/linear.h on device
+// memory, and its bits, for any number of rows.
 //
 // Rows of X are quantized into scratch memory, then multiplied by packed weights.
 #ifndef QC_CUDA_LINEAR_H_

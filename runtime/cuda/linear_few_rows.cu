@@ -59,7 +59,7 @@ __device__ inline RowLoads<kBits> load_row(const LinearJob& job, std::int64_t st
       reinterpret_cast<const uint4*>(job.x.codes + (strip * job.x.padded + row) * kStrip);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint4 v = load_result(from + half);
+    const uint4 v = load(from + half);
     x.quads[4 * half] = v.x;
     x.quads[4 * half + 1] = v.y;
     x.quads[4 * half + 2] = v.z;
@@ -172,7 +172,7 @@ void start_few_rows(const LinearJob& job, void* stream) {
   if (job.x.padded == 4) kernel = few_rows_kernel<kBits, 4>;
   if (job.x.padded == 2) kernel = few_rows_kernel<kBits, 2>;
   if (job.x.padded == 1) kernel = few_rows_kernel<kBits, 1>;
-  launch(kernel, dim3(static_cast<unsigned>(job.panels)), kFewThreads, stream, false, job);
+  launch(kernel, dim3(static_cast<unsigned>(job.panels)), kFewThreads, stream, job);
 }
 
 }  // namespace

@@ -6,14 +6,8 @@
 #include "cuda/activations.h"
 #include "cuda/device.h"
 #include "cuda/linear.h"
-#include "kernels/planes.h"
 
 namespace qc::cuda {
-
-using kernels::kQuads;
-using kernels::kStrip;
-using kernels::Planes;
-static_assert(kStrip == kStep, "a step of the activations is a strip of the weights");
 
 inline constexpr std::int64_t kFewRows = 16;  // up to here reading the weights takes longest
 
@@ -66,7 +60,7 @@ __device__ inline void finish(const LinearJob& job, std::int64_t row, std::int64
   if (row >= job.rows || column >= job.n) return;
   const float dot = __int2float_rn(static_cast<std::int32_t>(sum));
   const float scaled = __fmul_rn(dot, load(job.scales + column));
-  const float product = __fmul_rn(scaled, load_result(job.x.scales + row));
+  const float product = __fmul_rn(scaled, load(job.x.scales + row));
   const float value = __fadd_rn(product, load(job.bias + (job.one_bias != 0 ? 0 : column)));
 #pragma unroll
   for (int i = 0; i < kOutputs; ++i) {

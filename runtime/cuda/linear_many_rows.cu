@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kManyThreads) many_rows_kernel(LinearJob job) 
     Stage<kTokens>& stage = stages[chunk % 2];
     expand<kBits>(next, stage.weights[at.panel][at.strip]);
     if (chunk + 1 < chunks) next = load_column<kBits>(job, chunk + 1);
-    wait_for_copies<0>();
+    wait_for_copies();
     __syncthreads();  // the stage is whole, and all are done with the other one
     if (chunk + 1 < chunks) copy_codes<kTokens>(job, stages[(chunk + 1) % 2], chunk + 1);
     multiply_chunk<kTokens>(stage, sums);
@@ -189,7 +189,7 @@ void start_many_rows(const LinearJob& job, int tokens, void* stream) {
                   static_cast<unsigned>(job.x.padded / tokens));
   auto* kernel = many_rows_kernel<kBits, 64>;
   if (tokens == 128) kernel = many_rows_kernel<kBits, 128>;
-  launch(kernel, grid, kManyThreads, stream, false, job);
+  launch(kernel, grid, kManyThreads, stream, job);
 }
 
 }  // namespace

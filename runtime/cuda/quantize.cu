@@ -1,6 +1,5 @@
 // A block of threads quantizes a token: one pass for the largest magnitude of the row, one for the
-// codes. A warp takes 256 values of k at a time, eight neighbours a lane, so that any group lies in
-// the lanes of one warp and a lane stores its codes at once.
+// codes. A lane takes eight neighbouring values of k at a time, and stores their codes at once.
 #include "cuda/activations.h"
 #include "cuda/device.h"
 
@@ -9,26 +8,16 @@ namespace {
 
 constexpr int kQuantizeThreads = 256;
 constexpr int kPerLane = 8;
-constexpr int kPerWarp = kPerLane * kWarp;
 constexpr std::uint32_t kInfinity = 0x7f800000;  // magnitudes from here on are not finite
 
 __device__ inline std::uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffff; }
 
 __device__ inline std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
 
-// The largest value among the lanes that differ in the bits below `lanes`, a power of two.
-__device__ inline std::uint32_t max_over(std::uint32_t value, int lanes) {
+// The largest value among the lanes of a warp.
+__device__ inline std::uint32_t max_of_warp(std::uint32_t value) {
   for (int bit = 1; bit < kWarp; bit *= 2) {
-    const std::uint32_t other = __shfl_xor_sync(0xffffffff, value, bit);
-    if (bit < lanes) value = larger(value, other);
-  }
-  return value;
-}
-
-__device__ inline std::int32_t sum_over(std::int32_t value, int lanes) {
-  for (int bit = 1; bit < kWarp; bit *= 2) {
-    const std::int32_t other = __shfl_xor_sync(0xffffffff, value, bit);
-    if (bit < lanes) value += other;
+    value = larger(value, __shfl_xor_sync(0xffffffff, value, bit));
   }
   return value;
 }
@@ -84,42 +73,14 @@ __device__ inline std::uint32_t row_peak(const QuantizeJob& job, std::int64_t ro
     load_values(v, job, row, at, whole);
     for (int i = 0; i < kPerLane; ++i) peak = larger(peak, magnitude_bits(v[i]));
   }
-  peak = max_over(peak, kWarp);
+  peak = max_of_warp(peak);
   if (threadIdx.x % kWarp == 0) peaks[threadIdx.x / kWarp] = peak;
   __syncthreads();
   for (int i = 0; i < kQuantizeThreads / kWarp; ++i) peak = larger(peak, peaks[i]);
   return peak;
 }
 
-// Puts the codes of values [at, at + 8) of a token where the products read them.
-__device__ inline void store_codes(const QuantizeJob& job, std::int64_t token, std::int64_t at,
-                                   const std::uint32_t (&packed)[2]) {
-  const std::int64_t step = at / kStep;
-  if (step >= ceil_div(job.k, kStep)) return;
-  std::int8_t* to = job.to.codes + (step * job.to.padded + token) * kStep + at % kStep;
-  if (job.to.fours_apart != 0) {
-    auto* fours = reinterpret_cast<std::uint32_t*>(to - at % kStep) + at % kStep / 8;
-    store(fours, packed[0]);
-    store(fours + 4, packed[1]);
-  } else {
-    store(reinterpret_cast<uint2*>(to), make_uint2(packed[0], packed[1]));
-  }
-}
-
-// Codes of a lane's values, four to a word; returns their sum.
-__device__ inline std::int32_t quantize_values(const float (&v)[kPerLane], float scale,
-                                               std::uint32_t (&packed)[2]) {
-  std::int32_t sum = 0;
-  for (int i = 0; i < kPerLane; ++i) {
-    const std::int32_t code = code_of(v[i], scale);
-    sum += code;
-    packed[i / 4] |= (static_cast<std::uint32_t>(code) & 0xff) << (i % 4 * 8);
-  }
-  return sum;
-}
-
 __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob job) {
-  let_next_kernel_begin();
   const std::int64_t token = blockIdx.x;
   const std::int64_t row = job.first + token;
   const bool present = token < job.rows;
@@ -127,43 +88,28 @@ __global__ void __launch_bounds__(kQuantizeThreads) quantize_token(QuantizeJob j
   const bool whole = reinterpret_cast<std::uintptr_t>(job.x) % 16 == 0 && job.k * width % 16 == 0;
   const std::uint32_t peak = present ? row_peak(job, row, whole) : 0;
   const bool finite = peak < kInfinity;
-  const bool grouped = job.block < job.k && job.static_scale == 0.0f;
-
-  float scale = job.static_scale != 0.0f ? job.static_scale : scale_of(finite ? peak : 0);
+  const float scale = job.static_scale != 0.0f ? job.static_scale : scale_of(finite ? peak : 0);
   const float broken = __uint_as_float(0x7fc00000);  // NaN, which the products pass on
-  if (!grouped && threadIdx.x == 0) store(job.to.scales + token, finite ? scale : broken);
+  if (threadIdx.x == 0) store(job.to.scales + token, finite ? scale : broken);
 
-  const int lane = threadIdx.x % kWarp;
-  const int lanes = static_cast<int>(job.group_size) / kPerLane;  // that share a group
-  const std::int32_t factor = job.zero_point != nullptr ? -load(job.zero_point) : -1;
-  for (std::int64_t first = threadIdx.x / kWarp * kPerWarp; first < job.k;
-       first += kQuantizeThreads * kPerLane) {
-    const std::int64_t at = first + lane * kPerLane;
+  const std::int64_t end = ceil_div(job.k, kStrip) * kStrip;
+  for (std::int64_t at = threadIdx.x * kPerLane; at < end; at += kQuantizeThreads * kPerLane) {
     float v[kPerLane] = {};
-    if (present && finite && at < job.k) load_values(v, job, row, at, whole);
-    if (grouped) {
-      std::uint32_t group_peak = 0;
-      for (int i = 0; i < kPerLane; ++i) group_peak = larger(group_peak, magnitude_bits(v[i]));
-      scale = scale_of(max_over(group_peak, lanes));
+    if (present && finite) load_values(v, job, row, at, whole);
+    std::uint32_t fours[2] = {};
+    for (int i = 0; i < kPerLane; ++i) {
+      const auto code = static_cast<std::uint32_t>(code_of(v[i], scale));
+      fours[i / 4] |= (code & 0xff) << (i % 4 * 8);
     }
-    std::uint32_t packed[2] = {};
-    std::int32_t sum = quantize_values(v, scale, packed);
-    store_codes(job, token, at, packed);
-    if (job.to.starts == nullptr) continue;
-    sum = sum_over(sum, lanes);
-    if (lane % lanes == 0 && at < job.k) {
-      const std::int64_t to = at / job.group_size * job.to.padded + token;
-      store(job.to.starts + to, factor * sum);
-      if (grouped) store(job.to.scales + to, finite ? scale : broken);
-    }
+    std::int8_t* to = job.to.codes + (at / kStrip * job.to.padded + token) * kStrip + at % kStrip;
+    store(reinterpret_cast<uint2*>(to), make_uint2(fours[0], fours[1]));
   }
 }
 
 }  // namespace
 
 void quantize(const QuantizeJob& job, void* stream) {
-  launch(quantize_token, dim3(static_cast<unsigned>(job.to.padded)), kQuantizeThreads, stream,
-         false, job);
+  launch(quantize_token, dim3(static_cast<unsigned>(job.to.padded)), kQuantizeThreads, stream, job);
 }
 
 }  // namespace qc::cuda

@@ -1,4 +1,4 @@
-// Layout 2 of packed weights, the one place for its numbers; docs/ops.md describes it.
+// The layout of packed weights, the one place for its numbers; docs/ops.md describes it.
 //
 //   w = (code - z) * m        an int8; 8-bit codes are the int8 themselves
 //
@@ -10,19 +10,23 @@
 
 #include <cstdint>
 
-#include "kernels/layout.h"
+#include "kernels/inline.h"
 
 namespace qc::kernels {
 
-inline constexpr int kStrip = 32;                // values of k in a strip
-inline constexpr int kQuads = kStrip / kQuad;    // of values of k, in a strip
+inline constexpr int kPanel = 16;                   // columns in a panel
+inline constexpr int kQuad = 4;                     // bytes of a block that belong to a column
+inline constexpr int kBlockBytes = kPanel * kQuad;  // bytes in a block
+inline constexpr int kStrip = 32;                   // values of k in a strip
+inline constexpr int kQuads = kStrip / kQuad;       // of values of k, in a strip
 inline constexpr std::int64_t kMostK = 1 << 17;  // the sum of so many products of int8 is an int32
 
 // Values of k that share a multiple and a zero point: a power of two.
-inline constexpr std::int64_t kLeastPlaneGroup = 16;
+inline constexpr std::int64_t kLeastGroup = 16;
+inline constexpr std::int64_t kMostGroup = 256;
 
-QC_INLINE constexpr bool is_plane_group(std::int64_t size) {
-  return size >= kLeastPlaneGroup && size <= kMostGroup && (size & (size - 1)) == 0;
+QC_INLINE constexpr bool is_group_size(std::int64_t size) {
+  return size >= kLeastGroup && size <= kMostGroup && (size & (size - 1)) == 0;
 }
 
 // The widths of weights, in bits: ROW(bits, ...) for each.
@@ -33,6 +37,7 @@ QC_INLINE constexpr bool is_plane_group(std::int64_t size) {
   ROW(5, __VA_ARGS__)                  \
   ROW(6, __VA_ARGS__)                  \
   ROW(8, __VA_ARGS__)
+inline constexpr int kMostBits = 8;
 
 // What a width makes of a strip.
 template <int kWidth>

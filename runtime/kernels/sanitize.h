@@ -1,5 +1,5 @@
-// Tells sanitizers of accesses that they don't see by themselves: those of masked instructions, and
-// of operands in assembly. Nothing where the build has no sanitizer.
+// Tells sanitizers of accesses that they don't see by themselves: those of masked instructions.
+// Nothing where the build has no sanitizer.
 #ifndef QC_KERNELS_SANITIZE_H_
 #define QC_KERNELS_SANITIZE_H_
 

@@ -26,7 +26,7 @@ class EmbeddingCudaKernel {
     job.groups = call.weights.groups;
     job.scales = call.weights.scales;
     job.out = call.out;
-    job.wide_ids = call.wide;
+    job.wide_ids = call.wide_ids;
     job.bits = node_.bits();
     void* stream = nullptr;
     check(abi::KernelContext_GetGPUComputeStream(api(), context, &stream));

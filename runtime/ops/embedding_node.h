@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "ops/lookup.h"
 #include "ops/matrix_attributes.h"
 #include "ops/op.h"
 #include "ops/plane_inputs.h"
@@ -24,8 +23,12 @@ struct EmbeddingForm {
 inline constexpr EmbeddingForm kEmbeddingForms[] = {QC_EACH_LINEAR_WIDTH(QC_EMBEDDING_FORM)};
 #undef QC_EMBEDDING_FORM
 
-// One run.
-struct EmbeddingCall : LookUpCall {
+// One run: ids [count], and where their rows [count, k] go.
+struct EmbeddingCall {
+  const void* ids;
+  bool wide_ids;  // int64 rather than int32
+  std::int64_t count;
+  float* out;
   kernels::PlaneWeights weights;
 };
 
@@ -41,7 +44,13 @@ class EmbeddingNode {
 
   EmbeddingCall read(OrtKernelContext* context) const {
     const kernels::PlaneWeights weights = weights_.read(context);
-    return {read_look_up(api_, context, matrix_.k), weights};
+    const OrtValue* ids = input_of(api_, context, 0);
+    TensorInfo info = info_of(api_, ids);
+    EmbeddingCall call{data_of(api_, ids), info.type == abi::kInt64, 1, nullptr, weights};
+    for (const std::int64_t dim : info.shape) call.count *= dim;
+    info.shape.push_back(matrix_.k);
+    call.out = static_cast<float*>(data_of(api_, output_of(api_, context, 0, info.shape)));
+    return call;
   }
 
  private:
@@ -49,7 +58,7 @@ class EmbeddingNode {
       : api_(api),
         label_(node.label()),
         bits_(bits),
-        matrix_(read_layout_2(node, bits)),
+        matrix_(read_matrix(node, bits)),
         weights_(api, node, matrix_, bits, 1) {}
 
   const OrtApi* api_;
@@ -68,7 +77,7 @@ void add_embedding_family(std::deque<Op>& ops, Adapt&& adapt) {
       std::vector<int> inputs{type};
       for (const int each : PlaneInputs::types(form.bits)) inputs.push_back(each);
       Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {abi::kFloat}, 1));
-      op.InferOutputShapeFn = infer_gather;
+      op.InferOutputShapeFn = infer_embedding;
       set_kernel<Kernel>(op);
       adapt(op);
     }

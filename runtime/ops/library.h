@@ -18,12 +18,8 @@ void add_multi_head_attention_ops(std::deque<Op>& ops);
 void add_embedding_ops(std::deque<Op>& ops);  // each width, for each type of ids
 void add_linear_ops(std::deque<Op>& ops);     // each width and form, for each type of X
 void add_norm_ops(std::deque<Op>& ops);       // AddRMSNormalization and AddLayerNormalization
-void add_matmul_ops(std::deque<Op>& ops);     // each width and form, for each type of X
-void add_gather_ops(std::deque<Op>& ops);     // each width, for each type of ids
 
 // The same on a GPU, for an execution provider of ONNX Runtime (a literal).
-void add_matmul_cuda_ops(std::deque<Op>& ops, const char* provider);
-void add_gather_cuda_ops(std::deque<Op>& ops, const char* provider);
 void add_linear_cuda_ops(std::deque<Op>& ops, const char* provider);
 void add_embedding_cuda_ops(std::deque<Op>& ops, const char* provider);
 

@@ -5,8 +5,6 @@ namespace qc::ops {
 void add_ops(std::deque<Op>& ops) {
   add_linear_ops(ops);
   add_embedding_ops(ops);
-  add_matmul_ops(ops);
-  add_gather_ops(ops);
   add_attention_ops(ops);
   add_multi_head_attention_ops(ops);
   add_norm_ops(ops);

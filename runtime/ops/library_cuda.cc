@@ -7,12 +7,8 @@ namespace qc::ops {
 void add_ops(std::deque<Op>& ops) {
   add_linear_cuda_ops(ops, "CUDAExecutionProvider");
   add_embedding_cuda_ops(ops, "CUDAExecutionProvider");
-  add_matmul_cuda_ops(ops, "CUDAExecutionProvider");
-  add_gather_cuda_ops(ops, "CUDAExecutionProvider");
   add_linear_ops(ops);
   add_embedding_ops(ops);
-  add_matmul_ops(ops);
-  add_gather_ops(ops);
 }
 
 }  // namespace qc::ops

@@ -1,11 +1,16 @@
 #include "cuda/linear.h"
-#include "ops/device_element.h"
 #include "ops/device_scratch.h"
 #include "ops/library.h"
 #include "ops/linear_node.h"
 
 namespace qc::ops {
 namespace {
+
+cuda::Element element_of(int type) {
+  return type == abi::kFloat     ? cuda::Element::kFloat32
+         : type == abi::kFloat16 ? cuda::Element::kFloat16
+                                 : cuda::Element::kBfloat16;
+}
 
 // Launches only: nothing is allocated outside the provider's arena, and nothing is waited for.
 class LinearCudaKernel {

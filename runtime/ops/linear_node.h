@@ -57,7 +57,7 @@ class LinearNode {
         label_(node.label()),
         bits_(form.bits),
         element_type_(op.input_types[kX]),
-        matrix_(read_layout_2(node, form.bits)),
+        matrix_(read_matrix(node, form.bits)),
         weights_(api, node, matrix_, form.bits, kWeights),
         layer_(api, node, matrix_.k, matrix_.n, bias_index(form.bits), form.is_static) {}
 
@@ -81,7 +81,7 @@ void add_linear_family(std::deque<Op>& ops, Adapt&& adapt) {
       inputs.push_back(abi::kFloat);
       if (form.is_static) inputs.push_back(abi::kFloat);
       Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {type, type, type}, 1));
-      op.InferOutputShapeFn = infer_matmul;
+      op.InferOutputShapeFn = infer_linear;
       set_kernel<Kernel>(op);
       adapt(op, form);
     }

@@ -14,28 +14,13 @@ class LinearKernel {
   const OrtApi* api() const { return node_.api(); }
 
   void compute(OrtKernelContext* context) const {
-    const MatrixAttributes& matrix = node_.matrix();
     LinearCall call = node_.read(context);
     if (call.rows == 0) return;
-    const BiasValues bias(call, matrix.n);
+    const BiasValues bias(call, node_.matrix().n);
     call.weights.bias = bias.get();
-
-    TiledProduct product{};
-    product.kernels = &kernels_;
-    product.element_type = node_.element_type();
-    product.x = call.x;
-    product.rows = call.rows;
-    product.k = matrix.k;
-    product.n = matrix.n;
-    product.group_size = matrix.group_size;
-    product.activation_block = matrix.k;
-    product.static_scale = call.static_scale;
-    product.start_factor = 1;
-    product.outputs = call.outputs;
-    product.multiply = [&](const QuantizedChunk& q, const kernels::Tile& tile) {
-      kernels_.linear[node_.bits()]({q.codes, q.stride, q.scales, q.starts}, call.weights, tile);
-    };
-    run(api(), context, product);
+    run(api(), context,
+        {kernels_, node_.element_type(), call.x, call.rows, call.static_scale, node_.bits(),
+         call.weights, call.outputs});
   }
 
  private:

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernels/layout.h"
+#include "kernels/planes.h"
 #include "ops/op.h"
 
 namespace qc::ops {
@@ -17,10 +17,8 @@ struct MatrixAttributes {
   std::int64_t panels() const { return kernels::ceil_div(n, kernels::kPanel); }
 };
 
-MatrixAttributes read_layout_1(const Node& node);
-
 // Of 8 bits there are no groups: group_size is K.
-MatrixAttributes read_layout_2(const Node& node, int bits);
+MatrixAttributes read_matrix(const Node& node, int bits);
 
 }  // namespace qc::ops
 

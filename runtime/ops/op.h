@@ -80,7 +80,7 @@ class Node {
  public:
   Node(const OrtApi* api, const OrtKernelInfo* info, const char* op);
 
-  const std::string& label() const { return label_; }  // "MatMulW4A8 node 'layer0'"
+  const std::string& label() const { return label_; }  // "LinearW4A8 node 'layer0'"
   [[noreturn]] void refuse(const std::string& cause) const;
 
   std::int64_t integer(const char* attribute) const;

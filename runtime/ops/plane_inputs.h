@@ -1,4 +1,4 @@
-// The inputs that hold a matrix of layout 2: W, groups (but not of 8 bits) and scales.
+// The inputs that hold a packed matrix: W, groups (but not of 8 bits) and scales.
 #ifndef QC_OPS_PLANE_INPUTS_H_
 #define QC_OPS_PLANE_INPUTS_H_
 

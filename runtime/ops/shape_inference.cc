@@ -105,7 +105,7 @@ OrtStatus* infer_first(OrtShapeInferContext* context, std::size_t count) {
 
 }  // namespace
 
-OrtStatus* infer_matmul(const OrtCustomOp*, OrtShapeInferContext* context) {
+OrtStatus* infer_linear(const OrtCustomOp*, OrtShapeInferContext* context) {
   const OrtApi* api = host_api();
   return guarded(api, [&] {
     const Input x = first_input(api, context);
@@ -141,7 +141,7 @@ OrtStatus* infer_same(const OrtCustomOp*, OrtShapeInferContext* context) {
   return infer_first(context, 1);
 }
 
-OrtStatus* infer_gather(const OrtCustomOp*, OrtShapeInferContext* context) {
+OrtStatus* infer_embedding(const OrtCustomOp*, OrtShapeInferContext* context) {
   const OrtApi* api = host_api();
   return guarded(api, [&] {
     const Input ids = first_input(api, context);

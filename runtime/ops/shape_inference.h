@@ -9,7 +9,7 @@
 namespace qc::ops {
 
 // Y0..Y2: X's type and leading dimensions, then splits[i].
-OrtStatus* infer_matmul(const OrtCustomOp* op, OrtShapeInferContext* context);
+OrtStatus* infer_linear(const OrtCustomOp* op, OrtShapeInferContext* context);
 
 // Y: X's, its last dimension without the keys and values. The caches stay unknown.
 OrtStatus* infer_attention(const OrtCustomOp* op, OrtShapeInferContext* context);
@@ -21,7 +21,7 @@ OrtStatus* infer_norm(const OrtCustomOp* op, OrtShapeInferContext* context);
 OrtStatus* infer_same(const OrtCustomOp* op, OrtShapeInferContext* context);
 
 // Y: float, the dimensions of ids, then K.
-OrtStatus* infer_gather(const OrtCustomOp* op, OrtShapeInferContext* context);
+OrtStatus* infer_embedding(const OrtCustomOp* op, OrtShapeInferContext* context);
 
 }  // namespace qc::ops
 

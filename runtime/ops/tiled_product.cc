@@ -56,11 +56,13 @@ std::size_t element_size(int type) { return type == abi::kFloat ? 4 : 2; }
 class Runner {
  public:
   Runner(const OrtApi* api, OrtKernelContext* context, const TiledProduct& job)
-      : api_(api), context_(context), job_(job) {
-    groups_ = ceil_div(job.k, job.group_size);
-    panels_ = ceil_div(job.n, kPanel);
-    chunk_.stride = kernels::row_stride(job.k);
-    chunk_.scale_count = job.activation_block >= job.k ? 1 : groups_;
+      : api_(api),
+        context_(context),
+        job_(job),
+        k_(job.weights.k),
+        groups_(job.weights.group_count()),
+        panels_(job.weights.panels()) {
+    chunk_.stride = kernels::row_stride(k_);
     direct_ = job.element_type == abi::kFloat;
     for (const OutputRange& out : job.outputs) {
       if (out.column_begin < out.column_end && out.column_begin % kPanel != 0) direct_ = false;
@@ -68,7 +70,7 @@ class Runner {
   }
 
   void run() {
-    const std::int64_t row_bytes = chunk_.stride + (narrow() ? 4 * job_.k : 0);
+    const std::int64_t row_bytes = chunk_.stride + (narrow() ? 4 * k_ : 0);
     const std::int64_t fit = kChunkBytes / row_bytes;
     const std::int64_t chunk = std::max(kFewRows, fit / row_step(fit) * row_step(fit));
     for (std::int64_t row = 0; row < job_.rows; row += chunk) {
@@ -84,29 +86,28 @@ class Runner {
   void quantize(std::int64_t first_row, std::int64_t rows) {
     Layout layout;
     const std::size_t codes = layout.add<std::int8_t>(rows * chunk_.stride);
-    const std::size_t scales = layout.add<float>(rows * chunk_.scale_count);
-    const std::size_t starts = layout.add<std::int32_t>(rows * groups_);
-    const std::size_t wide = layout.add<float>(narrow() ? rows * job_.k : 0);
+    const std::size_t scales = layout.add<float>(rows);
+    const std::size_t sums = layout.add<std::int32_t>(rows * groups_);
+    const std::size_t wide = layout.add<float>(narrow() ? rows * k_ : 0);
     thread_local Scratch scratch;
     char* memory = scratch.get(layout.bytes());
     auto* row_codes = reinterpret_cast<std::int8_t*>(memory + codes);
     auto* row_scales = reinterpret_cast<float*>(memory + scales);
-    auto* row_starts = reinterpret_cast<std::int32_t*>(memory + starts);
+    auto* row_sums = reinterpret_cast<std::int32_t*>(memory + sums);
     chunk_.codes = row_codes;
     chunk_.scales = row_scales;
-    chunk_.starts = row_starts;
+    chunk_.sums = row_sums;
     auto* wide_x = reinterpret_cast<float*>(memory + wide);
 
-    const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerQuantizeTask / job_.k);
+    const std::int64_t per_task = std::max<std::int64_t>(1, kValuesPerQuantizeTask / k_);
     auto task = [&](std::size_t index) {
       const std::int64_t begin = static_cast<std::int64_t>(index) * per_task;
       const std::int64_t end = std::min(rows, begin + per_task);
       for (std::int64_t r = begin; r < end; ++r) {
-        const float* x = row_of_x(first_row + r, wide_x + r * job_.k);
-        job_.kernels->quantize({x, job_.k, job_.activation_block, job_.group_size,
-                                job_.static_scale, job_.start_factor, row_codes + r * chunk_.stride,
-                                chunk_.stride, row_scales + r * chunk_.scale_count,
-                                row_starts + r * groups_});
+        const float* x = row_of_x(first_row + r, wide_x + r * k_);
+        job_.kernels.quantize({x, k_, job_.weights.group_size, job_.static_scale,
+                               row_codes + r * chunk_.stride, chunk_.stride, row_scales + r,
+                               row_sums + r * groups_});
       }
     };
     parallel_for(api_, context_, static_cast<std::size_t>(ceil_div(rows, per_task)), task);
@@ -114,16 +115,16 @@ class Runner {
 
   // In float32: where it lies, or widened into `wide`.
   const float* row_of_x(std::int64_t row, float* wide) const {
-    if (!narrow()) return static_cast<const float*>(job_.x) + row * job_.k;
-    const auto* source = static_cast<const std::uint16_t*>(job_.x) + row * job_.k;
+    if (!narrow()) return static_cast<const float*>(job_.x) + row * k_;
+    const auto* source = static_cast<const std::uint16_t*>(job_.x) + row * k_;
     const bool half = job_.element_type == abi::kFloat16;
-    (half ? job_.kernels->widen_f16 : kernels::widen_bf16)(source, wide, job_.k);
+    (half ? job_.kernels.widen_f16 : kernels::widen_bf16)(source, wide, k_);
     return wide;
   }
 
   // Cuts the result into tasks: panels first, in fours as the kernels take them, then rows.
   void multiply(std::int64_t first_row, std::int64_t rows) const {
-    const std::int64_t wanted = task_count(rows * job_.k * job_.n);
+    const std::int64_t wanted = task_count(rows * k_ * job_.weights.n);
     const std::int64_t quads = ceil_div(panels_, 4);
     const std::int64_t across = std::min(wanted, quads);
     const std::int64_t step = row_step(rows);
@@ -145,6 +146,11 @@ class Runner {
     parallel_for(api_, context_, static_cast<std::size_t>(across * down), task);
   }
 
+  // Rows are counted from the chunk's first.
+  void multiply_tile(const kernels::Tile& tile) const {
+    job_.kernels.linear[job_.bits](chunk_, job_.weights, tile);
+  }
+
   // Every output starts on a panel and is float: kernels write in place.
   void write_direct(std::int64_t first_row, std::int64_t row, std::int64_t row_end,
                     std::int64_t panel, std::int64_t panel_end) const {
@@ -155,7 +161,7 @@ class Runner {
       const std::int64_t width = out.column_end - out.column_begin;
       float* to = static_cast<float*>(out.data) + (first_row + row) * width +
                   (begin * kPanel - out.column_begin);
-      job_.multiply(chunk_, {row, row_end, begin, end, out.column_end, to, width});
+      multiply_tile({row, row_end, begin, end, out.column_end, to, width});
     }
   }
 
@@ -167,10 +173,10 @@ class Runner {
       const std::int64_t last_panel = std::min(panel_end, panel + kTilePanels);
       for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {
         const std::int64_t last_row = std::min(row_end, row + kTileRows);
-        job_.multiply(chunk_, {row, last_row, panel, last_panel, job_.n, tile, kWidth});
+        multiply_tile({row, last_row, panel, last_panel, job_.weights.n, tile, kWidth});
         for (std::int64_t r = row; r < last_row; ++r) {
           scatter(tile + (r - row) * kWidth, first_row + r, panel * kPanel,
-                  std::min(job_.n, last_panel * kPanel));
+                  std::min(job_.weights.n, last_panel * kPanel));
         }
       }
     }
@@ -191,7 +197,7 @@ class Runner {
         std::copy(source, source + count, reinterpret_cast<float*>(to));
       } else {
         const bool half = job_.element_type == abi::kFloat16;
-        (half ? job_.kernels->narrow_f16 : kernels::narrow_bf16)(
+        (half ? job_.kernels.narrow_f16 : kernels::narrow_bf16)(
             source, reinterpret_cast<std::uint16_t*>(to), count);
       }
     }
@@ -200,9 +206,9 @@ class Runner {
   const OrtApi* api_;
   OrtKernelContext* context_;
   const TiledProduct& job_;
-  std::int64_t groups_, panels_;
+  const std::int64_t k_, groups_, panels_;
   bool direct_;
-  QuantizedChunk chunk_{};
+  kernels::QuantizedRows chunk_{};
 };
 
 }  // namespace

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 
 #include "kernels/dispatch/dispatch.h"
 #include "ops/layer_tensors.h"
@@ -13,27 +12,15 @@
 
 namespace qc::ops {
 
-// Rows as table.quantize leaves them.
-struct QuantizedChunk {
-  const std::int8_t* codes;  // [rows, stride]
-  std::int64_t stride;
-  const float* scales;  // [rows, scale_count]
-  std::int64_t scale_count;
-  const std::int32_t* starts;  // [rows, groups]
-};
-
 struct TiledProduct {
-  const kernels::KernelTable* kernels;
+  const kernels::KernelTable& kernels;
   int element_type;  // of x and the outputs
-  const void* x;     // [rows, k]
-  std::int64_t rows, k, n;
-  std::int64_t group_size;        // of the weights
-  std::int64_t activation_block;  // k or group_size
-  float static_scale;             // 0: dynamic
-  std::int32_t start_factor;      // of `starts`, see kernels::QuantizeRow
+  const void* x;     // [rows, weights.k]
+  std::int64_t rows;
+  float static_scale;  // 0: dynamic
+  int bits;            // of the weights
+  kernels::PlaneWeights weights;
   std::array<OutputRange, kLayerOutputs> outputs;
-  // Computes a tile, whose rows are counted from the chunk's first.
-  std::function<void(const QuantizedChunk&, const kernels::Tile&)> multiply;
 };
 
 void run(const OrtApi* api, OrtKernelContext* context, const TiledProduct& product);

@@ -12,11 +12,10 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from dataclasses import dataclass
 
 import numpy as np
-from cuda_structures import LinearProduct, LinearTuning, Output, Product, Tuning
+from cuda_structures import LinearProduct, LinearTuning, Output
 from kernel_library import guarded
 
-from qcompiler.numerics.packing import PackedMatrix, ceil_div
-from qcompiler.numerics.planes import PlaneMatrix
+from qcompiler.numerics.planes import PlaneMatrix, ceil_div
 from qcompiler.runtime import installed_library
 
 # Libraries from another build instead of the installed ones.
@@ -25,29 +24,17 @@ PATH_VARIABLES = {
     "qcompiler_cuda_test": "QCOMPILER_CUDA_TEST_LIBRARY",
 }
 ELEMENTS = ("float32", "float16", "bfloat16")
-SMALL, LARGE, WGMMA = 1, 2, 3
 FEW_ROWS, MANY_ROWS = 1, 2
 
 
 class QuantizeJob(Structure):
     _fields_ = (
         ("x", c_void_p),
-        *((name, c_int64) for name in ("first", "rows", "k", "group_size", "block")),
+        *((name, c_int64) for name in ("first", "rows", "k")),
         ("element", c_int32),
         ("static_scale", c_float),
-        ("zero_point", c_void_p),
-        *((name, c_void_p) for name in ("codes", "scales", "starts")),
+        *((name, c_void_p) for name in ("codes", "scales")),
         ("padded", c_int64),
-        ("fours_apart", c_int32),
-    )
-
-
-class LookUp(Structure):
-    _fields_ = (
-        ("ids", c_void_p),
-        *((name, c_int64) for name in ("count", "k", "n", "group_size")),
-        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "out")),
-        *((name, c_int32) for name in ("wide_ids", "bits", "one_zero_point")),
     )
 
 
@@ -62,11 +49,10 @@ class EmbeddingLookUp(Structure):
 
 @dataclass(frozen=True)
 class Quantized:
-    """codes int8 [padded, steps * 32], scales float32 [padded, .], starts int32 [padded, G]."""
+    """codes int8 [padded, strips * 32], scales float32 [padded]."""
 
     codes: np.ndarray
     scales: np.ndarray
-    starts: np.ndarray
 
 
 class CudaError(Exception):
@@ -81,16 +67,11 @@ class CudaLibrary:
         self.path = path
         self.emulated = stem.endswith("emulated")
         self._c = c = ctypes.CDLL(path)
-        names = ("refusal", "run", "gather", "embedding", "linear_refusal", "linear")
-        for name in (*names, "synchronize", "allocate", "free", "copy"):
+        names = ("embedding", "linear_refusal", "linear", "synchronize")
+        for name in (*names, "allocate", "free", "copy"):
             if not self.emulated or name not in ("allocate", "free", "copy"):
                 getattr(c, f"qc_cuda_{name}").restype = c_char_p
-        c.qc_cuda_scratch_bytes.restype = ctypes.c_size_t
-        c.qc_cuda_scratch_bytes.argtypes = (POINTER(Product), POINTER(Tuning))
-        c.qc_cuda_run.argtypes = (POINTER(Product), POINTER(Tuning), c_void_p, c_void_p)
-        c.qc_cuda_refusal.argtypes = (POINTER(Product),)
         c.qc_cuda_quantize.argtypes = (POINTER(QuantizeJob), c_void_p)
-        c.qc_cuda_gather.argtypes = (POINTER(LookUp), c_void_p)
         c.qc_cuda_linear_refusal.argtypes = (POINTER(LinearProduct),)
         c.qc_cuda_linear_scratch_bytes.restype = ctypes.c_size_t
         c.qc_cuda_linear_scratch_bytes.argtypes = (POINTER(LinearProduct), POINTER(LinearTuning))
@@ -109,11 +90,6 @@ class CudaLibrary:
     def devices(self) -> int:
         return self._c.qc_cuda_devices()
 
-    def kernels(self) -> tuple[int, ...]:
-        """Those that run on this GPU."""
-        hopper = self._c.qc_cuda_capability() == 90
-        return (SMALL, LARGE, WGMMA) if hopper else (SMALL, LARGE)
-
     def reverse(self, reverse: bool) -> None:
         """Run threads from the last to the first (emulated only)."""
         if self.emulated:
@@ -126,10 +102,8 @@ class CudaLibrary:
     def put(self, array: np.ndarray) -> DeviceArray:
         return DeviceArray(self, array)
 
-    def refusal(self, product: Product | LinearProduct) -> str | None:
-        linear = isinstance(product, LinearProduct)
-        ask = self._c.qc_cuda_linear_refusal if linear else self._c.qc_cuda_refusal
-        error = ask(byref(product))
+    def refusal(self, product: LinearProduct) -> str | None:
+        error = self._c.qc_cuda_linear_refusal(byref(product))
         return None if error is None else error.decode()
 
     def mma(self, a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -146,47 +120,22 @@ class CudaLibrary:
         self._check(self._c.qc_cuda_synchronize())
         return target.get()
 
-    def quantize(
-        self, x, block, group_size, *, scale=0.0, zero_point=None, padded=None, first=0, rows=None
-    ) -> Quantized:
+    def quantize(self, x, *, scale=0.0, padded=None, first=0, rows=None) -> Quantized:
         """Rows [first, first + rows) of x [M, K], in one of the three types."""
         m, k = x.shape
         rows = m - first if rows is None else rows
         padded = padded or ceil_div(rows, 8) * 8
-        steps, groups = ceil_div(k, 32), ceil_div(k, group_size)
-        grouped = block < k and not scale
+        strips = ceil_div(k, 32)
         source = self.put(x)
-        zero = None if zero_point is None else self.put(np.array([zero_point], np.uint8))
-        codes = self.put(np.full((steps, padded, 32), 99, np.int8))
-        scales = self.put(np.full((groups if grouped else 1, padded), -5, np.float32))
-        starts = self.put(np.full((groups, padded), 99, np.int32))
+        codes = self.put(np.full((strips, padded, 32), 99, np.int8))
+        scales = self.put(np.full(padded, -5, np.float32))
         job = QuantizeJob(
-            *(source.address, first, rows, k, group_size, block),
-            *(ELEMENTS.index(x.dtype.name), scale, zero.address if zero else None),
-            *(codes.address, scales.address, starts.address, padded),
+            *(source.address, first, rows, k, ELEMENTS.index(x.dtype.name), scale),
+            *(codes.address, scales.address, padded),
         )
         self._c.qc_cuda_quantize(byref(job), None)
         self._check(self._c.qc_cuda_synchronize())
-        return Quantized(
-            codes.get().transpose(1, 0, 2).reshape(padded, steps * 32),
-            scales.get().T,
-            starts.get().T,
-        )
-
-    def gather(self, ids: np.ndarray, w: PackedMatrix) -> np.ndarray:
-        """Dequantized columns of w for ids (int64 or int32) of any shape: [ids.shape..., K]."""
-        keep = [self.put(a) for a in (ids, w.W, w.scales, w.zero_points)]
-        out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
-        job = LookUp(
-            *(keep[0].address, ids.size, w.K, w.N, w.form.group_size),
-            *(each.address for each in (*keep[1:], out)),
-            *(int(ids.dtype == np.int64), w.form.bits, int(w.zero_points.size == 1)),
-        )
-        self._check(self._c.qc_cuda_gather(byref(job), None))
-        self._check(self._c.qc_cuda_synchronize())
-        for array in keep:
-            array.check_unchanged()
-        return out.get()
+        return Quantized(codes.get().transpose(1, 0, 2).reshape(padded, strips * 32), scales.get())
 
     def _put_planes(self, w: PlaneMatrix) -> tuple[list[DeviceArray], tuple[int | None, ...]]:
         """The tensors of w on the device; the addresses of codes, groups (or None) and scales."""
@@ -195,7 +144,7 @@ class CudaLibrary:
         return keep, (keep[0].address, groups, keep[-1].address)
 
     def embedding(self, ids: np.ndarray, w: PlaneMatrix) -> np.ndarray:
-        """As `gather`, of layout 2."""
+        """Dequantized columns of w for ids (int64 or int32) of any shape: [ids.shape..., K]."""
         keep, weights = self._put_planes(w)
         keep.append(self.put(ids))
         out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
@@ -208,46 +157,6 @@ class CudaLibrary:
         for array in keep:
             array.check_unchanged()
         return out.get()
-
-    def matmul(
-        self,
-        x: np.ndarray,
-        w: PackedMatrix,
-        bias: np.ndarray,
-        *,
-        block: int,
-        scale: float = 0.0,
-        splits=None,
-        absent=(),
-        kernel: int = 0,
-        k_splits: int = 0,
-        chunk: int = 0,
-        serial: bool = False,
-    ) -> np.ndarray:
-        """x [M, K] times w: [M, N] in x's type; columns of outputs in `absent` stay NaN.
-
-        kernel: SMALL, LARGE, WGMMA or 0. k_splits: of k, and chunk: rows at a
-        time, in the large kernel. serial: kernels do not overlap.
-        """
-        m = len(x)
-        keep = [self.put(a) for a in (x, w.W, w.scales, w.zero_points, bias)]
-        outputs = _Outputs(self, x, splits or (w.N, 0, 0), absent)
-        product = Product(
-            *(keep[0].address, m, w.K, w.N, w.form.group_size, block),
-            *(each.address for each in keep[1:]),
-            outputs.records,
-            *(ELEMENTS.index(x.dtype.name), scale, w.form.bits),
-            *(int(w.zero_points.size == 1), int(bias.size == 1)),
-        )
-        assert self.refusal(product) is None
-        tuning = Tuning(kernel, k_splits, chunk, serial)
-        bytes_ = self._c.qc_cuda_scratch_bytes(byref(product), byref(tuning))
-        scratch = self.put(np.full(bytes_, 0xA5, np.uint8))
-        self._check(self._c.qc_cuda_run(byref(product), byref(tuning), scratch.address, None))
-        self._check(self._c.qc_cuda_synchronize())
-        for array in keep:
-            array.check_unchanged()
-        return outputs.get()
 
     def linear(
         self, x, w: PlaneMatrix, bias, *, scale=0.0, splits=None, absent=(), kernel=0, chunk=0

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 from kernel_library import KernelLibrary
 
-WORDS = 11  # what every call sends
+WORDS = 6  # what every call sends
 
 
 class EmulatedKernels(KernelLibrary):
@@ -30,8 +30,6 @@ class EmulatedKernels(KernelLibrary):
         for arg in args:
             if isinstance(arg, bytes):
                 words.append(self._copy_in(arg + b"\0"))
-            elif isinstance(arg, float):
-                words.append(struct.unpack("<I", struct.pack("<f", arg))[0])
             elif isinstance(arg, int):
                 words.append(arg & 0xFFFF_FFFF_FFFF_FFFF)
             elif arg is None:

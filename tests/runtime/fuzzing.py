@@ -22,7 +22,6 @@ from float_cases import float_case
 from linear_cases import linear_case
 from node_cases import NodeCase, Values, mutate, pick
 from op_checks import run_into
-from packed_cases import packed_case
 
 from qcompiler import runtime
 
@@ -55,8 +54,8 @@ class Tally:
 
 
 def valid_case(rng: np.random.Generator) -> NodeCase:
-    """A node of any op; most are of the many ops of the integer form."""
-    return pick(rng, (linear_case, linear_case, float_case, packed_case))(rng)
+    """A node of any op; most are of the many ops that read weights."""
+    return pick(rng, (linear_case, linear_case, float_case))(rng)
 
 
 def make_case(seed: int, index: int) -> NodeCase:

@@ -9,13 +9,12 @@ import ctypes
 import mmap
 import os
 import weakref
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
 
-from qcompiler.numerics.packing import PackedMatrix, ceil_div
-from qcompiler.numerics.planes import PlaneMatrix
+from qcompiler.numerics.planes import PlaneMatrix, ceil_div
 from qcompiler.runtime import installed_library
 
 # A library from another build, such as one with sanitizers, instead of the installed one.
@@ -25,26 +24,16 @@ PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
 UNPACKED_ROWS = 2  # of attention
 
 
-class Activations(Structure):
+class QuantizeRow(Structure):
     _fields_ = (
-        ("codes", c_void_p),
-        ("stride", c_int64),
-        ("scales", c_void_p),
-        ("scale_count", c_int64),
-        ("starts", c_void_p),
-    )
-
-
-class Weights(Structure):
-    _fields_ = (
-        ("codes", c_void_p),
-        ("scales", c_void_p),
-        ("zero_points", c_void_p),
-        ("zero_point", ctypes.c_uint8),
-        ("bias", c_void_p),
+        ("x", c_void_p),
         ("k", c_int64),
-        ("n", c_int64),
         ("group_size", c_int64),
+        ("static_scale", c_float),
+        ("codes", c_void_p),
+        ("padded_k", c_int64),
+        ("scale", c_void_p),
+        ("sums", c_void_p),
     )
 
 
@@ -114,19 +103,6 @@ class NormRow(Structure):
     )
 
 
-class PackedTable(Structure):
-    _fields_ = (
-        ("bits", ctypes.c_int),
-        ("codes", c_void_p),
-        ("scales", c_void_p),
-        ("zero_points", c_void_p),
-        ("zero_point", ctypes.c_uint8),
-        ("k", c_int64),
-        ("n", c_int64),
-        ("group_size", c_int64),
-    )
-
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = c_void_p
 _libc.mmap.argtypes = (c_void_p, ctypes.c_size_t, c_int, c_int, c_int, c_int64)
@@ -153,11 +129,11 @@ def guarded(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Quantized:
-    """One row as the quantizer writes it."""
+    """One row as the quantizer writes it: scale float32 [1], sums int32 [groups]."""
 
     codes: np.ndarray
-    scales: np.ndarray
-    starts: np.ndarray
+    scale: np.ndarray
+    sums: np.ndarray
 
 
 class KernelLibrary:
@@ -168,10 +144,7 @@ class KernelLibrary:
         self._c.qc_choose.restype = c_void_p
         self._c.qc_choose.argtypes = (ctypes.c_uint32, c_char_p)
         self._c.qc_table.argtypes = (c_int, POINTER(c_void_p), POINTER(ctypes.c_uint32))
-        self._c.qc_quantize.argtypes = (
-            *(c_char_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_int32),
-            *(c_void_p, c_int64, c_void_p, c_void_p),
-        )
+        self._c.qc_quantize.argtypes = (c_char_p, POINTER(QuantizeRow))
         for function in (self._c.qc_load_tiles, self._c.qc_store_tiles):
             function.argtypes = (c_void_p,)
         self._c.qc_convert.argtypes = (c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64)
@@ -179,7 +152,6 @@ class KernelLibrary:
         self._c.qc_gelu.argtypes = (c_char_p, c_void_p, c_int64, c_int, c_void_p)
         self._c.qc_pack_keys.argtypes = (c_void_p, c_int64, c_int64, c_int64, c_void_p)
         self._c.qc_embedding.argtypes = (c_int, POINTER(PlaneWeights), c_int64, c_void_p)
-        self._c.qc_gather.argtypes = (POINTER(PackedTable), c_int64, c_void_p)
 
     def _guarded(self, array: np.ndarray) -> np.ndarray:
         return guarded(array)
@@ -205,68 +177,19 @@ class KernelLibrary:
             tables[self._string(isa.value)] = needs.value
         return tables
 
-    def quantize(self, isa, x, block, group_size, *, scale=0.0, start_factor=-1) -> Quantized:
+    def quantize(self, isa, x, group_size, *, scale=0.0) -> Quantized:
         guarded, address = self._guarded, self._address
         k = x.size
         x = guarded(x)
         codes = guarded(np.full(ceil_div(k, 8) * 8 + 8, 99, np.int8))
-        scales = guarded(np.zeros(ceil_div(k, block), np.float32))
-        starts = guarded(np.zeros(ceil_div(k, group_size), np.int32))
-        done = self._c.qc_quantize(
-            *(isa.encode(), address(x), k, block, group_size, scale, start_factor),
-            *(address(codes), codes.size, address(scales), address(starts)),
+        found = guarded(np.zeros(1, np.float32))
+        sums = guarded(np.zeros(ceil_div(k, group_size), np.int32))
+        row = QuantizeRow(
+            *(address(x), k, group_size, scale),
+            *(address(codes), codes.size, address(found), address(sums)),
         )
-        assert done
-        return Quantized(codes, scales, starts)
-
-    def matmul(
-        self, isa, codes, x_scales, w: PackedMatrix, bias=None, *, rows=None, panels=None
-    ) -> np.ndarray:
-        """Rows and panels (begin, end) of the product; the rest stays NaN.
-
-        codes: int8 [M, K]. x_scales: float32 [M, 1] or [M, G].
-        """
-        guarded, address = self._guarded, self._address
-        m, k = codes.shape
-        row_begin, row_end = rows or (0, m)
-        panel_begin, panel_end = panels or (0, w.W.shape[0])
-        # What lies past the last block may be anything.
-        padded = np.full((m, ceil_div(k, 64) * 64), 99, np.int8)
-        padded[:, : ceil_div(k, 32 // w.form.bits) * (32 // w.form.bits)] = 0
-        padded[:, :k] = codes
-        one_zero = w.zero_points.size == 1
-        sums = np.add.reduceat(codes.astype(np.int32), range(0, k, w.form.group_size), axis=1)
-        starts = -sums * (int(w.zero_points.item()) if one_zero else 1)
-        keep = [guarded(a) for a in (padded, x_scales, starts.astype(np.int32), w.W, w.scales)]
-        zero_points = None if one_zero else guarded(w.zero_points)
-        bias = None if bias is None else guarded(bias)
-        columns = min(w.N, panel_end * 16) - panel_begin * 16
-        out = guarded(np.full((row_end - row_begin, columns), np.nan, np.float32))
-        done = self._c.qc_matmul(
-            isa.encode(),
-            w.form.bits,
-            ctypes.byref(
-                Activations(
-                    *(address(keep[0]), padded.shape[1], address(keep[1])),
-                    *(x_scales.shape[1], address(keep[2])),
-                )
-            ),
-            ctypes.byref(
-                Weights(
-                    *(address(keep[3]), address(keep[4]), address(zero_points)),
-                    *(int(w.zero_points.flat[0]), address(bias)),
-                    *(k, w.N, w.form.group_size),
-                )
-            ),
-            ctypes.byref(
-                Tile(
-                    *(row_begin, row_end, panel_begin, panel_end, min(w.N, panel_end * 16)),
-                    *(address(out), columns),
-                )
-            ),
-        )
-        assert done
-        return out
+        assert self._c.qc_quantize(isa.encode(), ctypes.byref(row))
+        return Quantized(codes, found, sums)
 
     def linear(
         self, isa, codes, x_scales, w: PlaneMatrix, bias=None, *, rows=None, panels=None
@@ -403,17 +326,4 @@ class KernelLibrary:
             *(w.K, w.N, w.group_size),
         )
         self._c.qc_embedding(w.bits, ctypes.byref(weights), column, address(out))
-        return out
-
-    def gather(self, w: PackedMatrix, column: int) -> np.ndarray:
-        guarded, address = self._guarded, self._address
-        out = guarded(np.zeros(w.K, np.float32))
-        codes, scales, zero_points = (guarded(a) for a in (w.W, w.scales, w.zero_points))
-        one_zero = w.zero_points.size == 1
-        table = PackedTable(
-            w.form.bits,
-            *(address(codes), address(scales), None if one_zero else address(zero_points)),
-            *(int(zero_points.flat[0]), w.K, w.N, w.form.group_size),
-        )
-        self._c.qc_gather(ctypes.byref(table), column, address(out))
         return out

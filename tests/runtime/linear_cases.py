@@ -1,4 +1,4 @@
-"""Valid nodes of the integer form, and the bits that each should give."""
+"""Valid nodes of the ops that read weights, and the bits that each should give."""
 
 from __future__ import annotations
 

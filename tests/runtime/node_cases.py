@@ -1,7 +1,7 @@
 """Nodes of every op, some of them mutated: models of one node, what is fed, what should come out.
 
-A case is a function of a seed and its number. `linear_cases`, `packed_cases` and
-`float_cases` make valid nodes of the families; the mutations here know nothing of any op.
+A case is a function of a seed and its number. `linear_cases` and `float_cases` make valid nodes;
+the mutations here know nothing of any op.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.numerics import reference
-from qcompiler.numerics.packing import ceil_div
-from qcompiler.numerics.planes import PlaneMatrix, most_multiple, unpack_planes
+from qcompiler.numerics.planes import PlaneMatrix, ceil_div, most_multiple, unpack_planes
 
 
 def make_planes(K: int, N: int, group_size: int, *, bits: int, seed: int = 0) -> PlaneMatrix:

@@ -1,4 +1,4 @@
-"""Every kernel of the integer form on every ISA: the bits of the numpy reference, no others."""
+"""Every matrix kernel on every ISA: the bits of the numpy reference, no others."""
 
 from __future__ import annotations
 
@@ -101,13 +101,30 @@ def test_any_byte_is_read_without_a_trap(kernels, isa, bits):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_bits_do_not_depend_on_the_tile_of_planes(kernels, isa, bits):
+def test_bits_do_not_depend_on_the_tile(kernels, isa, bits):
     w = make_planes(1100, 100, 64, bits=bits)
     q, scales = problem(45, 1100)
     whole = kernels.linear(isa, q, scales, w)
-    for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 24), (0, 17), (5, 44)):
+    for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 13), (8, 24), (0, 17), (5, 44)):
         for panels in ((0, 1), (1, 3), (3, 7), (6, 7)):
             part = kernels.linear(isa, q, scales, w, rows=rows, panels=panels)
             same_bits(
                 part, np.ascontiguousarray(whole[slice(*rows), panels[0] * 16 : panels[1] * 16])
             )
+
+
+def test_tiles_of_others_stay_configured(kernels):
+    """Libraries that configure AMX once a thread must find it so after a product of ours."""
+    theirs = np.zeros(64, np.uint8)
+    theirs[0], theirs[16], theirs[48] = 1, 28, 7  # palette, and one tile of 7 rows of 28 bytes
+    if kernels.tiles(theirs) is None:
+        pytest.skip("this machine has no AMX")
+    w = make_planes(200, 40, 64, bits=4)
+    q, scales = problem(32, 200)
+    try:
+        kernels.linear("amxint8", q, scales, w)
+        np.testing.assert_array_equal(kernels.tiles(), theirs)
+    finally:
+        kernels.tiles(np.zeros(64, np.uint8))
+    kernels.linear("amxint8", q, scales, w)
+    assert not kernels.tiles().any()

@@ -25,15 +25,9 @@ from test_kernel_attention import (  # noqa: F401
 from test_kernel_embedding import test_embedding_is_exact  # noqa: F401
 from test_kernel_linear import (  # noqa: F401
     test_any_byte_is_read_without_a_trap,
-    test_bits_do_not_depend_on_the_tile_of_planes,
+    test_bits_do_not_depend_on_the_tile,
     test_nothing_saturates,
     test_same_bits_as_the_reference,
-)
-from test_kernel_matmul import (  # noqa: F401
-    test_agrees_with_reference,
-    test_bits_do_not_depend_on_the_tile,
-    test_gather_is_exact,
-    test_integer_part_is_exact_at_the_extremes,
 )
 from test_kernel_norm import test_add_norm  # noqa: F401
 from test_kernel_quantize import (  # noqa: F401

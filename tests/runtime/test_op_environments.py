@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from isas import ARCHITECTURE, names
+from linear_models import X_SCALE, assert_same_bits, embedding_model, linear_model, wanted
 from op_checks import BOTH
-from op_models import BITS, assert_close, gather_model, make_layer, matmul_model
+from plane_cases import make_planes
+from single_node import FLOAT_TYPES
 
-from qcompiler import runtime
+from qcompiler import ops, runtime
 from qcompiler.numerics import reference
 
 SCRIPT = Path(__file__).parent / "run_models.py"
@@ -23,35 +25,24 @@ OLDEST_VERSION = "1.20."
 
 @pytest.fixture(scope="module")
 def cases():
-    """Case name -> model, feeds, check of the outputs."""
+    """Case name -> model, feeds, the wanted outputs side by side."""
     rng = np.random.default_rng(9)
+    x = rng.normal(size=(2, 4, 100)).astype(np.float32)
+    x = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)  # bfloat16 leaves it as it is
+    x[0, 0], x[1, 1, 7], x[1, 2, 8] = 0, np.inf, np.nan
+    ids = rng.integers(-35, 35, (2, 5))
     cases = {}
-    for bits in BITS:
-        for activation in ("row", "group", "static"):
-            for dtype in ("float32", "float16", "bfloat16"):
-                layer = make_layer(100, 48, 32, bits=bits, symmetric=activation == "row")
-                model = matmul_model(layer, activation, dtype=dtype, splits=(20, 0, 28))
-                x = rng.normal(size=(2, 4, 100)).astype(np.float32)
-                x = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
-                x[0, 0] = 0
-                x[1, 1, 7] = np.inf
-                x[1, 2, 8] = np.nan
+    for bits in ops.LINEAR_WIDTHS:
+        w, bias = make_planes(100, 48, 32, bits=bits), rng.normal(size=48).astype(np.float32)
+        for x_scale in (None, X_SCALE):
+            for dtype in FLOAT_TYPES:
+                model = linear_model(w, bias, x_scale=x_scale, dtype=dtype, splits=(20, 0, 28))
                 fed = x.astype(np.float16) if dtype == "float16" else x
-
-                def check(outputs, layer=layer, fed=fed, activation=activation, dtype=dtype):
-                    y = np.concatenate([o.astype(np.float32) for o in outputs], axis=-1)
-                    expected = layer.expected(fed, activation)
-                    assert_close(y, expected, layer.tolerance(fed, activation), dtype)
-
-                cases[f"w{bits}_{activation}_{dtype}"] = (model, {"X": fed}, check)
-    for bits in BITS:
-        layer = make_layer(100, 35, 32, bits=bits, symmetric=False)
-        ids = rng.integers(-35, 35, (2, 5))
-
-        def check_gather(outputs, layer=layer, ids=ids):
-            np.testing.assert_array_equal(outputs[0], reference.gather(ids, layer.w))
-
-        cases[f"gather_w{bits}"] = (gather_model(layer), {"ids": ids}, check_gather)
+                name = f"{ops.linear_op(bits, static=x_scale is not None)}_{dtype}"
+                cases[name] = (model, {"X": fed}, wanted(fed, w, bias, x_scale, dtype=dtype))
+        table = make_planes(100, 35, 16, bits=bits)
+        rows = reference.embedding(ids, table)
+        cases[ops.embedding_op(bits)] = (embedding_model(table), {"ids": ids}, rows)
     return cases
 
 
@@ -71,9 +62,10 @@ def run_elsewhere(cases, folder, python, library, environment=None) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name, (_, _, check) in cases.items():
+    for name, (_, _, expected) in cases.items():
         with np.load(folder / f"{name}.out.npz") as outputs:
-            check([outputs[key] for key in outputs.files])
+            found = np.concatenate([outputs[key] for key in outputs.files], axis=-1)
+        assert_same_bits(found, expected)
     return done.stdout.strip()
 
 

@@ -7,7 +7,6 @@ import onnx
 import pytest
 from linear_models import embedding_model, linear_model
 from onnx import TensorProto, helper, numpy_helper
-from op_models import gather_model, make_layer, matmul_model
 from plane_cases import make_planes
 from test_op_activation import activation_model
 from test_op_attention import attention_model
@@ -19,16 +18,11 @@ from test_op_norm import norm_model
 
 from qcompiler import ops
 
-LAYER = make_layer(64, 48, 32)
 PLANES = make_planes(64, 48, 32, bits=4)
 X = np.ones((1, 3, 64), np.float32)
 
 # A model of one node, and its feeds.
 CASES = {
-    "matmul": (matmul_model(LAYER, "row"), {"X": X}),
-    "matmul in three": (matmul_model(LAYER, "row", splits=(16, 16, 16)), {"X": X}),
-    "static matmul": (matmul_model(LAYER, "static"), {"X": X}),
-    "gather": (gather_model(LAYER), {"ids": np.zeros((1, 3), np.int64)}),
     "linear": (linear_model(PLANES), {"X": X}),
     "linear in three": (linear_model(PLANES, splits=(16, 16, 16)), {"X": X}),
     "static linear": (linear_model(PLANES, x_scale=0.02), {"X": X}),
@@ -40,7 +34,7 @@ CASES = {
     "encoder": (encoder_model(4, 16), encoder_feeds(1, 3, 3, 4, 16, mask=(1, 1, 1, 3))),
     "decoder": (attention_model(4, 2, 16), attention_feeds(4, 2, 16, rows=3)),
 }
-ON_GPUS = ("matmul", "matmul in three", "static matmul", "gather")
+ON_GPUS = ("linear", "linear in three", "static linear", "embedding")
 
 # What is stated of the first input's sizes.
 KNOWN = {
@@ -124,7 +118,7 @@ def test_one_name_is_one_size(session):
     first, second = (output.shape for output in runner.get_outputs())
     assert first[0] != second[0]
     assert first[1] == second[1] == 4
-    model, _ = CASES["matmul in three"]
+    model, _ = CASES["linear in three"]
     model = reads_result(model, {"X": X}, "rank", "Reshape", (1, 3, 16))
     for name in ("Y1", "Y2"):
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

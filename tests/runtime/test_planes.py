@@ -1,4 +1,4 @@
-"""Layout 2: golden bytes, identity, padding, and what it refuses."""
+"""The packed layout: golden bytes, identity, padding, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from plane_cases import make_planes
 
 from qcompiler.numerics import planes
-from qcompiler.numerics.packing import ceil_div
-from qcompiler.numerics.planes import GROUP_SIZES, WIDTHS, PlaneMatrix
+from qcompiler.numerics.planes import GROUP_SIZES, WIDTHS, PlaneMatrix, ceil_div
 
 EVERY_WIDTH = pytest.mark.parametrize("bits", WIDTHS)
 

@@ -14,26 +14,6 @@ class Output(Structure):
     _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
 
 
-class Product(Structure):
-    """`Product` of runtime/cuda/matmul.h."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        *((name, c_int64) for name in ("rows", "k", "n", "group_size", "activation_block")),
-        *((name, c_void_p) for name in ("codes", "scales", "zero_points", "bias")),
-        ("outputs", Output * 3),
-        ("element", c_int32),
-        ("static_scale", c_float),
-        *((name, c_int32) for name in ("bits", "one_zero_point", "one_bias")),
-    )
-
-
-class Tuning(Structure):
-    """`Tuning` of runtime/cuda/matmul.h."""
-
-    _fields_ = (("kernel", c_int32), ("splits", c_int32), ("rows", c_int32), ("serial", c_int32))
-
-
 class LinearProduct(Structure):
     """`LinearProduct` of runtime/cuda/linear.h."""
 

@@ -6,9 +6,7 @@
 // show, one of the two orders shows (`set_reverse`). What real hardware would let pass or punish
 // at random ends the process here: threads of a warp that meet different instructions, a barrier
 // that not all threads reach, a wide access that is not aligned. Copies into shared memory arrive
-// as late as they may: until the thread waits for them, their target holds rubbish. A kernel runs
-// as late as it may, too: one that may overlap it begins first, and goes on once all threads of its
-// first block have asked for the other's results.
+// as late as they may: until the thread waits for them, their target holds rubbish.
 #ifndef QC_CUDA_TESTING_EMULATOR_H_
 #define QC_CUDA_TESTING_EMULATOR_H_
 
@@ -31,12 +29,6 @@ struct uint2 {
 struct uint4 {
   std::uint32_t x, y, z, w;
 };
-struct int2 {
-  std::int32_t x, y;
-};
-struct float2 {
-  float x, y;
-};
 struct float4 {
   float x, y, z, w;
 };
@@ -46,27 +38,15 @@ struct dim3 {
 };
 
 inline uint2 make_uint2(std::uint32_t x, std::uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(std::uint32_t x, std::uint32_t y, std::uint32_t z, std::uint32_t w) {
-  return {x, y, z, w};
-}
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace qc::cuda::emulator {
 
 inline constexpr int kLanes = 32;
-inline constexpr int kGroupLanes = 128;  // of a warpgroup
-inline constexpr int kWgmmaSums = 32;    // of a lane
 
 extern dim3 g_thread, g_block, g_grid;  // of the fiber that runs
 
-// Enqueues a kernel, given as what one thread does.
-void enqueue(dim3 grid, int threads, bool overlap, std::function<void()> thread);
-
-// Runs what is enqueued.
-void finish();
-
-void wait_for_previous_kernel();
+// Runs a kernel, given as what one thread does.
+void run(dim3 grid, int threads, const std::function<void()>& thread);
 
 // Whether threads and blocks run from the last to the first.
 void set_reverse(bool reverse);
@@ -75,39 +55,27 @@ void set_reverse(bool reverse);
 
 void wait_for_block();
 
-// An instruction of a whole warp or warpgroup: each lane gives its operands; the last one to arrive
-// computes every lane's result from all operands, with a function that names the instruction.
+// An instruction of a whole warp: each lane gives its operands; the last one to arrive computes
+// every lane's result from all operands, with a function that names the instruction.
 struct WarpCall {
   const void* operands;
   void* result;
 };
 using WarpInstruction = void (*)(const WarpCall* lanes, const void* immediate);
-void call_together(int lanes, WarpInstruction instruction, const void* immediate,
-                   const void* operands, void* result);
+void call_together(WarpInstruction instruction, const void* immediate, const void* operands,
+                   void* result);
 
 void copy_async(void* shared, const void* from, bool present);
 void commit_copies();
-void wait_for_copies(int pending);
+void wait_for_copies();
 
 // The instruction itself, on the fragments of all lanes.
 struct MmaOperands {
   std::uint32_t a[4], b[2];
   std::int32_t c[4];
 };
-void mma_u8_s8(const WarpCall* lanes, const void*);
 void mma_s8_s8(const WarpCall* lanes, const void*);
 void shuffle_xor(const WarpCall* lanes, const void* mask);
-
-// wgmma's products are computed when they are waited for; until then the sums are rubbish.
-struct WgmmaOperands {
-  std::uint32_t a[4];
-  const std::int8_t* shared;
-};
-void wgmma_u8_s8(const WarpCall* lanes, const void*);
-void show_to_wgmma();
-void begin_wgmma();
-void commit_wgmma();
-void wait_for_wgmma();
 
 template <typename T>
 void check_alignment(const T* at) {
@@ -127,8 +95,7 @@ T __shfl_xor_sync(unsigned mask, T value, int bits) {
   static_assert(sizeof(T) == 4, "one register");
   if (mask != 0xffffffff) qc::cuda::emulator::fail("only whole warps are emulated");
   T result;
-  qc::cuda::emulator::call_together(qc::cuda::emulator::kLanes, qc::cuda::emulator::shuffle_xor,
-                                    &bits, &value, &result);
+  qc::cuda::emulator::call_together(qc::cuda::emulator::shuffle_xor, &bits, &value, &result);
   return result;
 }
 
@@ -147,21 +114,13 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __int2float_rn(int value) { return static_cast<float>(value); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
-using std::fmax;
-using std::fmin;
 
 namespace qc::cuda {
-
-inline void mma_u8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
-  const emulator::MmaOperands operands{
-      {a[0], a[1], a[2], a[3]}, {b.x, b.y}, {d[0], d[1], d[2], d[3]}};
-  emulator::call_together(emulator::kLanes, emulator::mma_u8_s8, nullptr, &operands, d);
-}
 
 inline void mma_s8_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], uint2 b) {
   const emulator::MmaOperands operands{
       {a[0], a[1], a[2], a[3]}, {b.x, b.y}, {d[0], d[1], d[2], d[3]}};
-  emulator::call_together(emulator::kLanes, emulator::mma_s8_s8, nullptr, &operands, d);
+  emulator::call_together(emulator::mma_s8_s8, nullptr, &operands, d);
 }
 
 inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
@@ -171,27 +130,11 @@ inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
   return sum;
 }
 
-inline void show_to_wgmma() { emulator::show_to_wgmma(); }
-inline void begin_wgmma() { emulator::begin_wgmma(); }
-inline void commit_wgmma() { emulator::commit_wgmma(); }
-inline void wgmma_u8_s8(std::int32_t (&d)[8][4], const std::uint32_t (&a)[4],
-                        const std::int8_t* shared) {
-  const emulator::WgmmaOperands operands{{a[0], a[1], a[2], a[3]}, shared};
-  emulator::call_together(emulator::kGroupLanes, emulator::wgmma_u8_s8, nullptr, &operands, d);
-}
-template <int kSteps>
-void wait_for_wgmma(std::int32_t (&)[2][8][4], std::uint32_t (&)[kSteps][2][4]) {
-  emulator::wait_for_wgmma();
-}
-
 inline void copy_async(void* shared, const void* from, bool present) {
   emulator::copy_async(shared, from, present);
 }
 inline void commit_copies() { emulator::commit_copies(); }
-template <int kPending>
-void wait_for_copies() {
-  emulator::wait_for_copies(kPending);
-}
+inline void wait_for_copies() { emulator::wait_for_copies(); }
 
 template <typename T>
 T load(const T* from) {
@@ -203,12 +146,6 @@ void store(T* to, T value) {
   emulator::check_alignment(to);
   *to = value;
 }
-template <typename T>
-T load_result(const T* from) {
-  return load(from);
-}
-inline void wait_for_previous_kernel() { emulator::wait_for_previous_kernel(); }
-inline void let_next_kernel_begin() {}
 inline uint4 load_once(const uint4* from) { return load(from); }
 
 inline float float_of_half(std::uint16_t bits) { return kernels::float_from_half(bits); }
@@ -217,9 +154,9 @@ inline std::uint16_t half_of(float value) { return kernels::half_from_float(valu
 inline std::uint16_t bfloat_of(float value) { return kernels::bfloat_from_float(value); }
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void*, bool overlap,
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, void*,
             const Arguments&... arguments) {
-  emulator::enqueue(grid, threads, overlap, [=] { kernel(arguments...); });
+  emulator::run(grid, threads, [&] { kernel(arguments...); });
 }
 
 }  // namespace qc::cuda

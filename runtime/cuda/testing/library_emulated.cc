@@ -6,8 +6,6 @@ namespace qc::ops {
 void add_ops(std::deque<Op>& ops) {
   add_linear_cuda_ops(ops, "CPUExecutionProvider");
   add_embedding_cuda_ops(ops, "CPUExecutionProvider");
-  add_matmul_cuda_ops(ops, "CPUExecutionProvider");
-  add_gather_cuda_ops(ops, "CPUExecutionProvider");
 }
 
 }  // namespace qc::ops

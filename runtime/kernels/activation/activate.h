@@ -1,5 +1,5 @@
 // The activations over one of the classes in kernels/simd/. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_ACTIVATION_ACTIVATE_H_
 #define QC_KERNELS_ACTIVATION_ACTIVATE_H_
 

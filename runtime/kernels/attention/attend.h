@@ -1,5 +1,5 @@
 // The attention kernel over one of the classes in kernels/simd/. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_ATTENTION_ATTEND_H_
 #define QC_KERNELS_ATTENTION_ATTEND_H_
 

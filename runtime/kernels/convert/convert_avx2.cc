@@ -1,4 +1,4 @@
-// F16C conversions. Internal linkage throughout: see matmul_avx512vnni.cc.
+// F16C conversions. Internal linkage throughout: see linear_avx512vnni.cc.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Any 64-bit Arm converts float16 in hardware. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #include <arm_neon.h>
 
 #include <cstdint>

@@ -21,14 +21,12 @@ constexpr bool kBest = false, kForced = true;  // KernelTable::only_forced
     table.gelu = gelu_f32_##simd;                        \
   }
 #define QC_ADD_LINEAR(bits, symbol) table.linear[bits] = linear_s8_w##bits##_f32_##symbol;
-#define QC_ADD_MATMUL(bits, symbol) table.matmul[bits] = matmul_s8_u##bits##_f32_##symbol;
 #define QC_ISA(name, symbol, base, more, compiler_flags, instruction, simd, chosen) \
   constexpr KernelTable make_##symbol() {                                           \
     KernelTable table{};                                                            \
     table.isa = name;                                                               \
     table.needs = kNeeds_##base | kNeeds_##simd | (more);                           \
     table.only_forced = chosen;                                                     \
-    QC_EACH_WIDTH(QC_ADD_MATMUL, symbol)                                            \
     QC_EACH_LINEAR_WIDTH(QC_ADD_LINEAR, symbol)                                     \
     add_##simd(table);                                                              \
     return table;                                                                   \

@@ -7,9 +7,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/attention/attention.h"
 #include "kernels/convert/convert.h"
-#include "kernels/layout.h"
 #include "kernels/linear/linear.h"
-#include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
 #include "kernels/quantize/quantize.h"
 
@@ -27,8 +25,7 @@ struct KernelTable {
   std::uint32_t needs;  // CpuFlags, all of them
   bool only_forced;     // never chosen unless named: there for tests and measurements
   Quantize quantize;
-  MatMul matmul[kMostBits + 1];  // by the width of the weights; null where there is no such width
-  Linear linear[kMostBits + 1];  // likewise
+  Linear linear[kMostBits + 1];  // by the width of the weights; null where there is no such width
   Widen widen_f16;
   Narrow narrow_f16;
   Attend attend;

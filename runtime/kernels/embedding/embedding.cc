@@ -8,7 +8,7 @@ namespace qc::kernels {
 namespace {
 
 // Values of k with one group's byte, whatever the group size: half a strip.
-constexpr std::int64_t kRun = kLeastPlaneGroup;
+constexpr std::int64_t kRun = kLeastGroup;
 static_assert(kStrip % kRun == 0, "a run lies in one strip");
 
 template <typename Planes>

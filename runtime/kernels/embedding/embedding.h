@@ -1,4 +1,4 @@
-// One column of a matrix of layout 2, dequantized: out[k] = w[k] * scale, rounded once.
+// One column of a packed matrix, dequantized: out[k] = w[k] * scale, rounded once.
 #ifndef QC_KERNELS_EMBEDDING_EMBEDDING_H_
 #define QC_KERNELS_EMBEDDING_EMBEDDING_H_
 

@@ -7,7 +7,7 @@
 //   times_ints           32-bit products
 //   left, right          16-bit shifts, of unsigned words; right_ints of signed 32-bit integers
 //   spread_words, _bytes the low word, or byte, of each 32-bit integer in all of it; the rest was 0
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_BYTES_AVX2_H_
 #define QC_KERNELS_LINEAR_BYTES_AVX2_H_
 

@@ -1,5 +1,5 @@
 // Bytes in 512-bit registers, under the names that bytes_avx2.h explains. Internal linkage
-// throughout: see matmul_avx512vnni.cc.
+// throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_BYTES_AVX512_H_
 #define QC_KERNELS_LINEAR_BYTES_AVX512_H_
 

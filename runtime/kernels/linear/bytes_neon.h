@@ -1,5 +1,5 @@
 // Bytes in the registers of NEON, under the names that bytes_avx2.h explains. Internal linkage
-// throughout: see matmul_avx512vnni.cc.
+// throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_BYTES_NEON_H_
 #define QC_KERNELS_LINEAR_BYTES_NEON_H_
 

@@ -1,5 +1,5 @@
 // From packed codes to int8 weights, over one of the classes of bytes. Internal linkage throughout:
-// see matmul_avx512vnni.cc.
+// see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_EXPAND_H_
 #define QC_KERNELS_LINEAR_EXPAND_H_
 

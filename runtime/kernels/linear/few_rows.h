@@ -3,7 +3,7 @@
 //   dot(sum, weights, signed)    adds the products of four neighbouring bytes; weights are unsigned
 //                                where there is a kOffset, which makes them so
 //   panels_for(rows)             how many panels a tile of so many rows takes
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_FEW_ROWS_H_
 #define QC_KERNELS_LINEAR_FEW_ROWS_H_
 

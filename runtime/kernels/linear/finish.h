@@ -1,4 +1,4 @@
-// From integer sums to results. Internal linkage throughout: see matmul_avx512vnni.cc.
+// From integer sums to results. Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_FINISH_H_
 #define QC_KERNELS_LINEAR_FINISH_H_
 

@@ -10,10 +10,18 @@
 
 #include <cstdint>
 
-#include "kernels/matmul/matmul.h"
 #include "kernels/planes.h"
 
 namespace qc::kernels {
+
+// Rows of quantized activations can be read up to a multiple of this many codes.
+inline constexpr std::int64_t kRowMultiple = 64;
+
+// Codes in a row of them: a line more than K needs, since rows a multiple of 4096 bytes apart would
+// fall on the same cache sets.
+QC_INLINE constexpr std::int64_t row_stride(std::int64_t k) {
+  return ceil_div(k, kRowMultiple) * kRowMultiple + kRowMultiple;
+}
 
 // Rows of quantized activations.
 struct QuantizedRows {
@@ -34,6 +42,16 @@ struct PlaneWeights {
 
   QC_INLINE std::int64_t group_count() const { return ceil_div(k, group_size); }
   QC_INLINE std::int64_t panels() const { return ceil_div(n, kPanel); }
+};
+
+// A rectangle of the result: rows [row_begin, row_end) and panels [panel_begin, panel_end), written
+// to out[(row - row_begin) * out_stride + column - 16 * panel_begin] for columns < column_end.
+struct Tile {
+  std::int64_t row_begin, row_end;
+  std::int64_t panel_begin, panel_end;
+  std::int64_t column_end;
+  float* out;
+  std::int64_t out_stride;
 };
 
 using Linear = void (*)(const QuantizedRows&, const PlaneWeights&, const Tile&);

@@ -1,4 +1,6 @@
-// vpdpbusd kernels on 512-bit registers. Internal linkage throughout: see matmul_avx512vnni.cc.
+// vpdpbusd kernels on 512-bit registers. Everything but the entry points has internal linkage, and
+// no header with inline functions that are not QC_INLINE is included: an AVX-512 copy of a shared
+// inline function must not reach the linker, which could pick it for every caller.
 #include "kernels/linear/bytes_avx512.h"
 #include "kernels/linear/many_rows.h"
 

@@ -1,5 +1,5 @@
 // sdot kernels, which those of smmla share for few rows. Both operands are signed, so weights need
-// no offset. Internal linkage throughout: see matmul_avx512vnni.cc.
+// no offset. Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_LINEAR_NEON_H_
 #define QC_KERNELS_LINEAR_LINEAR_NEON_H_
 

@@ -1,5 +1,5 @@
 // vpdpbusd kernels on 256-bit registers. The files that include this differ in their flags, and so
-// in the encoding of the instruction. Internal linkage throughout: see matmul_avx512vnni.cc.
+// in the encoding of the instruction. Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_LINEAR_VNNI256_H_
 #define QC_KERNELS_LINEAR_LINEAR_VNNI256_H_
 

@@ -4,7 +4,7 @@
 //   kOffset                  what expanded weights are too large by
 //   kRows, kVectors          of its tile: rows, and registers of columns, a whole number of panels
 //   multiply(sums, ..)       adds the products of some quads
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_MANY_ROWS_H_
 #define QC_KERNELS_LINEAR_MANY_ROWS_H_
 

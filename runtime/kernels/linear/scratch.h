@@ -1,5 +1,5 @@
 // Memory that a product keeps for its thread: too much for small stacks. Internal linkage
-// throughout: see matmul_avx512vnni.cc.
+// throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_SCRATCH_H_
 #define QC_KERNELS_LINEAR_SCRATCH_H_
 

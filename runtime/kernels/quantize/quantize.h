@@ -1,9 +1,9 @@
 // Symmetric int8 quantization of one row of activations.
 //
-//   scale = max |x| over a block / 127, or 1 where that is 0        (dynamic)
+//   scale = max |x| / 127, or 1 where that is 0        (dynamic)
 //   q     = clip(round_half_even(x / scale), -127, 127)
 //
-// A row with a non-finite value gets codes 0 and NaN scales.
+// A row with a non-finite value gets codes 0 and a scale of NaN.
 #ifndef QC_KERNELS_QUANTIZE_QUANTIZE_H_
 #define QC_KERNELS_QUANTIZE_QUANTIZE_H_
 
@@ -14,14 +14,12 @@ namespace qc::kernels {
 struct QuantizeRow {
   const float* x;  // [k]
   std::int64_t k;
-  std::int64_t block;         // k, or group_size: what shares a dynamic scale
-  std::int64_t group_size;    // what shares an entry of `starts`
-  float static_scale;         // 0: dynamic
-  std::int32_t start_factor;  // starts = start_factor * sum of a group's codes
-  std::int8_t* codes;         // [padded_k]; zeros are written from k on
+  std::int64_t group_size;  // of the weights
+  float static_scale;       // 0: dynamic
+  std::int8_t* codes;       // [padded_k]; zeros are written from k on
   std::int64_t padded_k;
-  float* scales;         // [ceil(k / block)]
-  std::int32_t* starts;  // [ceil(k / group_size)]
+  float* scale;
+  std::int32_t* sums;  // [ceil(k / group_size)]: of the codes of each group
 };
 
 using Quantize = void (*)(const QuantizeRow&);

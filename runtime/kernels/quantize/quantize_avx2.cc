@@ -1,4 +1,4 @@
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// Internal linkage throughout: see linear_avx512vnni.cc.
 #include "kernels/quantize/quantize_row.h"
 #include "kernels/simd/avx2.h"
 

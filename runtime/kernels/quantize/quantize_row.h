@@ -1,5 +1,5 @@
 // The quantizer over one of the classes in kernels/simd/. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_QUANTIZE_QUANTIZE_ROW_H_
 #define QC_KERNELS_QUANTIZE_QUANTIZE_ROW_H_
 
@@ -78,32 +78,23 @@ inline float scale_of(std::uint32_t bits) {
   return scale == 0.0f ? 1.0f : scale;
 }
 
-// What a row that holds something not finite becomes.
-inline void give_up(const QuantizeRow& row, int64_t blocks, int64_t groups) {
-  for (int64_t b = 0; b < blocks; ++b) row.scales[b] = __builtin_nanf("");
-  for (int64_t i = 0; i < row.k; ++i) row.codes[i] = 0;
-  for (int64_t g = 0; g < groups; ++g) row.starts[g] = 0;
-}
-
 template <typename Simd>
 void quantize_row(const QuantizeRow& row) {
-  const int64_t blocks = ceil_div(row.k, row.block);
   const int64_t groups = ceil_div(row.k, row.group_size);
-  std::uint32_t row_peak = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * row.block, left = row.k - first;
-    const std::uint32_t bits = peak_bits<Simd>(row.x + first, left < row.block ? left : row.block);
-    row_peak = bits > row_peak ? bits : row_peak;
-    row.scales[b] = row.static_scale != 0.0f ? row.static_scale : scale_of(bits);
-  }
+  const std::uint32_t peak = peak_bits<Simd>(row.x, row.k);
   for (int64_t i = row.k; i < row.padded_k; ++i) row.codes[i] = 0;
-  if (row_peak >= kInfinityBits) return give_up(row, blocks, groups);
+  if (peak >= kInfinityBits) {
+    *row.scale = __builtin_nanf("");
+    for (int64_t i = 0; i < row.k; ++i) row.codes[i] = 0;
+    for (int64_t g = 0; g < groups; ++g) row.sums[g] = 0;
+    return;
+  }
+  const float scale = row.static_scale != 0.0f ? row.static_scale : scale_of(peak);
+  *row.scale = scale;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * row.group_size, left = row.k - first;
-    const std::int32_t sum = quantize_run<Simd>(row.x + first, row.codes + first,
-                                                left < row.group_size ? left : row.group_size,
-                                                row.scales[blocks > 1 ? g : 0]);
-    row.starts[g] = row.start_factor * sum;
+    row.sums[g] = quantize_run<Simd>(row.x + first, row.codes + first,
+                                     left < row.group_size ? left : row.group_size, scale);
   }
 }
 

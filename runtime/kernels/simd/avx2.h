@@ -6,10 +6,10 @@
 //                        in memory, and those of the register are 0
 //   Ints                 as many int32
 //   times(b, f)          b * f, for b below 2^8 and |f| below 2^15
-//   load_bytes, widen    as many uint8 or float16
+//   load_bytes           as many uint8
 //   larger_magnitude     by the bits, which order like the floats, with inf and NaN on top
 //   store_codes          the low bytes of kRunVectors registers, `count` of them
-// Internal linkage throughout: see matmul_avx512vnni.cc.
+// Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX2_H_
 #define QC_KERNELS_SIMD_AVX2_H_
 
@@ -48,9 +48,6 @@ struct Avx2 {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  }
-  static Vector widen(const std::uint16_t* halves) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
   }
   static Ints load_bytes(const std::uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -1,5 +1,5 @@
 // The registers of AVX-512 under the names that avx2.h explains. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_AVX512_H_
 #define QC_KERNELS_SIMD_AVX512_H_
 
@@ -26,9 +26,6 @@ struct Avx512 {
   static Vector power(Vector n) { return _mm512_scalef_ps(set(1.0f), n); }
   static float sum(Vector x) { return _mm512_reduce_add_ps(x); }
   static float largest(Vector x) { return _mm512_reduce_max_ps(x); }
-  static Vector widen(const std::uint16_t* halves) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
-  }
   static Ints load_bytes(const std::uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -1,5 +1,5 @@
 // The exponential over one of the classes beside this file. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_EXPONENTIAL_H_
 #define QC_KERNELS_SIMD_EXPONENTIAL_H_
 

@@ -1,5 +1,5 @@
 // The registers of NEON under the names that avx2.h explains. Internal linkage throughout: see
-// matmul_avx512vnni.cc.
+// linear_avx512vnni.cc.
 #ifndef QC_KERNELS_SIMD_NEON_H_
 #define QC_KERNELS_SIMD_NEON_H_
 
@@ -47,9 +47,6 @@ struct Neon {
   }
   static float sum(Vector x) { return vaddvq_f32(x); }
   static float largest(Vector x) { return vmaxvq_f32(x); }
-  static Vector widen(const std::uint16_t* halves) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves)));
-  }
   static Ints set_ints(std::int32_t x) { return vdupq_n_s32(x); }
   static Ints add_ints(Ints a, Ints b) { return vaddq_s32(a, b); }
   static Ints times(Ints bytes, std::int32_t factor) { return vmulq_n_s32(bytes, factor); }

@@ -4,7 +4,7 @@
 //   a size bytes            -> address of a copy that ends where an unreadable page begins
 //   r address size          -> bytes
 //   s address               -> size bytes, of a string
-//   c size name words[11]   -> what the function returns
+//   c size name words[6]   -> what the function returns
 //   f                       (frees all copies)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ namespace {
 
 using Word = std::uint64_t;
 
-constexpr int kWords = 11;
+constexpr int kWords = 6;
 
 struct Mapping {
   void* base;
@@ -72,13 +72,6 @@ void copy_in() {
   write_word(address(copy));
 }
 
-float float_of(Word word) {
-  const auto bits = static_cast<std::uint32_t>(word);
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 Word call(const std::string& name, const Word* w) {
   const auto number = [w](int i) { return static_cast<std::int64_t>(w[i]); };
   const auto small = [w](int i) { return static_cast<std::int32_t>(w[i]); };
@@ -91,14 +84,7 @@ Word call(const std::string& name, const Word* w) {
     return qc_table(small(0), pointer<const char*>(w[1]), pointer<std::uint32_t>(w[2]));
   }
   if (name == "qc_quantize") {
-    return qc_quantize(isa, pointer<const float>(w[1]), number(2), number(3), number(4),
-                       float_of(w[5]), small(6), pointer<std::int8_t>(w[7]), number(8),
-                       pointer<float>(w[9]), pointer<std::int32_t>(w[10]));
-  }
-  if (name == "qc_matmul") {
-    return qc_matmul(isa, small(1), pointer<const qc::kernels::Activations>(w[2]),
-                     pointer<const qc::kernels::Weights>(w[3]),
-                     pointer<const qc::kernels::Tile>(w[4]));
+    return qc_quantize(isa, pointer<const qc::kernels::QuantizeRow>(w[1]));
   }
   if (name == "qc_linear") {
     return qc_linear(isa, small(1), pointer<const qc::kernels::QuantizedRows>(w[2]),
@@ -126,10 +112,6 @@ Word call(const std::string& name, const Word* w) {
   if (name == "qc_embedding") {
     qc_embedding(small(0), pointer<const qc::kernels::PlaneWeights>(w[1]), number(2),
                  pointer<float>(w[3]));
-    return 0;
-  }
-  if (name == "qc_gather") {
-    qc_gather(pointer<const qc::kernels::PackedTable>(w[0]), number(1), pointer<float>(w[2]));
     return 0;
   }
   fail("no such function");

@@ -4,7 +4,6 @@
 
 #include "kernels/convert/convert.h"
 #include "kernels/dispatch/dispatch.h"
-#include "kernels/quantize/quantize.h"
 
 using qc::kernels::KernelTable;
 
@@ -40,18 +39,8 @@ int qc_table(int index, const char** isa, std::uint32_t* needs) {
   return 0;
 }
 
-int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
-                std::int64_t group_size, float static_scale, std::int32_t start_factor,
-                std::int8_t* codes, std::int64_t padded_k, float* scales, std::int32_t* starts) {
-  return with_kernels(isa, [&](const KernelTable& table) {
-    table.quantize(
-        {x, k, block, group_size, static_scale, start_factor, codes, padded_k, scales, starts});
-  });
-}
-
-int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
-              const qc::kernels::Weights* w, const qc::kernels::Tile* t) {
-  return with_kernels(isa, [&](const KernelTable& table) { table.matmul[bits](*a, *w, *t); });
+int qc_quantize(const char* isa, const qc::kernels::QuantizeRow* row) {
+  return with_kernels(isa, [&](const KernelTable& table) { table.quantize(*row); });
 }
 
 int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
@@ -118,8 +107,4 @@ void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::i
 
 void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column, float* out) {
   qc::kernels::embedding_f32(bits, *w, column, out);
-}
-
-void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column, float* out) {
-  qc::kernels::gather_f32(*table, column, out);
 }

@@ -6,10 +6,9 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/embedding/embedding.h"
-#include "kernels/gather/gather.h"
 #include "kernels/linear/linear.h"
-#include "kernels/matmul/matmul.h"
 #include "kernels/norm/norm.h"
+#include "kernels/quantize/quantize.h"
 
 #define QC_TEST_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -22,12 +21,7 @@ QC_TEST_EXPORT const char* qc_choose(std::uint32_t flags, const char* forced);
 QC_TEST_EXPORT int qc_table(int index, const char** isa, std::uint32_t* needs);
 
 // These return 0 where `isa` can't run here.
-QC_TEST_EXPORT int qc_quantize(const char* isa, const float* x, std::int64_t k, std::int64_t block,
-                               std::int64_t group_size, float static_scale,
-                               std::int32_t start_factor, std::int8_t* codes, std::int64_t padded_k,
-                               float* scales, std::int32_t* starts);
-QC_TEST_EXPORT int qc_matmul(const char* isa, int bits, const qc::kernels::Activations* a,
-                             const qc::kernels::Weights* w, const qc::kernels::Tile* t);
+QC_TEST_EXPORT int qc_quantize(const char* isa, const qc::kernels::QuantizeRow* row);
 QC_TEST_EXPORT int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
                              const qc::kernels::PlaneWeights* w, const qc::kernels::Tile* t);
 // The calling thread's AMX tile configuration, 64 bytes; 0 where there is none.
@@ -50,8 +44,5 @@ QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t stride, std::int64
 
 QC_TEST_EXPORT void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column,
                                  float* out);
-
-QC_TEST_EXPORT void qc_gather(const qc::kernels::PackedTable* table, std::int64_t column,
-                              float* out);
 
 #endif  // QC_KERNELS_TESTING_TEST_INTERFACE_H_
