@@ -54,12 +54,14 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     if found.bits == 8:
         values = found.codes - weight.spread(found.zero_points)
         return PlaneMatrix.of_int8(values.view(np.int8), found.units)
-    groups, size = (found.zero_points, found.multiples), weight.form.group_size
+    zeros, multiples, size = found.zero_points, found.multiples, weight.form.group_size
     if size is None:  # any groups will do
         size = GROUP_SIZES[-1]
         count = ceil_div(len(found.codes), size)
-        groups = tuple(np.repeat(each, count, axis=0) for each in groups)
-    return PlaneMatrix.pack(found.codes, *groups, found.units, bits=found.bits, group_size=size)
+        zeros, multiples = (np.repeat(each, count, axis=0) for each in (zeros, multiples))
+    return PlaneMatrix.pack(
+        found.codes, zeros, multiples, found.units, bits=found.bits, group_size=size
+    )
 
 
 def planes_width(weight: QuantizedWeight) -> int | None:

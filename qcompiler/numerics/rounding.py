@@ -208,12 +208,13 @@ def _symmetric(
     least = -middle if form.narrow else 1 - middle  # -128 is no weight of the integer form
     peak = np.abs(grouped).max(axis=1, keepdims=True)
     candidates = [peak / (middle - 1)]
-    if search != "none":
-        shrinks = np.arange(1.0, 0.69, -0.04) if form.narrow else _WIDE_SHRINKS
-        candidates += [candidates[0] * np.float32(s) for s in shrinks[1:]]
-    if search != "none" and form.narrow:
+    if search != "none" and not form.narrow:
+        candidates += [candidates[0] * np.float32(s) for s in _WIDE_SHRINKS[1:]]
+    elif search != "none":
         signed = np.where(grouped.max(axis=1, keepdims=True) >= peak, -1.0, 1.0)
         full = (signed * peak / middle).astype(np.float32)
+        shrinks = np.arange(1.0, 0.69, -0.04)
+        candidates += [candidates[0] * np.float32(s) for s in shrinks[1:]]
         candidates += [full * np.float32(s) for s in shrinks]
     best_error: Float | None = None
     best_scale = storable(candidates[0])

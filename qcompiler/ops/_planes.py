@@ -1,4 +1,4 @@
-"""Pieces of function bodies that read layout 2 (`qcompiler.numerics.planes`)."""
+"""Pieces of function bodies that read packed weights (`qcompiler.numerics.planes`)."""
 
 from __future__ import annotations
 

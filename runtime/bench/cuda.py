@@ -78,7 +78,7 @@ class Library:
 
 @dataclass
 class Weights:
-    """A K x N matrix in layout 2; docs/ops.md says what the tensors hold."""
+    """A K x N matrix in the packed layout; docs/ops.md says what the tensors hold."""
 
     K: int
     N: int

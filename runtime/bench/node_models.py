@@ -90,7 +90,7 @@ def ours(layer: Layer) -> bytes:
         K=planes.K,
         N=planes.N,
         splits=[planes.N, 0, 0],
-        layout=ops.LINEAR_LAYOUT,
+        layout=ops.LAYOUT,
     )
     return _model(layer, node, values)
 

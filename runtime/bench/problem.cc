@@ -70,8 +70,8 @@ void Problem::quantize_rows(const kernels::KernelTable& table) {
   std::normal_distribution<float> normal;
   for (std::int64_t r = 0; r < s.rows; ++r) {
     for (float& value : x) value = normal(random);
-    table.quantize({x.data(), s.k, s.k, s.group_size, 0.0f, 1, row_codes_[0].codes + r * stride_,
-                    stride_, &row_scales_[static_cast<std::size_t>(r)],
+    table.quantize({x.data(), s.k, s.group_size, 0.0f, row_codes_[0].codes + r * stride_, stride_,
+                    &row_scales_[static_cast<std::size_t>(r)],
                     &row_sums_[static_cast<std::size_t>(r * groups)]});
   }
 }

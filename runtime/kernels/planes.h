@@ -30,12 +30,12 @@ QC_INLINE constexpr bool is_group_size(std::int64_t size) {
 }
 
 // The widths of weights, in bits: ROW(bits, ...) for each.
-#define QC_EACH_LINEAR_WIDTH(ROW, ...) \
-  ROW(2, __VA_ARGS__)                  \
-  ROW(3, __VA_ARGS__)                  \
-  ROW(4, __VA_ARGS__)                  \
-  ROW(5, __VA_ARGS__)                  \
-  ROW(6, __VA_ARGS__)                  \
+#define QC_EACH_WIDTH(ROW, ...) \
+  ROW(2, __VA_ARGS__)           \
+  ROW(3, __VA_ARGS__)           \
+  ROW(4, __VA_ARGS__)           \
+  ROW(5, __VA_ARGS__)           \
+  ROW(6, __VA_ARGS__)           \
   ROW(8, __VA_ARGS__)
 inline constexpr int kMostBits = 8;
 
@@ -78,7 +78,7 @@ template <typename Body>
 QC_INLINE auto with_planes(int bits, Body body) {
 #define QC_WIDTH(width, ...) \
   if (bits == width) return body(Planes<width>{});
-  QC_EACH_LINEAR_WIDTH(QC_WIDTH)
+  QC_EACH_WIDTH(QC_WIDTH)
 #undef QC_WIDTH
   return body(Planes<kMostBits>{});
 }

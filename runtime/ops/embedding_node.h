@@ -20,7 +20,7 @@ struct EmbeddingForm {
   int bits;
 };
 #define QC_EMBEDDING_FORM(bits, ...) {"EmbeddingW" #bits, bits},
-inline constexpr EmbeddingForm kEmbeddingForms[] = {QC_EACH_LINEAR_WIDTH(QC_EMBEDDING_FORM)};
+inline constexpr EmbeddingForm kEmbeddingForms[] = {QC_EACH_WIDTH(QC_EMBEDDING_FORM)};
 #undef QC_EMBEDDING_FORM
 
 // One run: ids [count], and where their rows [count, k] go.

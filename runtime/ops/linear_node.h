@@ -23,7 +23,7 @@ struct LinearForm {
 };
 #define QC_LINEAR_FORMS(bits, ...) \
   {"LinearW" #bits "A8", bits, false}, {"LinearW" #bits "A8Static", bits, true},
-inline constexpr LinearForm kLinearForms[] = {QC_EACH_LINEAR_WIDTH(QC_LINEAR_FORMS)};
+inline constexpr LinearForm kLinearForms[] = {QC_EACH_WIDTH(QC_LINEAR_FORMS)};
 #undef QC_LINEAR_FORMS
 
 // One run.

@@ -118,7 +118,7 @@ def test_everything_between_the_ops_is_float16(compiled):
     ]
     # The tables of rotary embeddings, the rows of the embedding, and what the logits come from.
     tables = ["Range", "Unsqueeze", "Mul", "Cos", "Sin"]
-    assert sorted(wide) == sorted([*tables, "GatherW8", "Cast"])
+    assert sorted(wide) == sorted([*tables, "EmbeddingW8", "Cast"])
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     caches = [kind for name, kind in kinds.items() if name.startswith("past_key_values")]
     assert caches == [onnx.TensorProto.FLOAT16] * 4

@@ -24,7 +24,7 @@ def linear_case(rng: np.random.Generator) -> NodeCase:
         int(pick(rng, [300, 545] if large else [1, 7, 31, 32, 33, 64, 100, 160, 257])),
         int(pick(rng, [200, 333] if large else [1, 15, 16, 17, 35, 64, 130])),
         pick(rng, GROUP_SIZES),
-        bits=pick(rng, ops.LINEAR_WIDTHS),
+        bits=pick(rng, ops.WIDTHS),
         seed=int(rng.integers(1000)),
     )
     make = _embedding_case if rng.random() < 1 / 3 else _layer_case

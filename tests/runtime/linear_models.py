@@ -30,7 +30,7 @@ def layer_tensors(w: PlaneMatrix, bias: np.ndarray | None, x_scale: float | None
 def matrix_attributes(w: PlaneMatrix) -> dict[str, Any]:
     """The attributes that describe it."""
     sizes = {} if w.groups is None else {"group_size": w.group_size}
-    return {"K": w.K, "N": w.N, **sizes, "layout": ops.LINEAR_LAYOUT}
+    return {"K": w.K, "N": w.N, **sizes, "layout": ops.LAYOUT}
 
 
 def linear_model(

@@ -14,7 +14,7 @@ from qcompiler import ops
 from qcompiler.numerics import reference
 from qcompiler.numerics.planes import PlaneMatrix
 
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.LINEAR_WIDTHS)
+EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
 
 
 def hostile(w: PlaneMatrix) -> PlaneMatrix:

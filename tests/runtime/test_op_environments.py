@@ -32,7 +32,7 @@ def cases():
     x[0, 0], x[1, 1, 7], x[1, 2, 8] = 0, np.inf, np.nan
     ids = rng.integers(-35, 35, (2, 5))
     cases = {}
-    for bits in ops.LINEAR_WIDTHS:
+    for bits in ops.WIDTHS:
         w, bias = make_planes(100, 48, 32, bits=bits), rng.normal(size=48).astype(np.float32)
         for x_scale in (None, X_SCALE):
             for dtype in FLOAT_TYPES:

@@ -22,7 +22,7 @@ from qcompiler.numerics.planes import PlaneMatrix
 EMPTY_OUTPUTS = pytest.mark.parametrize(
     "splits", [(1, 0, 0), (17, 0, 2), (16, 0, 0), (30, 5, 0)], ids=str
 )
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.LINEAR_WIDTHS)
+EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
 RNG = np.random.default_rng(3)
 
 # Bits, static, K, N, group size, splits.

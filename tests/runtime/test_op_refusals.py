@@ -10,7 +10,7 @@ from plane_cases import make_planes
 
 from qcompiler import ops
 
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.LINEAR_WIDTHS)
+EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
 
 
 def u8(*shape):

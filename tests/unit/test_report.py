@@ -144,11 +144,11 @@ HISTORY = [
     record(
         "lower-ort-custom",
         *(
-            Lowered(layer=name, message="done", op="MatMulW4A8Static")
+            Lowered(layer=name, message="done", op="LinearW4A8Static")
             for name in ("layer.0.gate+up", "layer.1.gate+up", "layer.0.down")
         ),
         LeftAlone(layer="layer.1.down", message="kept as Q/DQ: no kernel"),
-        Lowered(layer="embed", message="done", op="GatherW8"),
+        Lowered(layer="embed", message="done", op="EmbeddingW8"),
     ),
 ]
 
@@ -212,7 +212,7 @@ def test_what_passes_said_is_gathered(report: Report) -> None:
         "per-tensor",
         "lae through norm",
     )
-    assert (up.op, up.merged_with, up.sqnr_db) == ("MatMulW4A8Static", ("layer.1.gate",), 20.0)
+    assert (up.op, up.merged_with, up.sqnr_db) == ("LinearW4A8Static", ("layer.1.gate",), 20.0)
     assert (up.bytes_before, up.bytes_after, up.input_absmax) == (8192, 1280, 3.5)
     down = layers["layer.1.down"]
     assert (down.activation, down.not_equalized) == ("per-token", "Gelu 'g1' reads it")
@@ -239,7 +239,7 @@ def test_counts(report: Report) -> None:
         "equalized": 4,
         "other": 3,
     }
-    assert report.ops == {"MatMulW4A8Static": 5, "Q/DQ": 1, "GatherW8": 1}
+    assert report.ops == {"LinearW4A8Static": 5, "Q/DQ": 1, "EmbeddingW8": 1}
 
 
 def test_bytes_add_up_and_say_what_holds_the_rest(report: Report) -> None:
@@ -327,7 +327,7 @@ def test_summary(report: Report) -> None:
     done = "6 of 7 linear layers, 1 of 2 embeddings: 2.8% of 2.2 MB of weights"
     assert f"quantized {done}; norm folded 3, rotated 1, equalized 4" in text
     assert "the rest: LSTM 2.1 MB, linear layers 25.6 kB, quantized already 4.1 kB" in text
-    assert "5 MatMulW4A8Static" in text
+    assert "5 LinearW4A8Static" in text
     assert "same most likely token 50.0%" in text
     assert "not transformed: residual stream not rotated 2 (--report FILE says why)" in text
 

@@ -59,7 +59,7 @@ using Linear = void (*)(const QuantizedRows&, const PlaneWeights&, const Tile&);
 // linear_s8_w<bits>_f32_<isa>
 #define QC_DECLARE_LINEAR(bits, symbol) \
   void linear_s8_w##bits##_f32_##symbol(const QuantizedRows&, const PlaneWeights&, const Tile&);
-#define QC_ISA(name, symbol, ...) QC_EACH_LINEAR_WIDTH(QC_DECLARE_LINEAR, symbol)
+#define QC_ISA(name, symbol, ...) QC_EACH_WIDTH(QC_DECLARE_LINEAR, symbol)
 #include "kernels/dispatch/isas.inc"
 #undef QC_DECLARE_LINEAR
 

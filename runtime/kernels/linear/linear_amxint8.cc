@@ -222,6 +222,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, Linear
                                        const Tile& t) {                               \
     linear<bits>(q, w, t, linear_s8_w##bits##_f32_avx512vnni);                        \
   }
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_AMX)
+QC_EACH_WIDTH(QC_DEFINE_AMX)
 
 }  // namespace qc::kernels

@@ -220,6 +220,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, avx2)
+QC_EACH_WIDTH(QC_DEFINE_LINEAR, avx2)
 
 }  // namespace qc::kernels

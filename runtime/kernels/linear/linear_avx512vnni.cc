@@ -47,6 +47,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, avx512vnni)
+QC_EACH_WIDTH(QC_DEFINE_LINEAR, avx512vnni)
 
 }  // namespace qc::kernels

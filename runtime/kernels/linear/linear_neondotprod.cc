@@ -10,6 +10,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, neondotprod)
+QC_EACH_WIDTH(QC_DEFINE_LINEAR, neondotprod)
 
 }  // namespace qc::kernels

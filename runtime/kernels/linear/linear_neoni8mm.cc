@@ -69,6 +69,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, neoni8mm)
+QC_EACH_WIDTH(QC_DEFINE_LINEAR, neoni8mm)
 
 }  // namespace qc::kernels

@@ -74,6 +74,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_LINEAR_WIDTH(QC_DEFINE_LINEAR, reference)
+QC_EACH_WIDTH(QC_DEFINE_LINEAR, reference)
 
 }  // namespace qc::kernels
