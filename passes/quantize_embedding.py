@@ -29,6 +29,7 @@ from qcompiler.analysis.rounded import described
 from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import CalibrationError
 from qcompiler.formats import WeightFormat
+from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import Moments, gptq, improved, moments
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
@@ -47,6 +48,12 @@ class QuantizeEmbedding(Pass):
     search: Search = "none"
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Of a table tied to a head."""
+    sweeps: int = 0
+    """Of GPTQ: rounds of coordinate descent over the codes afterwards."""
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 0:
+            raise ValueError(f"sweeps must not be negative, as {self.sweeps} is")
 
     def without_data(self) -> QuantizeEmbedding:
         return replace(self, rounding="nearest")
@@ -115,11 +122,16 @@ class QuantizeEmbedding(Pass):
             return nearest, _Judgement(self.rounding)
         try:
             chosen, before, after = improved(
-                weight, nearest, found, lambda: gptq(weight, nearest, found)
+                weight, nearest, found, lambda: self._for_output(weight, nearest, found)
             )
         except ValueError as reason:
             return nearest, _Judgement(self.rounding, fallback=reason)
         return chosen, _Judgement(self.rounding, errors=(before, after))
+
+    def _for_output(self, weight: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
+        """Codes for the head's output."""
+        chosen = gptq(weight, nearest, found)
+        return descend(weight, chosen, found, sweeps=self.sweeps) if self.sweeps else chosen
 
     def _moments(self, graph: gs.Graph, head: Layer, ctx: PassContext) -> Moments | None:
         """Of the input of a head tied to a table, where rounding looks at it."""
