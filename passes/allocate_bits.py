@@ -2,9 +2,14 @@
 
 Layers that read the same activation form one unit. Each unit in turn is rounded to `probe` while
 the rest stays in float. The divergence this causes at the output is its sensitivity. What another
-format would cost is estimated from the errors of the weights, with channels weighted by their mean
-square. Losses are assumed to add up. The formats with the least total loss within the budget go
-into the plan, which `quantize-weights` follows. The graph is not changed.
+format would cost is estimated from the errors of the weights, and losses are assumed to add up. The
+formats with the least total loss within the budget go into the plan, which `quantize-weights`
+follows. The graph is not changed.
+
+Where codes are rounded to nearest, errors count by the mean square of their channel. Where GPTQ is
+to choose them, they count by what is left of that once other channels have made up for it
+(`Moments.uncompensated`), and those of the unit that was tried, which was rounded to nearest, by
+all second moments. Some inputs let GPTQ take away nearly everything, others next to nothing.
 
 Int8 activations take no bits, but their error counts against a divergence. It is measured on
 calibration data, in the same units as the weights' errors.
@@ -14,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers, is_head
@@ -26,6 +32,7 @@ from qcompiler.formats import Granularity, LayerPlan, WeightFormat
 from qcompiler.numerics.activation_choice import TOKENS, activation_loss
 from qcompiler.numerics.allocation import allocate
 from qcompiler.numerics.divergence import divergence
+from qcompiler.numerics.gptq import moments
 from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import quantize_weight
 from qcompiler.numerics.scale_search import judged_columns, sampled
@@ -54,6 +61,11 @@ class _Unit:
     def name(self) -> str:
         return self.layers[0].name
 
+    @property
+    def x(self) -> str:
+        """The activation that all of them read."""
+        return str(self.layers[0].x.name)
+
     def weights(self) -> Iterator[tuple[str, Any]]:
         """Names and float32 values [K, N]."""
         for layer in self.layers:
@@ -76,6 +88,8 @@ class AllocateBits(Pass):
     formats: tuple[str, ...] = _FORMATS
     probe: str = "int4 g128 sym"
     """The format that a unit is rounded to, to measure its sensitivity."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """How codes are chosen afterwards; gptaq is like gptq."""
 
     def __post_init__(self) -> None:
         for text in (*self.formats, self.probe):
@@ -97,7 +111,7 @@ class AllocateBits(Pass):
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
         sensitivity = self._sensitivity(graph, units, ctx)
-        errors = np.array(list(mapped(lambda unit: self._errors(unit, formats, ctx), units)))
+        errors = np.array(list(mapped(self._errors, self._judged(graph, units, ctx))))
         # Relative to the error of the format that was tried.
         scale = np.array(sensitivity)[:, None] / errors[:, :1]
         costs = scale * errors[:, 1:]
@@ -164,30 +178,70 @@ class AllocateBits(Pass):
                 )
         return found
 
-    def _errors(self, unit: _Unit, formats: list[WeightFormat], ctx: PassContext) -> list[float]:
-        """Squared errors of the unit's weights: of the format tried, then of each of `formats`."""
-        statistics = ctx.statistics.tensors if ctx.statistics is not None else {}
-        x = str(unit.layers[0].x.name)
-        weight: Any = 1.0
-        if x in statistics:
-            weight = statistics[x].mean_square[:, None].astype(np.float64)
-        tried = WeightFormat.parse(self.probe)
-        totals = dict.fromkeys((tried, *formats), 0.0)
+    def _judged(
+        self, graph: gs.Graph, units: list[_Unit], ctx: PassContext
+    ) -> Iterator[tuple[_Unit, _Judge]]:
+        """Each unit with what its errors weigh."""
+        if self.rounding == "nearest":
+            known = ctx.statistics.tensors if ctx.statistics is not None else {}
+            for unit in units:
+                found = known.get(unit.x)
+                yield unit, _Judge(None, None if found is None else found.mean_square)
+            return
+        inputs = ctx.data.stream(graph, [unit.x for unit in units])
+        for index, (unit, values) in enumerate(zip(units, inputs, strict=True)):
+            ctx.tick("measuring moments", index, len(units))
+            try:
+                found = moments(map(unit.layers[0].rows, values))
+                judge = _Judge(found.hessian / found.tokens, found.uncompensated() / found.tokens)
+            except ValueError as error:
+                raise CalibrationError(f"layer '{unit.name}': {error}") from None
+            yield unit, judge
+        ctx.tick("measuring moments", len(units), len(units))
+
+    def _errors(self, given: tuple[_Unit, _Judge]) -> list[float]:
+        """What rounding leaves in the unit's outputs: as tried, then in each of `formats`."""
+        unit, judge = given
+        tried, formats = WeightFormat.parse(self.probe), list(map(WeightFormat.parse, self.formats))
+        totals = np.zeros(1 + len(formats))
         for _, values in unit.weights():
             part = judged_columns(values, _COLUMNS)
-            share = values.shape[1] / part.shape[1]
-            for form in totals:
-                error = _rounded(part, form).dequantize() - part
-                squares = np.square(error, dtype=np.float64) * weight
-                totals[form] += share * float(np.sum(squares))
-        return [max(totals[tried], 1e-300), *(totals[form] for form in formats)]
+            errors = [_rounded(part, form).dequantize() - part for form in (tried, *formats)]
+            energies = [judge.tried(errors[0]), *map(judge.expected, errors[1:])]
+            totals += np.array(energies) * (values.shape[1] / part.shape[1])
+        return [max(totals[0], 1e-300), *totals[1:]]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What errors of weights [K, n] are in the outputs: their energy for a token."""
+
+    hessian: NDArray[Any] | None
+    """[K, K]; None: only what channels count is known."""
+    weight: NDArray[Any] | None
+    """[K]: what the channels count; None: all alike."""
+
+    def tried(self, error: NDArray[Any]) -> float:
+        """Of errors as they are."""
+        if self.hessian is None:
+            return self.expected(error)
+        return float(np.sum((self.hessian @ error) * error))
+
+    def expected(self, error: NDArray[Any]) -> float:
+        """Of errors that are yet to be made up for."""
+        squares = np.square(error, dtype=np.float64)
+        return float(np.sum(squares if self.weight is None else squares * self.weight[:, None]))
+
+
+def _rounded(values: Any, form: WeightFormat) -> Any:
+    return quantize_weight(values, form, search="mse")
 
 
 def _activation_losses(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
     """What rounding each unit's input adds to its outputs, where each row has its own scale."""
     dynamic = [unit for unit in units if ctx.plan[unit.name].activation is Granularity.PER_TOKEN]
     found: dict[str, float] = {}
-    inputs = ctx.data.stream(graph, [str(unit.layers[0].x.name) for unit in dynamic])
+    inputs = ctx.data.stream(graph, [unit.x for unit in dynamic])
     for index, (unit, values) in enumerate(zip(dynamic, inputs, strict=True)):
         ctx.tick("measuring activations", index, len(dynamic))
         x = sampled(values, TOKENS)
@@ -199,10 +253,6 @@ def _activation_losses(graph: gs.Graph, units: list[_Unit], ctx: PassContext) ->
             found[unit.name] = activation_loss(x, [weight for _, weight in unit.weights()])
     ctx.tick("measuring activations", len(dynamic), len(dynamic))
     return [found.get(unit.name, 0.0) for unit in units]
-
-
-def _rounded(values: Any, form: WeightFormat) -> Any:
-    return quantize_weight(values, form, search="mse")
 
 
 def _units(graph: gs.Graph, ctx: PassContext) -> list[_Unit]:

@@ -90,7 +90,11 @@ def with_budget(
     else:
         at = min(names.index(name) for name in _ROUNDS if name in names)
         formats = [str(each) for each in target.candidates()]
-        passes.insert(at, make_pass("allocate-bits", {"formats": formats} | given))
+        by_data = options_of(passes[names.index("quantize-weights")])["rounding"] != "nearest"
+        rounding = "gptq" if by_data else "nearest"
+        passes.insert(
+            at, make_pass("allocate-bits", {"formats": formats, "rounding": rounding} | given)
+        )
     return dataclasses.replace(recipe, passes=tuple(passes))
 
 

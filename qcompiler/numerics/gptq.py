@@ -74,6 +74,14 @@ class Moments:
             self._factors[key] = order, inverse_factor(hessian, dampening)
         return self._factors[key]
 
+    def uncompensated(self, dampening: float = 0.01) -> Double:
+        """[K]: 1 / U[k, k]², what is left of an error in each channel, squared, in the output once
+        the channels behind have made up for it, in the order that GPTQ takes them."""
+        order, factor = self.factor(dampening, act_order=True)
+        left = np.empty(len(order))
+        left[order] = 1.0 / np.square(np.diagonal(factor))
+        return left
+
     @property
     def mean_square(self) -> Double:
         """[K]: E[x_k²]."""

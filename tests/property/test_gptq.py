@@ -238,6 +238,24 @@ def test_the_same_bytes_every_time() -> None:
     assert run_digest(2) == run_digest(2)
 
 
+@pytest.mark.parametrize("drift", [0.0, 4.0])
+@pytest.mark.parametrize("bits", [4, 6])
+def test_what_is_left_uncompensated_is_what_gptq_leaves(bits: int, drift: float) -> None:
+    """Of inputs that are alike (a large common part) GPTQ takes away a lot, of others little."""
+    x, _, w = problem(3, 96, 200, tokens=2000)
+    x = x + np.float32(drift) * x[:, :1]
+    found = moments([x])
+    start = quantize_weight(w, WeightFormat(bits=bits, group_size=32, symmetric=False))
+    squares = np.square(start.dequantize() - w, dtype=np.float64)
+    chosen = gptq(w, start, found).dequantize() - w
+    left = np.sum((found.hessian @ chosen) * chosen)
+    expected = np.sum(squares * found.uncompensated()[:, None])
+    # Of inputs that are alike, dampening is a large part of what is left.
+    assert expected == pytest.approx(left, rel=0.3 if drift else 0.1)
+    plain = np.sum(squares * np.diagonal(found.hessian)[:, None])
+    assert plain > (10.0 if drift else 1.2) * left
+
+
 @given(st.integers(0, 1000), st.booleans(), st.sampled_from([0.0, 0.25, 1.0]))
 @settings(max_examples=20, deadline=None)
 def test_descent_never_loses(seed, symmetric, alpha) -> None:
