@@ -261,6 +261,6 @@ def _units(graph: gs.Graph, ctx: PassContext) -> list[_Unit]:
     for layer in find_layers(graph)[0]:
         planned = ctx.plan.get(layer.name)
         shared = len(ir.consumers(layer.weight)) > 1
-        if planned and planned.weight and not shared and not is_head(graph, layer.output):
+        if planned and planned.weight and not shared and not is_head(graph, layer):
             groups.setdefault(id(layer.x), []).append(layer)
     return [_Unit(tuple(layers)) for layers in groups.values()]

@@ -114,7 +114,7 @@ class PlanWeights(Pass):
         form = self.linear
         if tied:
             form = self.table
-        elif is_head(graph, layer.output):
+        elif is_head(graph, layer):
             form = self.head
         message = f"weights {form}"
         return Planned(layer=layer.name, message=message, shape=shape, weight=form)

@@ -4,8 +4,8 @@ The residual stream, rotated by one matrix R (`residual`):
 
     x = table[ids]; x += H·Wo + b          ->   x = (table·R)[ids]; x += H·(Wo·R) + b·R
     norm(x) · 1 -> linears W               ->   norm(x) · 1 -> linears Rᵀ·W
-    norm(x) · w -> head, its weight Eᵀ     ->   norm(x) · 1 -> MatMul by Rᵀ·diag(w)·R -> head,
-    tied to the table E                         its weight (E·R)ᵀ still tied
+    h = norm(x) · w -> head, its weight    ->   h = norm(x) · c; h + h·M -> head, its weight
+    Eᵀ tied to the table E                      (E·R)ᵀ still tied; M = Rᵀ·diag(w/c - 1)·R
 
 The values of each head, rotated by one matrix R for each key/value head (`heads`):
 
@@ -125,14 +125,22 @@ class _Work:
         """Scale by the norm's weight in a small layer, which can do so between rotated vectors."""
         old, head = norm.weight, norm.readers[0]
         values = ir.array(old)
-        square = conjugated(values.reshape(-1), matrix).astype(values.dtype)
-        ones = ir.constant(self._namer(f"{old.name}_folded"), np.ones_like(values))
-        norm.node.inputs[norm.input] = ones
+        # What all channels have in common needs no matrix. In one it would be a diagonal so large
+        # that whoever rounds columns loses the rest.
+        common, square = _split(values, matrix)
+        norm.node.inputs[norm.input] = ir.constant(
+            self._namer(f"{old.name}_common"), np.full_like(values, common)
+        )
         x, name = norm.output, self._namer(f"{head.name}/rotate")
-        output = gs.Variable(self._namer(f"{x.name}_rotated"), x.dtype, x.shape)
+        part, output = (
+            gs.Variable(self._namer(f"{x.name}_{suffix}"), x.dtype, x.shape)
+            for suffix in ("turned", "rotated")
+        )
         for reader in norm.readers:
             ir.rewire_input(reader.node, x, output)
-        ir.add_node(self._graph, "MatMul", name, [x, self._constant(old, square)], [output])
+        weight = self._constant(old, square.astype(values.dtype))
+        ir.add_node(self._graph, "MatMul", name, [x, weight], [part])
+        ir.add_node(self._graph, "Add", self._namer(f"{name}/Add"), [x, part], [output])
         message = f"rotates the norm's weight, which '{head.name}' can't take: its own is tied"
         self._say([name], True, message)
 
@@ -190,6 +198,13 @@ class _Work:
 
     def _say(self, layers: list[str], applied: bool, message: str) -> None:
         self.remarks += [Rotated(layer=each, applied=applied, message=message) for each in layers]
+
+
+def _split(values: NDArray[Any], matrix: Float) -> tuple[float, Float]:
+    """c and M with c · (1 + M) = Rᵀ · diag(values) · R; c is the mean, where they vary less."""
+    scales = values.reshape(-1).astype(np.float64)
+    common = float(scales.mean()) if abs(scales.mean()) > scales.std() else 1.0
+    return common, conjugated(scales / common - 1.0, matrix)
 
 
 def _head_columns(edge: FoldEdge) -> tuple[NDArray[np.int64] | None, str | None]:

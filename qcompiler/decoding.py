@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qcompiler.errors import ModelError
-from qcompiler.feeds import Array, Signature
+from qcompiler.feeds import Array, CacheSpec, Signature
 from qcompiler.foreign import runtime_errors
 from qcompiler.session import CUDA
 
@@ -21,8 +21,9 @@ class Decoder:
     """A decoder's state: what it has read so far.
 
     Three ways, chosen by the graph: one preallocated buffer that is both past and present
-    (GroupQueryAttention writes in place, as onnxruntime-genai runs it); present handed over as the
-    next past; or, without a cache, the whole text again at each step.
+    (GroupQueryAttention writes in place, as onnxruntime-genai runs it), but for states and windows,
+    which don't grow; present handed over as the next past; or, without a cache, the whole text
+    again at each step.
     """
 
     def __init__(
@@ -81,27 +82,49 @@ class Decoder:
 
     def restore(self, state: tuple[Array, Mapping[str, Any]]) -> None:
         """Forget what was read after the snapshot was taken."""
-        # A shared buffer keeps the earlier positions: later ones are overwritten, never read.
+        # A shared buffer keeps the earlier positions: later ones are overwritten, never read. What
+        # is handed over is never written again.
         self._history, self._past = state[0], dict(state[1])
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
 
     def _bind(self) -> ort.IOBinding:
         binding = self._session.io_binding()
-        device = "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
-        for cache in self._signature.caches:
+        device = self._device
+        # Outputs come in the order of first binding: what grows, the rest, then the logits.
+        for cache in (cache for cache in self._signature.caches if cache.grows):
             empty = cache.sized(self._batch, self._capacity)
             buffer = ort.OrtValue.ortvalue_from_numpy(empty, device, 0)
             binding.bind_ortvalue_input(cache.past, buffer)
             binding.bind_ortvalue_output(cache.present, buffer)
+        for cache in self._handed_over:
+            empty = ort.OrtValue.ortvalue_from_numpy(cache.empty(self._batch), device, 0)
+            self._past[cache.past] = empty
+            binding.bind_output(cache.present, device)
+        binding.bind_output(self._signature.logits, "cpu")
         return binding
+
+    @property
+    def _handed_over(self) -> list[CacheSpec]:
+        """Caches that are not bound to one buffer."""
+        return [cache for cache in self._signature.caches if not cache.grows]
 
     def _step_bound(self, binding: ort.IOBinding, token_ids: Array, mask: Array) -> Array:
         for name, value in self._signature.text_inputs(token_ids, mask).items():
             binding.bind_cpu_input(name, value)
+        handed = self._handed_over
+        for cache in handed:
+            binding.bind_ortvalue_input(cache.past, self._past[cache.past])
+            binding.bind_output(cache.present, self._device)  # a new one
         binding.bind_output(self._signature.logits, "cpu")
         self._session.run_with_iobinding(binding)
-        # Outputs come in the order of first binding: the caches, then the logits.
-        logits: Array = binding.get_outputs()[-1].numpy()
-        return logits
+        *values, logits = binding.get_outputs()
+        given = values[len(values) - len(handed) :]
+        self._past = {c.past: value for c, value in zip(handed, given, strict=True)}
+        found: Array = logits.numpy()
+        return found
 
     def _step_handover(self, token_ids: Array, mask: Array) -> Array:
         to_ort = ort.OrtValue.ortvalue_from_numpy

@@ -29,6 +29,7 @@ IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "to
 SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _MOST_TOKENS = 1 << 24  # far more than any vocabulary has
 _MOST_CACHED = 1 << 28  # values of a position in a cache, far more than any has
+_ATTENTION = "GroupQueryAttention"
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
 _FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -58,21 +59,29 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """A key or value cache: the pair of names, and its shape with -1 for batch and 0 positions."""
+    """What a decoder hands on from step to step: keys, values, or a state of fixed size."""
 
     past: str
     present: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    sequence_axis: int
+    """-1 for batch; 0 positions where it grows."""
+    sequence_axis: int | None
+    """Of positions; None where the size stays: of states, and windows of the last positions."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether it has a place for every position of the text."""
+        return self.sequence_axis is not None
 
     def empty(self, batch: int) -> Array:
-        """A cache of no positions for `batch` sequences."""
-        return self.sized(batch, 0)
+        """What `batch` sequences start with."""
+        return np.zeros([batch if size == -1 else size for size in self.shape], self.dtype)
 
     def sized(self, batch: int, length: int) -> Array:
-        """A zeroed cache of `length` positions."""
-        shape = [batch if size == -1 else size for size in self.shape]
+        """A zeroed cache of `length` positions, of one that grows."""
+        assert self.sequence_axis is not None
+        shape = list(self.empty(batch).shape)
         shape[self.sequence_axis] = length
         return np.zeros(shape, self.dtype)
 
@@ -103,7 +112,7 @@ class Signature:
         stored = {tensor.name for tensor in model.graph.initializer}
         inputs = tuple(_of_value(v) for v in model.graph.input if v.name not in stored)
         outputs = tuple(_of_value(v) for v in model.graph.output)
-        attention = [n for n in all_nodes(model) if n.op_type == "GroupQueryAttention"]
+        attention = [n for n in all_nodes(model) if n.op_type == _ATTENTION]
         facts = _CacheFacts.of(config, model, attention)
         return _signature(inputs, outputs, facts, shares_buffer=bool(attention))
 
@@ -127,7 +136,8 @@ class Signature:
         `attention_mask` [B, P + T] covers the P cached positions too, ones by default; `past` maps
         cache inputs to [..., P, ...] arrays (from `next_past`), empty ones by default.
 
-        Raises ModelError for an input that language models are not known to have.
+        Raises ModelError for an input that language models are not known to have, and where `past`
+        does not tell how many positions are cached and there is no mask to do so.
         """
         ids = np.atleast_2d(np.asarray(token_ids))
         mask = attention_mask
@@ -176,8 +186,10 @@ class Signature:
     def _cached(self, past: Mapping[str, Any] | None) -> int:
         if not past or not self.caches:
             return 0
-        first = self.caches[0]
-        return int(np.shape(past[first.past])[first.sequence_axis])
+        for cache in self.caches:
+            if cache.sequence_axis is not None:
+                return int(np.shape(past[cache.past])[cache.sequence_axis])
+        raise ModelError("the caches do not tell how many positions were read; give a mask")
 
 
 def untensored(spec: TensorSpec) -> str:
@@ -233,6 +245,8 @@ class _CacheFacts:
 
     heads: int | None
     head_dim: int | None
+    windows: Mapping[str, int]
+    """By input: positions of a cache that holds the last ones only."""
 
     @classmethod
     def of(
@@ -249,7 +263,22 @@ class _CacheFacts:
             count = {a.name: a.i for a in node.attribute}
             heads = heads or count.get("kv_num_heads")
             width = width or _head_dim(model, node, count.get("num_heads", 0))
-        return cls(heads=heads, head_dim=width)
+        return cls(heads=heads, head_dim=width, windows=_windows(attention))
+
+
+def _windows(attention: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """The least capacity that each windowed cache may have, by input.
+
+    ONNX Runtime's GroupQueryAttention with `sliding_window_cache` keeps the last positions of as
+    many as the cache given holds, and evicts by itself.
+    """
+    found: dict[str, int] = {}
+    for node in attention:
+        given = {each.name: each.i for each in node.attribute}
+        window = given.get("local_window_size", 0)
+        if given.get("sliding_window_cache", 0) and 0 < window <= _MOST_CACHED:
+            found |= dict.fromkeys((name for name in node.input[3:5] if name), window)
+    return found
 
 
 def _head_dim(model: onnx.ModelProto, node: onnx.NodeProto, heads: int) -> int | None:
@@ -307,20 +336,14 @@ def _cache(spec: TensorSpec, present: TensorSpec, facts: _CacheFacts) -> CacheSp
     if spec.shape is None or spec.dtype is None or len(spec.shape) < _LAST_AXIS_IS_TOKENS:
         raise ModelError(f"cache input '{spec.name}' has no usable shape; export the model again")
     rank = len(spec.shape)
-    sequence = next(
-        (
-            axis
-            for axis, size in enumerate(spec.shape)
-            if isinstance(size, str) and ("past" in size or "seq" in size)
-        ),
-        rank - 2,
-    )
+    sequence = _sequence_axis(spec.shape)
+    window = facts.windows.get(spec.name)
     batch = rank - 4 if rank > 4 else 0  # an older form stacks key and value in front
     fixed: list[int] = []
     for axis, size in enumerate(spec.shape):
         other = present.shape[axis] if present.shape and len(present.shape) == rank else None
         if axis == sequence:
-            fixed.append(0)
+            fixed.append(window or 0)
         elif axis == batch:
             fixed.append(size if isinstance(size, int) and size > 0 else -1)
         elif isinstance(size, int) and size > 0:
@@ -337,7 +360,18 @@ def _cache(spec: TensorSpec, present: TensorSpec, facts: _CacheFacts) -> CacheSp
             fixed.append(known)
     if math.prod(size for size in fixed if size > 0) > _MOST_CACHED:
         raise ModelError(f"cache input '{spec.name}' has no usable shape; export the model again")
-    return CacheSpec(spec.name, present.name, spec.dtype, tuple(fixed), sequence)
+    grows = None if window else sequence
+    return CacheSpec(spec.name, present.name, spec.dtype, tuple(fixed), grows)
+
+
+def _sequence_axis(shape: tuple[int | str | None, ...]) -> int | None:
+    """The axis of positions, None where every size but that of the batch is fixed."""
+    for axis, size in enumerate(shape):
+        if isinstance(size, str) and ("past" in size or "seq" in size):
+            return axis
+    last_but_one = len(shape) - 2
+    size = shape[last_but_one]
+    return None if isinstance(size, int) and size > 0 else last_but_one
 
 
 def _main_output(kind: Kind, outputs: tuple[TensorSpec, ...]) -> str:

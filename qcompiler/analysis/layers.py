@@ -228,17 +228,41 @@ def reader_of(graph: gs.Graph, tensor: Any) -> Layer | None:
     )
 
 
-def is_head(graph: gs.Graph, output: Any) -> bool:
-    """Whether a layer's result is an output of the model, at most one product away."""
-    if ir.is_graph_output(graph, output):
-        return True
-    products = [layer_of(graph, node) for node in ir.value_readers(output)]
-    heads = [
-        each
-        for each in products
-        if each is not None and each.x is output and ir.is_graph_output(graph, each.node.outputs[0])
-    ]
-    return bool(heads) and len(heads) == len(products)
+_POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Cast", "Tanh", "Clip", "Identity"})
+"""What a head's result may go through on its way out: scales, caps, biases, casts."""
+
+
+def is_head(graph: gs.Graph, layer: Layer) -> bool:
+    """Whether a layer's result becomes an output of the model, at most one product away.
+
+    On the way it may be combined with constants, value by value, and with the layer's own input, as
+    behind the layer that `rotate` puts before a head.
+    """
+    left = [(layer.output, 1)]
+    while left:
+        tensor, products = left.pop()
+        if ir.is_graph_output(graph, tensor):
+            continue
+        readers = ir.value_readers(tensor)
+        if not readers:
+            return False
+        for node in readers:
+            reader = layer_of(graph, node)
+            if reader is not None and reader.x is tensor and products:
+                left.append((reader.node.outputs[0], products - 1))
+            elif _is_pointwise(node, (tensor, layer.x)):
+                left.append((node.outputs[0], products))
+            else:
+                return False
+    return True
+
+
+def _is_pointwise(node: gs.Node, given: tuple[Any, ...]) -> bool:
+    """Whether a node does something to each value of one of the tensors given, and no others."""
+    if node.op not in _POINTWISE or node.domain:
+        return False
+    others = (each for each in node.inputs if not ir.is_constant(each) and not each.is_empty())
+    return all(any(each is tensor for tensor in given) for each in others)
 
 
 def find_layers(graph: gs.Graph) -> tuple[list[Layer], list[NotLayer]]:
