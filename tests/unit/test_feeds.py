@@ -116,13 +116,29 @@ def test_feeds_of_one_model_serve_another_with_float16_caches(tmp_path):
     session.run(["logits"], taken)
 
 
-@pytest.mark.parametrize("kind", ["handover", "shared", "uncached"])
+def test_windows_and_states_keep_their_size():
+    windowed = Signature.of_proto(tiny.gqa_decoder(tiny.embedding(), window=3))
+    assert [each.empty(2).shape for each in windowed.caches] == [(2, 1, 3, tiny.HIDDEN)] * 2
+    stateful = Signature.of_proto(tiny.state_decoder(tiny.embedding()))
+    (state,) = stateful.caches
+    assert (state.past, state.present) == ("past.0.conv", "present.0.conv")
+    assert state.empty(2).shape == (2, tiny.HIDDEN, 2)
+    for signature in (windowed, stateful):
+        assert not any(each.grows for each in signature.caches)
+        past = {each.past: each.empty(2) for each in signature.caches}
+        with pytest.raises(ModelError, match="how many positions were read; give a mask"):
+            signature.feeds(IDS, past=past)
+
+
+@pytest.mark.parametrize("kind", ["handover", "shared", "uncached", "windowed", "stateful"])
 def test_decoder_agrees_with_one_run(tmp_path, kind):
     weights = tiny.embedding()
     model = {
         "handover": lambda: tiny.decoder(weights),
         "shared": lambda: tiny.gqa_decoder(weights),
         "uncached": lambda: tiny.decoder(weights, cache=False),
+        "windowed": lambda: tiny.gqa_decoder(weights, window=2),
+        "stateful": lambda: tiny.state_decoder(weights),
     }[kind]()
     folder = tiny.save(model, tmp_path)
     session, signature = create_session(folder), Signature.of(open_package(folder))

@@ -88,9 +88,13 @@ def decoder(weights: np.ndarray, *, cache: bool = True, head_dim: int | str = HI
     return model_of(nodes, inputs, outputs, constants)
 
 
-def gqa_decoder(weights: np.ndarray) -> onnx.ModelProto:
-    """A decoder that attends with GroupQueryAttention, as onnxruntime-genai's builder writes it."""
+def gqa_decoder(weights: np.ndarray, window: int = 0) -> onnx.ModelProto:
+    """A decoder that attends with GroupQueryAttention, as onnxruntime-genai's builder writes it.
+
+    With a `window`, to the last positions only, and its caches hold no others.
+    """
     node = helper.make_node
+    windowed = {"local_window_size": window, "sliding_window_cache": 1} if window else {}
     cache = ["batch", 1, "past_length", "kv_cache_dim"]
     present = ["batch", 1, "total_length", "kv_cache_dim"]
     inputs = [
@@ -122,6 +126,7 @@ def gqa_decoder(weights: np.ndarray) -> onnx.ModelProto:
             domain="com.microsoft",
             num_heads=1,
             kv_num_heads=1,
+            **windowed,
         ),
         node("MatMul", ["attended", "Et"], ["logits"]),
     ]
@@ -129,6 +134,34 @@ def gqa_decoder(weights: np.ndarray) -> onnx.ModelProto:
     made = model_of(nodes, inputs, outputs, constants)
     made.graph.value_info.append(value("attended", FLOAT, ["batch", "sequence", HIDDEN]))
     return made
+
+
+def state_decoder(weights: np.ndarray) -> onnx.ModelProto:
+    """A decoder that adds up the last three tokens, and hands on the last two."""
+    node = helper.make_node
+    state = ["batch", HIDDEN, 2]
+    nodes = [
+        node("Gather", ["E", "input_ids"], ["e"]),
+        node("Transpose", ["e"], ["x"], perm=[0, 2, 1]),
+        node("Concat", ["past.0.conv", "x"], ["all"], axis=2),
+        node("Slice", ["all", "minus_2", "end", "two"], ["present.0.conv"]),
+        node("Slice", ["all", "zero", "minus_2", "two"], ["before"]),
+        node("Slice", ["all", "one", "minus_1", "two"], ["between"]),
+        node("Sum", ["before", "between", "x"], ["sum"]),
+        node("Transpose", ["sum"], ["h"], perm=[0, 2, 1]),
+        node("MatMul", ["h", "Et"], ["logits"]),
+    ]
+    numbers = {"minus_2": -2, "minus_1": -1, "zero": 0, "one": 1, "two": 2, "end": 1 << 30}
+    constants = {name: np.array([number]) for name, number in numbers.items()}
+    inputs = [
+        value("input_ids", INT, ["batch", "sequence"]),
+        value("past.0.conv", FLOAT, state),
+    ]
+    outputs = [
+        value("logits", FLOAT, ["batch", "sequence", VOCABULARY]),
+        value("present.0.conv", FLOAT, state),
+    ]
+    return model_of(nodes, inputs, outputs, {"E": weights, "Et": weights.T.copy(), **constants})
 
 
 def encoder(weights: np.ndarray) -> onnx.ModelProto:
