@@ -12,6 +12,7 @@ stream commutes with a norm only if the norm scales no channel. X changes, so it
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
-from qcompiler.analysis.layers import find_layers
+from qcompiler.analysis.layers import Layer, find_layers
+from qcompiler.analysis.residual import find_streams
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Folded
 
@@ -34,44 +36,77 @@ class FoldNorm(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CANONICAL})
     forbids: ClassVar[frozenset[Fact]] = frozenset({Fact.CALIBRATED, Fact.WEIGHTS_QUANTIZED})
 
-    subtracting_mean: bool = True
-    """Also norms that subtract the mean. `rotate` leaves their residual stream as it is, so nothing
-    spreads the outliers that the fold puts into the weights."""
+    rotated_only: bool = False
+    """Only norms of residual streams that `rotate` can turn. In others nothing spreads the outliers
+    that the fold puts into the weights."""
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         layers, _ = find_layers(graph)
+        edges = [edge for edge in find_fold_edges(graph, layers) if edge.kind == "norm"]
+        reasons = [edge.veto or _lacking(edge) for edge in edges]
+        if self.rotated_only:
+            possible = {
+                id(edge.absorbers[0].node)
+                for edge, reason in zip(edges, reasons, strict=True)
+                if reason is None
+            }
+            turned = _turned(graph, layers, possible)
+            reasons = [
+                reason or turned.get(id(edge.absorbers[0].node), _unturned(edge))
+                for edge, reason in zip(edges, reasons, strict=True)
+            ]
         namer = ir.Namer(graph)
         remarks: list[Folded] = []
         changed = False
-        for edge in find_fold_edges(graph, layers):
-            if edge.kind != "norm":
+        for edge, reason in zip(edges, reasons, strict=True):
+            if reason is None and _is_folded(edge):
                 continue
-            reason = edge.veto
-            if reason is None and not self.subtracting_mean and _subtracts_mean(edge):
-                reason = "it subtracts the mean, and the recipe leaves such norms alone"
-            if reason is None:
-                weight, bias = _parameters(edge)
-                stays = bias is not None and bias.any() and not _takes_bias(edge)
-                if np.all(weight == 1.0) and (stays or bias is None or not bias.any()):
-                    continue
-                if stays and np.any(weight == 0.0):
-                    reason = "its bias has to stay, and its weight has zeros"
-            if reason is not None:
-                message = f"norm not folded: {reason}"
-                remarks += [
-                    Folded(layer=r.name, applied=False, message=message) for r in edge.readers
-                ]
-                continue
-            message = _fold(edge, namer)
-            remarks += [Folded(layer=r.name, message=message) for r in edge.readers]
-            changed = True
+            message = f"norm not folded: {reason}" if reason else _fold(edge, namer)
+            remarks += [
+                Folded(layer=r.name, applied=reason is None, message=message) for r in edge.readers
+            ]
+            changed |= reason is None
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
 
 
-def _subtracts_mean(edge: FoldEdge) -> bool:
-    return edge.absorbers[0].node.op in ("LayerNormalization", "SkipLayerNormalization")
+def _unturned(edge: FoldEdge) -> str:
+    """Why no rotation goes through a norm that belongs to no stream of `find_streams`."""
+    if edge.absorbers[0].node.op in ("LayerNormalization", "SkipLayerNormalization"):
+        return "it subtracts the mean, which a rotation does not keep"
+    return "it reads no residual stream"
+
+
+def _turned(
+    graph: gs.Graph, layers: Sequence[Layer], possible: Container[int]
+) -> dict[int, str | None]:
+    """By norm of a residual stream: why that can't be rotated even if `possible` are folded."""
+    found: dict[int, str | None] = {}
+    for stream in find_streams(graph, layers, possible):
+        reason = stream.veto and f"its residual stream can't be rotated: {stream.veto}"
+        found |= {id(norm.node): reason for norm in stream.norms}
+    return found
+
+
+def _stays(edge: FoldEdge, bias: Any | None) -> bool:
+    """Whether a norm has a bias that can't move."""
+    return bias is not None and bool(bias.any()) and not _takes_bias(edge)
+
+
+def _is_folded(edge: FoldEdge) -> bool:
+    """Whether there is nothing to move."""
+    weight, bias = _parameters(edge)
+    moved = bias is None or not bias.any() or _stays(edge, bias)
+    return moved and bool(np.all(weight == 1.0))
+
+
+def _lacking(edge: FoldEdge) -> str | None:
+    """Why a norm that could be folded otherwise can't be."""
+    weight, bias = _parameters(edge)
+    if _stays(edge, bias) and not _is_folded(edge) and np.any(weight == 0.0):
+        return "its bias has to stay, and its weight has zeros"
+    return None
 
 
 def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:

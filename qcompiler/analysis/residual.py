@@ -13,7 +13,7 @@ reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ class ResidualStream:
     tables: tuple[gs.Node, ...]
     """The look-ups that write it."""
     uses: tuple[ConstantUse, ...] = ()
+    norms: tuple[StreamNorm, ...] = ()
+    """The RMS norms that read it."""
     scaled: tuple[StreamNorm, ...] = ()
     """Norms whose weights could not be folded: a table shares the weight of the layer behind."""
     veto: str | None = None
@@ -93,10 +95,13 @@ class ResidualStream:
         return list(groups.values())
 
 
-def find_streams(graph: gs.Graph, layers: Sequence[Layer]) -> list[ResidualStream]:
+def find_streams(
+    graph: gs.Graph, layers: Sequence[Layer], folded: Container[int] = ()
+) -> list[ResidualStream]:
     """Every residual stream that a norm reads, in graph order.
 
-    Norms are those of `fuse-norm`, and RMS norms spelled out in standard operators.
+    Norms are those of `fuse-norm`, and RMS norms spelled out in standard operators. `folded`:
+    identities of nodes that multiply by a norm's weight, to be taken as if it were 1.
     """
     norms, inside = _find_norms(graph)
     starts = [(norm.x, norm.weight) for norm in norms]
@@ -107,7 +112,7 @@ def find_streams(graph: gs.Graph, layers: Sequence[Layer]) -> list[ResidualStrea
     streams: list[ResidualStream] = []
     for x, weight in starts:
         if id(x) not in seen:
-            walk = _Walk(graph, layers, norms, inside)
+            walk = _Walk(graph, layers, norms, inside, folded)
             channels = math.prod(weight.shape) if ir.is_constant(weight) else 0
             streams.append(walk.follow(x, channels))
             seen |= walk.seen
@@ -171,6 +176,7 @@ class _Walk:
         layers: Sequence[Layer],
         norms: Sequence[StreamNorm],
         inside: set[int],
+        folded: Container[int],
     ) -> None:
         self._graph = graph
         self._nodes = {id(node) for node in graph.nodes}
@@ -180,6 +186,7 @@ class _Walk:
         self._tables = {id(table.gather): table for table in find_tables(graph)}
         self._norms = norms
         self._inside = inside
+        self._folded = folded
         self._queue: list[Any] = []
         self._touched: set[int] = set()
         self._looked_up: dict[int, gs.Node] = {}
@@ -200,15 +207,16 @@ class _Walk:
                 self._read(node, tensor)
             if ir.is_graph_output(self._graph, tensor):
                 self._refuse(f"'{tensor.name}' is an output of the model")
-        for norm in self._norms:
-            if id(norm.x) in self.seen:
-                self._behind(norm)
+        norms = tuple(norm for norm in self._norms if id(norm.x) in self.seen)
+        for norm in norms:
+            self._behind(norm)
         self._check_sharing()
         return ResidualStream(
             channels=self._channels,
             layers=tuple(each for each in self._layers if id(each.node) in self._touched),
             tables=tuple(self._looked_up.values()),
             uses=tuple(self._uses.values()),
+            norms=norms,
             scaled=tuple(self._scaled),
             veto=self._veto,
         )
@@ -308,7 +316,7 @@ class _Walk:
             self._refuse(f"'{output.name}' is an output of the model")
         elif not ir.is_constant(weight) or math.prod(weight.shape) != self._channels:
             self._refuse(f"the weight of the norm '{norm.node.name}' is not one constant vector")
-        elif np.all(ir.array(weight) == 1.0):
+        elif id(norm.node) in self._folded or np.all(ir.array(weight) == 1.0):
             return
         elif readers and all(self._has_table(layer) for layer in readers):
             self._scaled.append(StreamNorm(norm.node, norm.input, norm.x, readers))
