@@ -192,8 +192,8 @@ class AllocateBits(Pass):
         for index, (unit, values) in enumerate(zip(units, inputs, strict=True)):
             ctx.tick("measuring moments", index, len(units))
             try:
-                found = moments(map(unit.layers[0].rows, values))
-                judge = _Judge(found.hessian / found.tokens, found.uncompensated() / found.tokens)
+                given = moments(map(unit.layers[0].rows, values))
+                judge = _Judge(given.hessian / given.tokens, given.uncompensated() / given.tokens)
             except ValueError as error:
                 raise CalibrationError(f"layer '{unit.name}': {error}") from None
             yield unit, judge
