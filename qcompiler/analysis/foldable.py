@@ -183,11 +183,12 @@ def _fused_attention(site: _Site, node: gs.Node) -> FoldEdge:
     if cached and not site.through_cache:
         return veto("the values are handed out as KV cache, and folding would rescale them")
     value = node.inputs[2] if not node.inputs[2].is_empty() else node.inputs[0]
-    writer = site.by_output.get(id(value))
-    if writer is None or _uses(value) != 1:
+    found = _written(site, value)
+    if found is None or _uses(value) != 1:
         return veto("the values don't come straight from a linear layer")
+    writer, (_, stop) = found
     size = kv_heads * head
-    columns = (writer.shape[1] - size, writer.shape[1])
+    columns = (stop - size, stop)
     ties = _head_ties(site.channels, size, head)
     return _columns(site, "v-o", writer, columns, ties, None if ties is None else head)
 
@@ -210,7 +211,7 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         return veto("the attention product has other readers")
     before: list[gs.Node] = []
     tensor = step.inputs[1]
-    while id(tensor) not in site.by_output:
+    while (written := _written(site, tensor)) is None:
         source = ir.producer(tensor)
         if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
@@ -221,14 +222,48 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
             return veto("the values are handed out as KV cache, and folding would rescale them")
         before.insert(0, source)
         tensor = source.inputs[0]
-    writer = site.by_output[id(tensor)]
+    writer, columns = written
     if _uses(tensor) != 1:
         return veto(f"the output of '{writer.name}' has other readers")
-    traced = value_columns(before, after, tensor, writer.shape[1])
+    traced = value_columns(before, after, tensor, columns[1] - columns[0])
     if traced is None or traced.columns.shape != (site.channels,):
         return veto("which value each output channel averages can't be told from the shapes")
-    columns = (0, writer.shape[1])
     return _columns(site, "v-o", writer, columns, traced.columns, traced.head)
+
+
+def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:
+    """The layer whose output a tensor is, or a part that a Split cuts out of it, and its columns.
+
+    None for any other tensor, and where others read the whole that is cut.
+    """
+    writer = site.by_output.get(id(tensor))
+    if writer is not None:
+        return writer, (0, writer.shape[1])
+    split = ir.producer(tensor, "Split")
+    writer = None if split is None else site.by_output.get(id(split.inputs[0]))
+    if split is None or writer is None or _uses(writer.output) != 1:
+        return None
+    rank = ir.tensor_rank(writer.output)
+    if ir.attribute(split, "axis", 0) not in (-1, None if rank is None else rank - 1):
+        return None
+    sizes = _part_sizes(split, writer.shape[1])
+    if sizes is None:
+        return None
+    at = next(i for i, output in enumerate(split.outputs) if output is tensor)
+    start = sum(sizes[:at])
+    return writer, (start, start + sizes[at])
+
+
+def _part_sizes(split: gs.Node, total: int) -> list[int] | None:
+    """The sizes of what a Split makes of an axis of size `total`, None where they don't show."""
+    if len(split.inputs) > 1 and not split.inputs[1].is_empty():
+        if not ir.is_constant(split.inputs[1]):
+            return None
+        sizes = [int(size) for size in ir.array(split.inputs[1])]
+    else:
+        each = -(-total // len(split.outputs))
+        sizes = [each] * (total // each) + [total % each] * (total % each > 0)
+    return sizes if sum(sizes) == total and len(sizes) == len(split.outputs) else None
 
 
 def _uses(tensor: Any) -> int:
