@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
-from qcompiler.analysis.layout import value_columns
+from qcompiler.analysis.layout import MOVES, PICKS, part_sizes, picked, value_columns
 from qcompiler.analysis.norms import scaling_of
 
 _FUSED_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
@@ -196,10 +196,10 @@ def _fused_attention(site: _Site, node: gs.Node) -> FoldEdge:
 def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped."""
     veto, graph = partial(site.veto, "v-o"), site.graph
-    after: list[gs.Node] = []
+    after: list[Any] = []
     step: gs.Node | None = node
     while step is not None and step.op in ("Reshape", "Transpose"):
-        after.insert(0, step)
+        after.insert(0, step.outputs[0])
         if after[1:] and (
             _uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0])
         ):
@@ -209,21 +209,21 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         return veto("it is reshaped from something that is not an attention product")
     if _uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0]):
         return veto("the attention product has other readers")
-    before: list[gs.Node] = []
+    before: list[Any] = []
     tensor = step.inputs[1]
     while (written := _written(site, tensor)) is None:
         source = ir.producer(tensor)
-        if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
+        if source is None or source.op not in MOVES | PICKS:
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
-        if _uses(tensor) != 1:
+        if not _apart(tensor):
             return veto("the values have other readers")
         if ir.is_graph_output(graph, tensor) and not site.through_cache:
             return veto("the values are handed out as KV cache, and folding would rescale them")
-        before.insert(0, source)
+        before.insert(0, tensor)
         tensor = source.inputs[0]
     writer, columns = written
-    if _uses(tensor) != 1:
+    if not _apart(tensor):
         return veto(f"the output of '{writer.name}' has other readers")
     traced = value_columns(before, after, tensor, columns[1] - columns[0])
     if traced is None or traced.columns.shape != (site.channels,):
@@ -246,7 +246,7 @@ def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:
     rank = ir.tensor_rank(writer.output)
     if ir.attribute(split, "axis", 0) not in (-1, None if rank is None else rank - 1):
         return None
-    sizes = _part_sizes(split, writer.shape[1])
+    sizes = part_sizes(split, writer.shape[1])
     if sizes is None:
         return None
     at = next(i for i, output in enumerate(split.outputs) if output is tensor)
@@ -254,16 +254,18 @@ def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:
     return writer, (start, start + sizes[at])
 
 
-def _part_sizes(split: gs.Node, total: int) -> list[int] | None:
-    """The sizes of what a Split makes of an axis of size `total`, None where they don't show."""
-    if len(split.inputs) > 1 and not split.inputs[1].is_empty():
-        if not ir.is_constant(split.inputs[1]):
-            return None
-        sizes = [int(size) for size in ir.array(split.inputs[1])]
-    else:
-        each = -(-total // len(split.outputs))
-        sizes = [each] * (total // each) + [total % each] * (total % each > 0)
-    return sizes if sum(sizes) == total and len(sizes) == len(split.outputs) else None
+def _apart(tensor: Any) -> bool:
+    """Whether no two readers of a tensor read the same of it."""
+    readers = ir.value_readers(tensor)
+    if _uses(tensor) <= 1:
+        return True
+    if tensor.shape is None or any(each.op not in PICKS - {"Split"} for each in readers):
+        return False
+    found = [picked(each, each.outputs[0], tensor.shape) for each in readers]
+    parts = [part for part in found if part is not None]
+    places = np.concatenate([np.ravel(part[1]) for part in parts])
+    one_axis = len(parts) == len(readers) and len({part[0] for part in parts}) == 1
+    return one_axis and np.unique(places).size == places.size
 
 
 def _uses(tensor: Any) -> int:
@@ -287,8 +289,8 @@ def fold(edge: FoldEdge, scale: NDArray[Any], namer: ir.Namer) -> None:
     for absorber in edge.absorbers:
         old = absorber.node.inputs[absorber.input]
         values = np.array(ir.array(old), np.float32)
-        start, stop = absorber.columns or (0, values.shape[-1])
-        values[..., start:stop] *= inverse
+        start, _ = absorber.columns or (0, values.shape[-1])
+        values[..., start : start + len(inverse)] *= inverse
         absorber.node.inputs[absorber.input] = _scaled(old, values, namer)
     replaced: dict[int, gs.Constant] = {}
     for layer in edge.readers:

@@ -14,6 +14,12 @@ from numpy.typing import NDArray
 
 from qcompiler import ir
 
+MOVES = frozenset({"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand"})
+"""Operators that move elements and keep all of them."""
+
+PICKS = frozenset({"Slice", "Gather", "Split"})
+"""Operators that cut parts out."""
+
 _SIZES = (2, 3, 5, 7, 11, 13)
 """Stand for symbolic dimensions, each its own, so that no two are taken for one another."""
 
@@ -35,13 +41,13 @@ class ValueColumns:
 
 
 def value_columns(
-    before: Sequence[gs.Node], after: Sequence[gs.Node], values: Any, columns: int
+    before: Sequence[Any], after: Sequence[Any], values: Any, columns: int
 ) -> ValueColumns | None:
     """For each channel of the result the column of V [..., columns] it comes from.
 
-    `before` are the nodes from V to the attention product, `after` those from the product to its
-    readers, each in order: Reshape, Transpose, Unsqueeze, Expand. `values` is V. None where a shape
-    is not known, a channel has no column of its own, or a column no channel.
+    `before` are the tensors from V to the attention product, `after` those from the product to its
+    readers, each in order and behind its producer: one of MOVES. `values` is V, which may hold more
+    than the product reads. None where a shape is not known, or a channel has no column of its own.
     """
     sizes: dict[str, int] = {}
     if values.shape is None:
@@ -58,13 +64,13 @@ def value_columns(
     if found is None:
         return None
     rows = found.reshape(-1, found.shape[-1])
-    if not (rows == rows[0]).all() or np.unique(rows[0]).size != columns:
+    if not (rows == rows[0]).all():
         return None
     return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
 
 
 def _head(
-    after: Sequence[gs.Node], product: tuple[int, ...], sizes: dict[str, int], channels: int
+    after: Sequence[Any], product: tuple[int, ...], sizes: dict[str, int], channels: int
 ) -> int | None:
     """The size of a head in the product [.., query, head], if channels keep heads together."""
     head = product[-1]
@@ -77,11 +83,14 @@ def _head(
     return head if in_order else None
 
 
-def _through(nodes: Sequence[gs.Node], index: Index, sizes: dict[str, int]) -> Index | None:
-    """What a chain of nodes that move elements makes of an index."""
+def _through(tensors: Sequence[Any], index: Index, sizes: dict[str, int]) -> Index | None:
+    """What a chain of nodes that move elements makes of an index; `tensors` are their outputs."""
     moved: Index | None = index
-    for node in nodes:
-        moved = None if moved is None else _moved(node, moved, sizes)
+    for tensor in tensors:
+        node = ir.producer(tensor)
+        if moved is None or node is None:
+            return None
+        moved = _picked(node, tensor, moved) if node.op in PICKS else _moved(node, moved, sizes)
     return moved
 
 
@@ -97,9 +106,12 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
         if node.op == "Transpose":
             order = ir.attribute(node, "perm", list(range(index.ndim))[::-1])
             return index.transpose(order)
-        if node.op == "Unsqueeze":
-            axes = ir.array(node.inputs[1]) if ir.is_constant(node.inputs[1]) else None
-            return None if axes is None else np.expand_dims(index, tuple(map(int, axes.ravel())))
+        if node.op in ("Unsqueeze", "Squeeze"):
+            if len(node.inputs) < 2 or not ir.is_constant(node.inputs[1]):
+                return None
+            axes = tuple(map(int, ir.array(node.inputs[1]).ravel()))
+            change = np.expand_dims if node.op == "Unsqueeze" else np.squeeze
+            return np.asarray(change(index, axes))
         target = _target(node, index, sizes)
         if target is None:
             return None
@@ -108,6 +120,61 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
         return index.reshape(target)
     except ValueError:  # the shapes don't fit: an inferred dimension was not what it seemed
         return None
+
+
+def picked(node: gs.Node, output: Any, shape: Sequence[Any]) -> tuple[int, NDArray[Any]] | None:
+    """The axis along which one of PICKS cuts its output out of `shape`, and which places it takes.
+
+    Places are an array [n], or [] where the axis vanishes. None where that does not show.
+    """
+    if node.op == "Slice":
+        given = [each for each in node.inputs[1:] if not each.is_empty()]
+        if len(given) < 3 or not all(map(ir.is_constant, given)):
+            return None
+        starts, ends, axes, *steps = (ir.array(each).ravel().tolist() for each in given)
+        axis, cut = axes[0], slice(starts[0], ends[0], steps[0][0] if steps else 1)
+        size = _fixed(shape, axis)
+        return None if size is None or len(axes) != 1 else (axis % len(shape), np.arange(size)[cut])
+    if node.op == "Gather":
+        axis = int(ir.attribute(node, "axis", 0))
+        size = _fixed(shape, axis)
+        if size is None or not ir.is_constant(node.inputs[1]):
+            return None
+        places = ir.array(node.inputs[1])
+        known = places.ndim < 2 and bool(((places >= -size) & (places < size)).all())
+        return (axis % len(shape), places % size) if known else None
+    axis = int(ir.attribute(node, "axis", 0))
+    size = _fixed(shape, axis)
+    sizes = None if size is None else part_sizes(node, size)
+    if sizes is None:
+        return None
+    at = next(i for i, each in enumerate(node.outputs) if each is output)
+    start = sum(sizes[:at])
+    return axis % len(shape), np.arange(start, start + sizes[at])
+
+
+def _fixed(shape: Sequence[Any], axis: int) -> int | None:
+    """The size of an axis where it is a number, and not beyond what V may have."""
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
+    return int(size) if isinstance(size, int | np.integer) and 0 <= size <= _MOST else None
+
+
+def part_sizes(split: gs.Node, total: int) -> list[int] | None:
+    """The sizes of what a Split makes of an axis of size `total`, None where they don't show."""
+    if len(split.inputs) > 1 and not split.inputs[1].is_empty():
+        if not ir.is_constant(split.inputs[1]):
+            return None
+        sizes = [int(size) for size in ir.array(split.inputs[1])]
+    else:
+        each = -(-total // len(split.outputs))
+        sizes = [each] * (total // each) + [total % each] * (total % each > 0)
+    return sizes if sum(sizes) == total and len(sizes) == len(split.outputs) else None
+
+
+def _picked(node: gs.Node, output: Any, index: Index) -> Index | None:
+    """What one of PICKS makes of the column numbers."""
+    found = picked(node, output, index.shape)
+    return None if found is None else np.take(index, found[1], axis=found[0])
 
 
 def _target(node: gs.Node, index: Index, sizes: dict[str, int]) -> list[int] | None:
