@@ -263,9 +263,10 @@ def _apart(tensor: Any) -> bool:
         return False
     found = [picked(each, each.outputs[0], tensor.shape) for each in readers]
     parts = [part for part in found if part is not None]
-    places = np.concatenate([np.ravel(part[1]) for part in parts])
-    one_axis = len(parts) == len(readers) and len({part[0] for part in parts}) == 1
-    return one_axis and np.unique(places).size == places.size
+    if len(parts) != len(readers) or len({axis for axis, _ in parts}) != 1:
+        return False
+    places = np.concatenate([np.ravel(taken) for _, taken in parts])
+    return np.unique(places).size == places.size
 
 
 def _uses(tensor: Any) -> int:
