@@ -48,11 +48,11 @@ class FoldNorm(Pass):
             possible = {
                 id(edge.absorbers[0].node)
                 for edge, reason in zip(edges, reasons, strict=True)
-                if reason is None
+                if reason is None and not _stays(edge, _parameters(edge)[1])
             }
             turned = _turned(graph, layers, possible)
             reasons = [
-                reason or turned.get(id(edge.absorbers[0].node), _unturned(edge))
+                reason or turned.get(id(edge.absorbers[0].node), "it reads no residual stream")
                 for edge, reason in zip(edges, reasons, strict=True)
             ]
         namer = ir.Namer(graph)
@@ -69,13 +69,6 @@ class FoldNorm(Pass):
         if changed:
             ir.remove_dead(graph)
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
-
-
-def _unturned(edge: FoldEdge) -> str:
-    """Why no rotation goes through a norm that belongs to no stream of `find_streams`."""
-    if edge.absorbers[0].node.op in ("LayerNormalization", "SkipLayerNormalization"):
-        return "it subtracts the mean, which a rotation does not keep"
-    return "it reads no residual stream"
 
 
 def _turned(

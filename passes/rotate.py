@@ -3,6 +3,7 @@
 The residual stream, rotated by one matrix R (`residual`):
 
     x = table[ids]; x += H·Wo + b          ->   x = (table·R)[ids]; x += H·(Wo·R) + b·R
+    layer_norm(x) of such a stream         ->   rms_norm(x), (table - mean)·R, (Wo - mean)·R, ..
     norm(x) · 1 -> linears W               ->   norm(x) · 1 -> linears Rᵀ·W
     h = norm(x) · w -> head, its weight    ->   h = norm(x) · c; h + h·M -> head, its weight
     Eᵀ tied to the table E                      (E·R)ᵀ still tied; M = Rᵀ·diag(w/c - 1)·R
@@ -11,10 +12,11 @@ The values of each head, rotated by one matrix R for each key/value head (`heads
 
     attention(Q, K, H·Wv + b) -> linears W   ->   attention(Q, K, H·(Wv·R) + b·R) -> linears Rᵀ·W
 
-Norms must not scale channels, so put `fold-norm` before it. Only RMS norms qualify: a stream with a
-norm that subtracts the mean stays as it is. It comes before `plan-weights` and `calibrate`, because
-layers and activations change here. Source: QuaRot, arXiv 2404.00456, and SpinQuant, arXiv
-2405.16406, without the rotations they compute at run time.
+Norms must not scale channels, so put `fold-norm` before it. Where norms subtract the mean of the
+stream, what is written to it loses its mean first, and they become RMS norms. It comes before
+`plan-weights` and `calibrate`, because layers and activations change here. Source: QuaRot, arXiv
+2404.00456, and SpinQuant, arXiv 2405.16406, without the rotations they compute at run time; norms
+without a mean: SliceGPT, arXiv 2401.15024.
 """
 
 from __future__ import annotations
@@ -109,14 +111,26 @@ class _Work:
         matrix = rotation(stream.channels, self._kind, (self._seed, 0, index))
         for norm in stream.scaled:
             self._scale_behind(norm, matrix)
+        looked_up: list[gs.Node] = []
         for uses in stream.constants():
             old = uses[0].constant
             values = ir.array(old)
+            written = {use.axis for use in uses if use.writes} if stream.centers else set()
+            if written and not all(use.writes for use in uses):
+                # A head reads the table as it is. Rows lose their means once they are looked up.
+                written = set()
+                looked_up += [each for each in stream.tables if _table_of(each) is old]
             for axis in sorted({use.axis for use in uses}):
-                values = turned(values, matrix, axis)
+                values = turned(
+                    _centered(values, axis) if axis in written else values, matrix, axis
+                )
             new = self._constant(old, values)
             for use in uses:
                 use.node.inputs[use.input] = new
+        for norm in stream.norms if stream.centers else ():
+            _stop_centering(norm)
+        for node in looked_up:
+            self._center_behind(node, matrix)
         self.changed = True
         what = f"residual stream rotated, {self._describe(stream.channels)}"
         self._say(names, True, what)
@@ -140,9 +154,32 @@ class _Work:
             ir.rewire_input(reader.node, x, output)
         weight = self._constant(old, square.astype(values.dtype))
         ir.add_node(self._graph, "MatMul", name, [x, weight], [part])
+        if norm.bias is not None:
+            bias = self._constant(norm.bias, turned(ir.array(norm.bias).reshape(-1), matrix, 0))
+            shifted = gs.Variable(self._namer(f"{x.name}_shifted"), x.dtype, x.shape)
+            ir.add_node(self._graph, "Add", self._namer(f"{name}/Bias"), [part, bias], [shifted])
+            part = shifted
         ir.add_node(self._graph, "Add", self._namer(f"{name}/Add"), [x, part], [output])
         message = f"rotates the norm's weight, which '{head.name}' can't take: its own is tied"
         self._say([name], True, message)
+
+    def _center_behind(self, node: gs.Node, matrix: Float) -> None:
+        """Take off the mean, which lies along one direction of rotated vectors."""
+        output, name = node.outputs[0], str(node.name)
+        size = len(matrix)
+        ones = turned(np.full(size, size**-0.5), matrix, 0).astype(ir.array(_table_of(node)).dtype)
+        along = ir.constant(self._namer(f"{output.name}_mean"), ones)
+        last = ir.constant(self._namer(f"{output.name}_last"), np.asarray([-1], np.int64))
+        whole = gs.Variable(self._namer(f"{output.name}_whole"), output.dtype, output.shape)
+        node.outputs[0] = whole
+
+        def added(op: str, inputs: list[Any], given: Any = None, **attrs: Any) -> Any:
+            made = given or gs.Variable(self._namer(f"{output.name}_{op}"), output.dtype)
+            ir.add_node(self._graph, op, self._namer(f"{name}/{op}"), inputs, [made], attrs=attrs)
+            return made
+
+        length = added("ReduceSum", [added("Mul", [whole, along]), last], keepdims=1)
+        added("Sub", [whole, added("Mul", [length, along])], output)
 
     def heads(self, edge: FoldEdge, index: int) -> None:
         """Turn the values of each head, or say of the layers behind why not."""
@@ -198,6 +235,35 @@ class _Work:
 
     def _say(self, layers: list[str], applied: bool, message: str) -> None:
         self.remarks += [Rotated(layer=each, applied=applied, message=message) for each in layers]
+
+
+def _table_of(node: gs.Node) -> gs.Constant:
+    """The table that a Gather looks up, behind a Transpose or not."""
+    source = node.inputs[0]
+    transpose = ir.producer(source, "Transpose")
+    return source if transpose is None else transpose.inputs[0]
+
+
+def _centered(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Values less their mean along an axis, in their type."""
+    mean = np.mean(values, axis=axis, keepdims=True, dtype=np.float64)
+    return (values - mean).astype(values.dtype)
+
+
+_CENTERLESS = {
+    "LayerNormalization": "SimplifiedLayerNormalization",
+    "SkipLayerNormalization": "SkipSimplifiedLayerNormalization",
+}
+
+
+def _stop_centering(norm: StreamNorm) -> None:
+    """Make a norm of values without a mean one that looks for none; its bias is zero."""
+    node = norm.node
+    node.op = _CENTERLESS[node.op]
+    if norm.bias_input is not None:
+        del node.inputs[norm.bias_input]
+    while node.op == "SimplifiedLayerNormalization" and len(node.outputs) > 1:
+        node.outputs.pop()
 
 
 def _split(values: NDArray[Any], matrix: Float) -> tuple[float, Float]:

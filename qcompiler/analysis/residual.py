@@ -5,16 +5,17 @@
 
 x ← x·R leaves a model as it was if everything that writes x turns with it (tables, columns and
 biases ← ..·R) and everything that reads x turns back (rows ← Rᵀ·..). An RMS norm without channel
-weights commutes with R, since the length of x stays; one that subtracts the mean does not. A stream
-is all tensors that additions connect; anything else that touches them vetoes the rotation with its
-reason.
+weights commutes with R, since the length of x stays. One that subtracts the mean is an RMS norm
+where there is no mean to subtract: everything that writes x may write x - mean(x) (tables, columns
+and biases less their means), if nothing but such norms reads it. A stream is all tensors that
+additions connect; anything else that touches them vetoes the rotation with its reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,32 @@ from qcompiler.analysis.norms import RMS_NORM, last_axis
 from qcompiler.analysis.tables import find_tables
 from qcompiler.ir.matcher import find
 
-_RMS = ("SimplifiedLayerNormalization", "RMSNormalization")
-_SKIP_RMS = "SkipSimplifiedLayerNormalization"
 _SUM = 3
-"""The output of the fused operator that is the sum."""
-_CENTERING = {"LayerNormalization": 1, "SkipLayerNormalization": 2}
-"""Norms that subtract the mean, and where they read their weight."""
+"""The output of the fused operators that is the sum."""
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """How an operator lays out a norm: inputs by position."""
+
+    weight: int
+    bias: int | None = None
+    terms: tuple[int, ...] = (0,)
+    """What it adds before; more than one for the fused operators."""
+
+    @property
+    def centers(self) -> bool:
+        """Whether it subtracts the mean; those that do have a bias."""
+        return self.bias is not None
+
+
+_NORMS = {
+    "SimplifiedLayerNormalization": _Norm(1),
+    "RMSNormalization": _Norm(1),
+    "LayerNormalization": _Norm(1, bias=2),
+    "SkipSimplifiedLayerNormalization": _Norm(2, terms=(0, 1, 3)),
+    "SkipLayerNormalization": _Norm(2, bias=3, terms=(0, 1, 4)),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,8 @@ class ConstantUse:
     node: gs.Node
     input: int
     axis: int
+    writes: bool
+    """Whether it is written to the stream, or reads it."""
 
     @property
     def constant(self) -> gs.Constant:
@@ -50,7 +73,7 @@ class ConstantUse:
 
 @dataclass(frozen=True)
 class StreamNorm:
-    """An RMS norm that reads the stream."""
+    """A norm that reads the stream."""
 
     node: gs.Node
     """The node that multiplies by the weight."""
@@ -58,7 +81,16 @@ class StreamNorm:
     """Where it reads the weight."""
     x: Any
     """What it normalizes: a sum of the stream, or in a fused norm its first term."""
+    bias_input: int | None = None
+    """Where it reads its bias, if it has one."""
+    centers: bool = False
+    """Whether it subtracts the mean."""
     readers: tuple[Layer, ...] = ()
+
+    @property
+    def bias(self) -> gs.Constant | None:
+        """The bias [channels], None without one."""
+        return None if self.bias_input is None else self.node.inputs[self.bias_input]
 
     @property
     def weight(self) -> gs.Constant:
@@ -82,10 +114,15 @@ class ResidualStream:
     """The look-ups that write it."""
     uses: tuple[ConstantUse, ...] = ()
     norms: tuple[StreamNorm, ...] = ()
-    """The RMS norms that read it."""
+    """The norms that read it."""
     scaled: tuple[StreamNorm, ...] = ()
     """Norms whose weights could not be folded: a table shares the weight of the layer behind."""
     veto: str | None = None
+
+    @property
+    def centers(self) -> bool:
+        """Whether its norms subtract the mean."""
+        return any(norm.centers for norm in self.norms)
 
     def constants(self) -> list[list[ConstantUse]]:
         """The uses, together where they are of one constant; these agree in their axes."""
@@ -104,31 +141,27 @@ def find_streams(
     identities of nodes that multiply by a norm's weight, to be taken as if it were 1.
     """
     norms, inside = _find_norms(graph)
-    starts = [(norm.x, norm.weight) for norm in norms]
-    for node in graph.nodes:
-        if node.op in _CENTERING:
-            starts.append((node.inputs[0], node.inputs[_CENTERING[node.op]]))
     seen: set[int] = set()
     streams: list[ResidualStream] = []
-    for x, weight in starts:
-        if id(x) not in seen:
+    for norm in norms:
+        if id(norm.x) not in seen:
             walk = _Walk(graph, layers, norms, inside, folded)
-            channels = math.prod(weight.shape) if ir.is_constant(weight) else 0
-            streams.append(walk.follow(x, channels))
+            channels = math.prod(norm.weight.shape) if ir.is_constant(norm.weight) else 0
+            streams.append(walk.follow(norm.x, channels))
             seen |= walk.seen
     return streams
 
 
 def _find_norms(graph: gs.Graph) -> tuple[list[StreamNorm], set[int]]:
-    """RMS norms over the last axis, and the nodes that spelled-out ones are made of."""
+    """Norms over the last axis, and the nodes that spelled-out RMS norms are made of."""
     norms: list[StreamNorm] = []
     for node in graph.nodes:
-        if node.op == _SKIP_RMS:
-            norms.append(StreamNorm(node, 2, node.inputs[0]))
-        elif node.op in _RMS:
-            axis, rank = ir.attribute(node, "axis", -1), ir.tensor_rank(node.inputs[0])
-            if axis == -1 or (rank is not None and axis == rank - 1):
-                norms.append(StreamNorm(node, 1, node.inputs[0]))
+        kind = _NORMS.get(node.op)
+        axis, rank = ir.attribute(node, "axis", -1), ir.tensor_rank(node.inputs[0])
+        if kind is None or (axis != -1 and (rank is None or axis != rank - 1)):
+            continue
+        bias = kind.bias if kind.bias is not None and _given(node, kind.bias) else None
+        norms.append(StreamNorm(node, kind.weight, node.inputs[0], bias, kind.centers))
     inside: set[int] = set()
     for found in find(RMS_NORM, graph):
         position = next((i for i in (0, 1) if found.root.inputs[i] is found["weight"]), None)
@@ -136,6 +169,11 @@ def _find_norms(graph: gs.Graph) -> tuple[list[StreamNorm], set[int]]:
             norms.append(StreamNorm(found.root, position, found["x"]))
             inside |= {id(node) for node in found.nodes}
     return norms, inside
+
+
+def _given(node: gs.Node, position: int) -> bool:
+    """Whether a node has an optional input."""
+    return position < len(node.inputs) and not node.inputs[position].is_empty()
 
 
 def _is_variable(tensor: Any) -> bool:
@@ -150,10 +188,15 @@ def _sum(node: gs.Node) -> tuple[list[int], list[Any]] | None:
     """The positions of the terms an addition adds, and the sum where it is given out."""
     if node.op == "Add" and not node.domain:
         return [0, 1], list(node.outputs)
-    if node.op != _SKIP_RMS:
+    if not _is_fused(node):
         return None
-    terms = [i for i in (0, 1, 3) if i < len(node.inputs) and not node.inputs[i].is_empty()]
+    terms = [i for i in _NORMS[node.op].terms if _given(node, i)]
     return terms, [t for t in node.outputs[_SUM : _SUM + 1] if not t.is_empty()]
+
+
+def _is_fused(node: gs.Node) -> bool:
+    """Whether a node is a norm of a sum that it computes itself."""
+    return node.op in _NORMS and len(_NORMS[node.op].terms) > 1
 
 
 def _multiple(node: gs.Node) -> tuple[list[int], list[Any]] | None:
@@ -192,6 +235,7 @@ class _Walk:
         self._looked_up: dict[int, gs.Node] = {}
         self._uses: dict[tuple[int, int, int], ConstantUse] = {}
         self._scaled: list[StreamNorm] = []
+        self._unnormed: Layer | None = None
         self._channels = 0
         self._veto: str | None = None
         self.seen: set[int] = set()
@@ -210,6 +254,7 @@ class _Walk:
         norms = tuple(norm for norm in self._norms if id(norm.x) in self.seen)
         for norm in norms:
             self._behind(norm)
+        self._check_means(norms)
         self._check_sharing()
         return ResidualStream(
             channels=self._channels,
@@ -231,8 +276,8 @@ class _Walk:
         self.seen.add(id(tensor))
         self._queue.append(tensor)
 
-    def _use(self, node: gs.Node, position: int, axis: int) -> None:
-        use = ConstantUse(node, position, axis)
+    def _use(self, node: gs.Node, position: int, axis: int, *, writes: bool) -> None:
+        use = ConstantUse(node, position, axis, writes)
         self._uses[id(node), position, axis] = use
         if use.constant.shape[axis] != self._channels:
             self._refuse(f"'{use.constant.name}' does not fit the stream")
@@ -244,15 +289,15 @@ class _Walk:
             self._refuse(f"'{tensor.name}' is an input of the model")
         elif layer is not None:
             self._touched.add(id(layer.node))
-            self._use(layer.node, layer.kind.weight, layer.axes[1])
+            self._use(layer.node, layer.kind.weight, layer.axes[1], writes=True)
             if layer.bias_place is not None:
-                self._use(*layer.bias_place, 0)
+                self._use(*layer.bias_place, 0, writes=True)
         elif id(node) in self._tables:
             self._looked_up[id(node)] = node
             transposed = self._tables[id(node)].transposed
             source = ir.producer(node.inputs[0], "Transpose") if transposed else None
-            self._use(*((node, 0, 1) if source is None else (source, 0, 0)))
-        elif not self._joins(node) or (node.op == _SKIP_RMS and tensor is node.outputs[0]):
+            self._use(*((node, 0, 1) if source is None else (source, 0, 0)), writes=True)
+        elif not self._joins(node) or (_is_fused(node) and tensor is node.outputs[0]):
             self._refuse(f"{_label(node)} writes to the residual stream")
 
     def _read(self, node: gs.Node, tensor: Any) -> None:
@@ -262,9 +307,8 @@ class _Walk:
             self._refuse(f"{_label(node)} reads the residual stream from a subgraph")
         elif layer is not None and layer.x is tensor:
             self._touched.add(id(node))
-            self._use(node, layer.kind.weight, layer.axes[0])
-        elif node.op in _CENTERING:
-            self._refuse(f"{_label(node)} subtracts the mean, which a rotation does not keep")
+            self._use(node, layer.kind.weight, layer.axes[0], writes=False)
+            self._unnormed = self._unnormed or layer
         elif id(node) in self._inside:
             self._check_inside(node)
         elif self._is_norm(node, tensor):
@@ -280,7 +324,8 @@ class _Walk:
             self._refuse(f"{_label(node)}, a part of a norm, is read elsewhere")
 
     def _is_norm(self, node: gs.Node, tensor: Any) -> bool:
-        return node.op in _RMS and any(n.node is node and n.x is tensor for n in self._norms)
+        plain = node.op in _NORMS and not _is_fused(node)
+        return plain and any(n.node is node and n.x is tensor for n in self._norms)
 
     def _joins(self, node: gs.Node) -> bool:
         """Whether a node adds to the stream or scales all of it; its tensors belong to it then."""
@@ -293,7 +338,7 @@ class _Walk:
             if _is_variable(term):
                 self._push(term)
             elif len(term.shape):
-                self._use(node, position, len(term.shape) - 1)
+                self._use(node, position, len(term.shape) - 1, writes=True)
             else:
                 self._refuse(f"{_label(node)} adds one number to all channels")
         for tensor in total:
@@ -306,7 +351,7 @@ class _Walk:
         readers = tuple(each for each in self._layers if each.x is output)
         for layer in readers:
             self._touched.add(id(layer.node))
-            self._use(layer.node, layer.kind.weight, layer.axes[0])
+            self._use(layer.node, layer.kind.weight, layer.axes[0], writes=False)
         own = {id(layer.node) for layer in readers}
         others = (n for n in ir.value_readers(output) if id(n) not in own)
         other = next(others, None)
@@ -316,12 +361,38 @@ class _Walk:
             self._refuse(f"'{output.name}' is an output of the model")
         elif not ir.is_constant(weight) or math.prod(weight.shape) != self._channels:
             self._refuse(f"the weight of the norm '{norm.node.name}' is not one constant vector")
-        elif id(norm.node) in self._folded or np.all(ir.array(weight) == 1.0):
+        elif id(norm.node) in self._folded:
             return
         elif readers and all(self._has_table(layer) for layer in readers):
-            self._scaled.append(StreamNorm(norm.node, norm.input, norm.x, readers))
-        else:
+            if self._shifts(norm) or np.any(ir.array(weight) != 1.0):
+                self._scaled.append(replace(norm, readers=readers))
+        elif np.any(ir.array(weight) != 1.0):
             self._refuse(f"the norm '{norm.node.name}' has weights; put 'fold-norm' before")
+        elif self._shifts(norm):
+            self._refuse(f"the norm '{norm.node.name}' has a bias that no layer behind it takes")
+
+    def _shifts(self, norm: StreamNorm) -> bool:
+        """Whether a norm has a bias that is not zero, or not known."""
+        bias = norm.bias
+        return bias is not None and (not ir.is_constant(bias) or bool(ir.array(bias).any()))
+
+    def _check_means(self, norms: Sequence[StreamNorm]) -> None:
+        """Where a norm subtracts the mean, nothing else may see that x has one."""
+        centering = next((norm.node for norm in norms if norm.centers), None)
+        if centering is None:
+            return
+        other = next((norm.node for norm in norms if not norm.centers), None)
+        if self._unnormed is not None:
+            other = self._unnormed.node
+        if other is not None:
+            self._refuse(f"{_label(centering)} subtracts the mean, and {_label(other)} sees it")
+        for norm in norms:
+            asked = norm.node.outputs[1:_SUM]
+            if any(each.outputs or ir.is_graph_output(self._graph, each) for each in asked):
+                self._refuse(f"{_label(norm.node)} gives out the mean")
+        shifted = (norm for norm in self._scaled if norm.bias is not None)
+        if any(not ir.is_constant(norm.bias) for norm in shifted):
+            self._refuse(f"the bias of {_label(centering)} is computed")
 
     def _has_table(self, layer: Layer) -> bool:
         """Whether embeddings are looked up in a layer's weight."""
