@@ -189,16 +189,16 @@ def test_reported_errors_are_those_of_the_graph_that_ships(name: str, rounding: 
 
 @pytest.mark.parametrize("policy", ["per-token", "none"])
 def test_outputs_are_closer_than_rounded_to_nearest(policy: str) -> None:
-    fresh = feeds(MODELS["decoder"](), 99, 16)
+    fresh = [feeds(MODELS["decoder"](), seed, 16) for seed in range(96, 100)]
     source, _ = prepared("decoder")
-    reference = inner_values(source, ["logits"], [fresh])[0][0]
+    reference = np.array(inner_values(source, ["logits"], fresh)[0])
     errors = []
     for rounding in ("nearest", "gptq", "gptaq"):
         graph, _ = calibrated("decoder", f"rounding={rounding}", count=60, policy=policy)
-        logits = inner_values(graph, ["logits"], [fresh])[0][0]
+        logits = np.array(inner_values(graph, ["logits"], fresh)[0])
         errors.append(float(np.square(logits - reference).sum()))
-    assert errors[1] < 0.95 * errors[0]
-    assert errors[2] < 0.95 * errors[0]
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[2] < 0.85 * errors[0]
 
 
 def test_too_little_data_and_shared_weights_are_named() -> None:
