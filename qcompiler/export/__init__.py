@@ -31,6 +31,8 @@ class ExportResult:
     dialect: str
     precision: str
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of the result: another dialect than usual, no cache, no tokenizer."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,31 +70,33 @@ def export_model(
     with scratch_beside(final) as work:
         made = work / "out"
         made.mkdir()
-        used = _export(source, made, work, dialect, precision)
+        used, notes = _export(source, made, work, dialect, precision)
         put_folder(made, final, replace=overwrite)
     seconds = time.perf_counter() - start
-    return ExportResult(out, source.description, used, precision, seconds)
+    return ExportResult(out, source.description, used, precision, seconds, notes)
 
 
-def _export(source: Source, made: Path, work: Path, dialect: str, precision: str) -> str:
+def _export(
+    source: Source, made: Path, work: Path, dialect: str, precision: str
+) -> tuple[str, tuple[str, ...]]:
+    """Returns the dialect and the notes."""
     # torch takes seconds to import: only now is it certain to be needed.
-    from qcompiler.export import genai, hf
+    from qcompiler.export import genai, hf, standard
 
     folder = source.path
     if source.is_gguf:
         folder = hf.gguf_to_folder(source.path, work / "hf")
-    decoder = is_decoder(folder)
+    obstacle = genai.obstacle(folder)
     if dialect == "auto":
-        dialect = "genai" if decoder else "torch"
-    if dialect == "torch":
-        if precision != "fp32":
-            raise ExportError("precision int4 exists in the genai dialect only")
-        hf.export_torch(folder, made, decoder=decoder)
-    elif not decoder:
-        raise ExportError(
-            f"{source.description} is no decoder: onnxruntime-genai can't build it; use "
-            "--dialect torch"
-        )
-    else:
+        dialect = "torch" if obstacle else "genai"
+    if dialect == "genai":
+        if obstacle:
+            raise ExportError(f"{source.description}: {obstacle}; use --dialect torch")
         genai.build(folder, made, work / "cache", precision)
-    return dialect
+        return dialect, ()
+    if precision != "fp32":
+        raise ExportError("precision int4 exists in the genai dialect only")
+    notes = standard.export_torch(folder, made)
+    if obstacle and is_decoder(folder):
+        notes = (f"in standard operators: {obstacle}", *notes)
+    return dialect, notes
