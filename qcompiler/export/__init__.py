@@ -92,7 +92,7 @@ def _export(
     if dialect == "genai":
         if obstacle:
             raise ExportError(f"{source.description}: {obstacle}; use --dialect torch")
-        genai.build(folder, made, work / "cache", precision)
+        genai.build(folder, made, work, precision)
         return dialect, ()
     if precision != "fp32":
         raise ExportError("precision int4 exists in the genai dialect only")

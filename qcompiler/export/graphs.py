@@ -44,17 +44,20 @@ def write(torch: Any, graph: Graph, model: Any, folder: Path) -> None:
         {at: size for at, size in enumerate(axes) if isinstance(size, str)}
         for axes in graph.inputs.values()
     )
-    program = torch.onnx.export(
-        module.eval(),
-        tuple(example(torch, graph).values()),
-        dynamo=True,
-        input_names=list(names),
-        output_names=list(graph.outputs),
-        dynamic_shapes=(open_axes,),
-        opset_version=OPSET,
-        external_data=True,
-        verbose=False,
-    )
+    # Other kernels lay their results out in memory as the operators that replace them do not.
+    attention = torch.nn.attention
+    with attention.sdpa_kernel(attention.SDPBackend.MATH):
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(example(torch, graph).values()),
+            dynamo=True,
+            input_names=list(names),
+            output_names=list(graph.outputs),
+            dynamic_shapes=(open_axes,),
+            opset_version=OPSET,
+            external_data=True,
+            verbose=False,
+        )
     program.save(str(folder / graph.file), external_data=True)
 
 
@@ -78,11 +81,18 @@ def example(torch: Any, graph: Graph) -> dict[str, Any]:
 
 
 def whole(
-    torch: Any, model: Any, role: Role, config: Mapping[str, Any], preprocessor: Mapping[str, Any]
+    torch: Any,
+    model: Any,
+    role: Role,
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    *,
+    pooled: bool,
 ) -> Graph:
     """A model as one graph, its outputs those of kinds.OUTPUTS that it gives.
 
-    ExportError where it gives none.
+    Else its vectors, and of an image, where `pooled`, also the one that sums them up. ExportError
+    where it gives none of them.
     """
     parameters = inspect.signature(model.forward).parameters
     names = kinds.inputs_of(role, model.main_input_name, parameters, config)
@@ -102,8 +112,8 @@ def whole(
     tensors = [name for name, value in answered.items() if isinstance(value, torch.Tensor)]
     outputs = tuple(name for name in kinds.OUTPUTS if name in tensors)
     if not outputs:
-        pooled = (kinds.POOLED,) if kinds.PIXELS in names else ()
-        outputs = tuple(name for name in (kinds.VECTORS, *pooled) if name in tensors)
+        vectors = (kinds.VECTORS, kinds.POOLED) if pooled and kinds.PIXELS in names else (kinds.VECTORS,)
+        outputs = tuple(name for name in vectors if name in tensors)
     if not outputs:
         raise ExportError(
             f"{type(model).__name__} gives none of the outputs that are known ("

@@ -32,7 +32,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         kind = kinds.kind_of(config.to_dict())
         loader = _loader(transformers, kind.role, kinds.architecture(config.to_dict()))
         notes = _save_side_files(transformers, folder, out)
-        model = _load(torch, loader, folder)
+        model, pooled = _load(torch, loader, folder)
         if kind.role == "decoder":
             return (*notes, *_write_decoder(torch, transformers, model, out))
         full = model.config.to_dict()
@@ -40,7 +40,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         if kind.role == "pair":
             graphs = cache.pair(torch, transformers, model, full)
         else:
-            graphs = (whole(torch, model, kind.role, full, _preprocessor(folder)),)
+            graphs = (whole(torch, model, kind.role, full, _preprocessor(folder), pooled=pooled),)
         for graph in graphs:
             write(torch, graph, model, out)
     return notes
@@ -59,19 +59,21 @@ def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
     return found
 
 
-def _load(torch: Any, loader: Any, folder: Path) -> Any:
+def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, bool]:
+    """The model, and whether its pooler, if it has one, has weights."""
     with refused(f"the weights of {folder} can't be loaded", "download them again"):
         model, found = loader.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-    # transformers makes up what is missing. An unused pooler may be: it is not exported.
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    # transformers makes up what is missing. A pooler may be: it is then not exported.
+    absent = found["missing_keys"]
+    missing = sorted(name for name in absent if "pooler" not in name)
     if missing:
         raise ExportError(
             f"{folder} lacks weights of {type(model).__name__}, '{missing[0]}' and "
             f"{len(missing) - 1} more; its config.json names another class than it was saved from"
         )
-    return model.eval()
+    return model.eval(), len(absent) == 0
 
 
 def _write_decoder(torch: Any, transformers: Any, model: Any, out: Path) -> tuple[str, ...]:
