@@ -46,6 +46,9 @@ OUTPUTS = (
 """What is exported of what a model answers; where it answers none of them, its vectors."""
 VECTORS, POOLED = "last_hidden_state", "pooler_output"
 
+UNROLLED = ("falcon_mamba", "jamba", "mamba")
+"""`model_type`s with a scan over the text that tracing writes out, for texts of one length."""
+
 TEXT, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
 PIXELS, SAMPLES, FEATURES = "pixel_values", "input_values", "input_features"
 
@@ -53,6 +56,10 @@ PIXELS, SAMPLES, FEATURES = "pixel_values", "input_values", "input_features"
 def kind_of(config: Mapping[str, Any]) -> Kind:
     """The kind of the model that a config.json describes; ExportError where there is no export."""
     name = architecture(config)
+    if config.get("model_type") in UNROLLED:
+        raise ExportError(
+            f"{name} scans its text step by step, and the export would be for texts of one length"
+        )
     found = next(kind for kind in KINDS if name.endswith(kind.endings))
     if found.role == "bare" and config.get("is_encoder_decoder") is True:
         raise ExportError(

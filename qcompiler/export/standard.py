@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.export import cache, kinds
+from qcompiler.export import cache, experts, kinds
 from qcompiler.export.graphs import Graph, whole, write
 from qcompiler.export.hf import cause_of, libraries, quiet, refused
 from qcompiler.files import read_json
@@ -33,6 +33,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         loader = _loader(transformers, kind.role, kinds.architecture(config.to_dict()))
         notes = _save_side_files(transformers, folder, out)
         model, pooled = _load(torch, loader, folder)
+        experts.write_out(torch, transformers, model)
         if kind.role == "decoder":
             return (*notes, *_write_decoder(torch, transformers, model, out))
         full = model.config.to_dict()
