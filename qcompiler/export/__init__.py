@@ -1,7 +1,7 @@
 """From a Hugging Face folder or a GGUF file to ONNX, ready to compile.
 
-Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (key/value cache,
-fused attention), and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`.
+Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (fused attention), and
+`torch`, the standard operators of `torch.onnx.export(dynamo=True)`, for models of every kind.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def export_model(
     """Export `src` into the folder `out`: model.onnx with its data, tokenizer and configs beside.
 
     `src`: a Hugging Face folder, a .gguf file, or `package:NAME`, an installed Python package that
-    carries either. Dialect "auto" is `genai` for decoders and `torch` for encoders (output
-    `last_hidden_state`). Precision "int4" is onnxruntime-genai's own quantization, a baseline.
-    `out` appears only when it is complete.
+    carries either. An encoder-decoder becomes encoder.onnx and decoder.onnx. Dialect "auto" is
+    `genai` for the decoders that its builder can build, else `torch`. Precision "int4" is
+    onnxruntime-genai's own quantization, a baseline. `out` appears only when it is complete.
 
     Raises ExportError or OutputError, the remedy in its message.
     """
@@ -95,7 +95,8 @@ def _export(
         genai.build(folder, made, work, precision)
         return dialect, ()
     if precision != "fp32":
-        raise ExportError("precision int4 exists in the genai dialect only")
+        why = f", and {obstacle}" if obstacle else ""
+        raise ExportError(f"precision int4 exists in the genai dialect only{why}; use fp32")
     notes = standard.export_torch(folder, made)
     if obstacle and is_decoder(folder):
         notes = (f"in standard operators: {obstacle}", *notes)

@@ -63,7 +63,7 @@ def build(folder: Path, out: Path, work: Path, precision: str) -> None:
         *(sys.executable, "-m", BUILDER),
         *("-i", str(_adapted(folder, work / "adapted")), "-o", str(out), "-p", precision),
         *("-e", "cpu", "-c", str(work / "cache"), "--extra_options", "hf_token=false"),
-        # Else a layer with a sliding window wants a buffer of the window's size, never an empty one.
+        # Else a layer with a sliding window wants a buffer of its size, never an empty one.
         "windowed_kv_cache=false",
     ]
     # The source is a local folder: nothing may go looking for it on the network.

@@ -13,8 +13,10 @@ from qcompiler.export import kinds
 from qcompiler.export.kinds import Axes, Role
 
 OPSET = 21  # the first with blocked int4 DequantizeLinear
-_EXAMPLE = {"batch": 2, "sequence": 6, "past_sequence": 4, "total_sequence": 10}
-_EXAMPLE |= {"encoder_sequence": 7, "images": 3, "samples": 4000, "height": 96, "width": 128}
+_EXAMPLE = {
+    **{"batch": 2, "sequence": 6, "past_sequence": 4, "total_sequence": 10},
+    **{"encoder_sequence": 7, "images": 3, "samples": 4000, "height": 96, "width": 128},
+}
 """Sizes to trace with, no two of one input alike: equal ones would count as one axis."""
 
 
@@ -97,9 +99,7 @@ def whole(
     parameters = inspect.signature(model.forward).parameters
     names = kinds.inputs_of(role, model.main_input_name, parameters, config)
     both = kinds.TEXT in names and kinds.PIXELS in names
-    inputs = {
-        name: kinds.axes_of(name, config, preprocessor, beside_text=both) for name in names
-    }
+    inputs = {name: kinds.axes_of(name, config, preprocessor, beside_text=both) for name in names}
     floats = frozenset(names) & {kinds.PIXELS, kinds.SAMPLES, kinds.FEATURES}
     fixed = {"use_cache": False} if "use_cache" in parameters else {}
 
@@ -112,7 +112,9 @@ def whole(
     tensors = [name for name, value in answered.items() if isinstance(value, torch.Tensor)]
     outputs = tuple(name for name in kinds.OUTPUTS if name in tensors)
     if not outputs:
-        vectors = (kinds.VECTORS, kinds.POOLED) if pooled and kinds.PIXELS in names else (kinds.VECTORS,)
+        vectors = (
+            (kinds.VECTORS, kinds.POOLED) if pooled and kinds.PIXELS in names else (kinds.VECTORS,)
+        )
         outputs = tuple(name for name in vectors if name in tensors)
     if not outputs:
         raise ExportError(

@@ -48,6 +48,7 @@ VECTORS, POOLED = "last_hidden_state", "pooler_output"
 
 UNROLLED = ("falcon_mamba", "jamba", "mamba")
 """`model_type`s with a scan over the text that tracing writes out, for texts of one length."""
+OTHER_MEANS = "export it with other tools: any ONNX model can be compiled"
 
 TEXT, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
 PIXELS, SAMPLES, FEATURES = "pixel_values", "input_values", "input_features"
@@ -58,7 +59,8 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
     name = architecture(config)
     if config.get("model_type") in UNROLLED:
         raise ExportError(
-            f"{name} scans its text step by step, and the export would be for texts of one length"
+            f"{name} scans its text step by step, and the export would be for texts of one "
+            f"length; {OTHER_MEANS}"
         )
     found = next(kind for kind in KINDS if name.endswith(kind.endings))
     if found.role == "bare" and config.get("is_encoder_decoder") is True:

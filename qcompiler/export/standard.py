@@ -15,8 +15,8 @@ from qcompiler.files import read_json
 from qcompiler.models import SIDE_FILES, TOKENIZER
 
 _PREPROCESSOR = "preprocessor_config.json"
+_RELOAD = "download them again, or take the model in plain floats"
 _TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm")
-_OTHER_MEANS = "export it with other tools: any ONNX model can be compiled"
 
 
 def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
     about the result. Raises ExportError.
     """
     torch, transformers = libraries(needed_for="the torch dialect")
-    with quiet(transformers), refused(f"{folder} can't be exported", _OTHER_MEANS):
+    with quiet(transformers), refused(f"{folder} can't be exported", kinds.OTHER_MEANS):
         # In this order, what fails early need not wait for the weights.
         config = transformers.AutoConfig.from_pretrained(folder)
         kind = kinds.kind_of(config.to_dict())
@@ -55,17 +55,15 @@ def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
     if found is None:
         raise ExportError(
             f"transformers {transformers.__version__} has no class {name}, and code that a model "
-            f"brings along is not run; {_OTHER_MEANS}"
+            f"brings along is not run; {kinds.OTHER_MEANS}"
         )
     return found
 
 
 def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, bool]:
     """The model, and whether its pooler, if it has one, has weights."""
-    with refused(f"the weights of {folder} can't be loaded", "download them again"):
-        model, found = loader.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
+    with refused(f"the weights of {folder} can't be loaded", _RELOAD):
+        model, found = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     # transformers makes up what is missing. A pooler may be: it is then not exported.
     absent = found["missing_keys"]
     missing = sorted(name for name in absent if "pooler" not in name)
