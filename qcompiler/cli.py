@@ -133,8 +133,8 @@ def export(
     dialect: Annotated[
         str,
         typer.Option(
-            help="genai (decoders, fused attention), torch (any model, standard operators), or auto: "
-            "genai where it can build the model."
+            help="genai (decoders, fused attention), torch (any model, standard operators), or "
+            "auto: genai where it can build the model."
         ),
     ] = "auto",
     precision: Annotated[

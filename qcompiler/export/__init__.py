@@ -1,7 +1,7 @@
 """From a Hugging Face folder or a GGUF file to ONNX, ready to compile.
 
-Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (fused attention), and
-`torch`, the standard operators of `torch.onnx.export(dynamo=True)`, for models of every kind.
+Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (fused attention),
+and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`, for models of every kind.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def build(folder: Path, out: Path, work: Path, precision: str) -> None:
         )
     command = [
         *(sys.executable, "-m", BUILDER),
-        *("-i", str(_adapted(folder, work / "adapted")), "-o", str(out), "-p", precision),
+        *("-i", str(adapted(folder, work / "adapted")), "-o", str(out), "-p", precision),
         *("-e", "cpu", "-c", str(work / "cache"), "--extra_options", "hf_token=false"),
         # Else a layer with a sliding window wants a buffer of its size, never an empty one.
         "windowed_kv_cache=false",
@@ -87,7 +87,7 @@ def build(folder: Path, out: Path, work: Path, precision: str) -> None:
         )
 
 
-def _adapted(folder: Path, copy: Path) -> Path:
+def adapted(folder: Path, copy: Path) -> Path:
     """The folder, or a copy whose config says what the builder reads; weights are linked."""
     config = read_config(folder)
     edited = _edited(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from qcompiler import settings
@@ -14,30 +13,18 @@ Axes = tuple[str | int, ...]
 """Of an input: the name of an axis of any size, or its size."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """role: "decoder" continues a text; "pair" is an encoder and a decoder, two graphs; "head"
-    answers by the class that the config names; "bare" gives vectors.
-    """
-
-    role: Role
-    endings: tuple[str, ...]
-    """Of the names of classes."""
-
-
-KINDS = (
-    Kind("decoder", ("ForCausalLM", "LMHeadModel")),
-    Kind("pair", ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq")),
-    Kind(
-        "head",
-        (
-            *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
-            *("ForImageClassification", "ForObjectDetection", "ForSemanticSegmentation"),
-            *("ForDepthEstimation", "ForCTC", "ForAudioClassification", "ModelWithProjection"),
-        ),
+ENDINGS: dict[Role, tuple[str, ...]] = {
+    "decoder": ("ForCausalLM", "LMHeadModel"),
+    "pair": ("ForConditionalGeneration", "MTModel", "ForSpeechSeq2Seq"),
+    "head": (
+        *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+        *("ForImageClassification", "ForObjectDetection", "ForSemanticSegmentation"),
+        *("ForDepthEstimation", "ForCTC", "ForAudioClassification", "ModelWithProjection"),
     ),
-    Kind("bare", ("",)),
-)
+    "bare": ("",),
+}
+"""Of the names of classes. A "decoder" continues a text; a "pair" is an encoder and a decoder, two
+graphs; a "head" answers as the class does that the config names; "bare" gives vectors."""
 
 OUTPUTS = (
     *("logits", "pred_boxes", "start_logits", "end_logits", "predicted_depth"),
@@ -54,21 +41,21 @@ TEXT, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "t
 PIXELS, SAMPLES, FEATURES = "pixel_values", "input_values", "input_features"
 
 
-def kind_of(config: Mapping[str, Any]) -> Kind:
-    """The kind of the model that a config.json describes; ExportError where there is no export."""
-    name = architecture(config)
+def role_of(config: Mapping[str, Any]) -> Role:
+    """The role of the model that a config.json describes; ExportError where it has no export."""
+    name, both = architecture(config), config.get("is_encoder_decoder") is True
     if config.get("model_type") in UNROLLED:
         raise ExportError(
             f"{name} scans its text step by step, and the export would be for texts of one "
             f"length; {OTHER_MEANS}"
         )
-    found = next(kind for kind in KINDS if name.endswith(kind.endings))
-    if found.role == "bare" and config.get("is_encoder_decoder") is True:
+    found = next(role for role, endings in ENDINGS.items() if name.endswith(endings))
+    if found == "bare" and both:
         raise ExportError(
             f"{name} is an encoder and a decoder without a head, and those can't be exported; "
             "take the model with its head (...ForConditionalGeneration)"
         )
-    if found.role == "pair" and not config.get("is_encoder_decoder"):
+    if found == "pair" and not both:
         raise ExportError(
             f"{name} reads more than text, or writes it another way than an encoder and a decoder "
             "do, and such models can't be exported; take one of its parts as a model of its own"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
+from qcompiler.export import kinds
 from qcompiler.export.weights import check_gguf, check_safetensors
 from qcompiler.files import read_json
 
@@ -65,9 +66,7 @@ def is_hf_folder(folder: Path) -> bool:
 
 def is_decoder(folder: Path) -> bool:
     """Whether a Hugging Face folder holds a causal language model; ExportError if unreadable."""
-    architectures = read_config(folder).get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return kinds.architecture(read_config(folder)).endswith(kinds.ENDINGS["decoder"])
 
 
 def read_config(folder: Path) -> dict[str, Any]:

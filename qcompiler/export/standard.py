@@ -29,19 +29,19 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
     with quiet(transformers), refused(f"{folder} can't be exported", kinds.OTHER_MEANS):
         # In this order, what fails early need not wait for the weights.
         config = transformers.AutoConfig.from_pretrained(folder)
-        kind = kinds.kind_of(config.to_dict())
-        loader = _loader(transformers, kind.role, kinds.architecture(config.to_dict()))
+        role = kinds.role_of(config.to_dict())
+        loader = _loader(transformers, role, kinds.architecture(config.to_dict()))
         notes = _save_side_files(transformers, folder, out)
         model, pooled = _load(torch, loader, folder)
         experts.write_out(torch, transformers, model)
-        if kind.role == "decoder":
+        if role == "decoder":
             return (*notes, *_write_decoder(torch, transformers, model, out))
         full = model.config.to_dict()
         graphs: tuple[Graph, ...]
-        if kind.role == "pair":
+        if role == "pair":
             graphs = cache.pair(torch, transformers, model, full)
         else:
-            graphs = (whole(torch, model, kind.role, full, _preprocessor(folder), pooled=pooled),)
+            graphs = (whole(torch, model, role, full, _preprocessor(folder), pooled=pooled),)
         for graph in graphs:
             write(torch, graph, model, out)
     return notes

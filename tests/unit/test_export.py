@@ -161,6 +161,6 @@ def test_missing_builder_names_the_extra(tmp_path, hf_folder, monkeypatch):
 def test_a_failing_builder_tells_its_last_words(tmp_path, hf_folder, monkeypatch):
     pytest.importorskip("onnxruntime_genai")
     monkeypatch.setattr(genai, "BUILDER", "json.tool")  # a module that refuses these arguments
-    with pytest.raises(ExportError, match="exit code 2.*Is a directory") as caught:
+    with pytest.raises(ExportError, match=r"exit code 2.*Is a directory") as caught:
         genai.build(hf_folder, tmp_path / "out", tmp_path / "cache", "fp32")
     assert "\n" not in str(caught.value)
