@@ -6,6 +6,7 @@ and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`, for mod
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,17 +88,21 @@ def _export(
     if source.is_gguf:
         folder = hf.gguf_to_folder(source.path, work / "hf")
     obstacle = genai.obstacle(folder)
-    if dialect == "auto":
-        dialect = "torch" if obstacle else "genai"
+    if obstacle is None and dialect != "torch":
+        try:
+            genai.build(folder, made, work, precision)
+        except ExportError as error:
+            obstacle = str(error)
+            shutil.rmtree(made)
+            made.mkdir()
+        else:
+            return "genai", ()
     if dialect == "genai":
-        if obstacle:
-            raise ExportError(f"{source.description}: {obstacle}; use --dialect torch")
-        genai.build(folder, made, work, precision)
-        return dialect, ()
+        raise ExportError(f"{source.description}: {obstacle}; use --dialect torch")
     if precision != "fp32":
         why = f", and {obstacle}" if obstacle else ""
         raise ExportError(f"precision int4 exists in the genai dialect only{why}; use fp32")
     notes = standard.export_torch(folder, made)
     if obstacle and is_decoder(folder):
         notes = (f"in standard operators: {obstacle}", *notes)
-    return dialect, notes
+    return "torch", notes

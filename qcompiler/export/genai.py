@@ -56,8 +56,8 @@ def build(folder: Path, out: Path, work: Path, precision: str) -> None:
     """
     if importlib.util.find_spec("onnxruntime_genai") is None:
         raise ExportError(
-            "the genai dialect needs onnxruntime-genai: pip install 'qcompiler[export]' "
-            "(on machines it has no wheel for, use --dialect torch)"
+            "the genai dialect needs onnxruntime-genai: pip install 'qcompiler[export]', on "
+            "machines that it has wheels for"
         )
     command = [
         *(sys.executable, "-m", BUILDER),
@@ -82,8 +82,7 @@ def build(folder: Path, out: Path, work: Path, precision: str) -> None:
         said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         cause = said[-1] if said else "it said nothing"
         raise ExportError(
-            f"onnxruntime-genai's builder failed (exit code {done.returncode}): {cause}; use "
-            "--dialect torch"
+            f"onnxruntime-genai's builder failed (exit code {done.returncode}): {cause}"
         )
 
 

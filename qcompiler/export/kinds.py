@@ -49,7 +49,7 @@ def role_of(config: Mapping[str, Any]) -> Role:
             f"{name} scans its text step by step, and the export would be for texts of one "
             f"length; {OTHER_MEANS}"
         )
-    found = next(role for role, endings in ENDINGS.items() if name.endswith(endings))
+    found: Role = next(role for role, endings in ENDINGS.items() if name.endswith(endings))
     if found == "bare" and both:
         raise ExportError(
             f"{name} is an encoder and a decoder without a head, and those can't be exported; "

@@ -9,7 +9,7 @@ from command_line import qc
 
 from qcompiler import export
 from qcompiler.errors import ExportError
-from qcompiler.export import ExportResult, export_model, genai, kinds
+from qcompiler.export import ExportResult, export_model, genai, kinds, standard
 from qcompiler.export.hf import cause_of
 
 LONGROPE = {"type": "su", "rope_type": "longrope", "short_factor": [1.0]}
@@ -77,6 +77,14 @@ def builder(tmp_path, monkeypatch):
     monkeypatch.setattr(genai, "package_folder", lambda _name: models.parent)
 
 
+def hf_folder(tmp_path, name):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config(name)))
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return folder
+
+
 @pytest.mark.usefixtures("builder")
 @pytest.mark.parametrize(
     ("name", "cause"),
@@ -88,12 +96,7 @@ def builder(tmp_path, monkeypatch):
     ],
 )
 def test_the_dialect_is_chosen_before_anything_is_read(tmp_path, monkeypatch, name, cause):
-    from qcompiler.export import standard
-
-    folder = tmp_path / "hf"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config(name)))
-    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    folder = hf_folder(tmp_path, name)
     monkeypatch.setattr(genai, "build", lambda _source, made, *_: (made / "model.onnx").touch())
     monkeypatch.setattr(standard, "export_torch", lambda _source, _made: ("slow",))
     result = export_model(folder, tmp_path / "out")
@@ -107,6 +110,22 @@ def test_the_dialect_is_chosen_before_anything_is_read(tmp_path, monkeypatch, na
             export_model(folder, tmp_path / "out", dialect="genai", overwrite=True)
         with pytest.raises(ExportError, match=f"genai dialect only.*{cause}"):
             export_model(folder, tmp_path / "out", precision="int4", overwrite=True)
+
+
+@pytest.mark.usefixtures("builder")
+def test_a_failure_of_the_builder_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(_source, made, *_):
+        (made / "model.onnx.data").touch()
+        raise ExportError("KeyError: 'rope'")
+
+    folder = hf_folder(tmp_path, "LlamaForCausalLM")
+    monkeypatch.setattr(genai, "build", fail)
+    monkeypatch.setattr(standard, "export_torch", lambda _source, _made: ())
+    result = export_model(folder, tmp_path / "out")
+    assert result.notes == ("in standard operators: KeyError: 'rope'",)
+    assert not [*(tmp_path / "out").iterdir()]
+    with pytest.raises(ExportError, match="KeyError: 'rope'; use --dialect torch"):
+        export_model(folder, tmp_path / "other", dialect="genai")
 
 
 @pytest.mark.parametrize(
