@@ -83,18 +83,12 @@ def example(torch: Any, graph: Graph) -> dict[str, Any]:
 
 
 def whole(
-    torch: Any,
-    model: Any,
-    role: Role,
-    config: Mapping[str, Any],
-    preprocessor: Mapping[str, Any],
-    *,
-    pooled: bool,
-) -> Graph:
-    """A model as one graph, its outputs those of kinds.OUTPUTS that it gives.
+    torch: Any, model: Any, role: Role, config: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> tuple[Graph, bool]:
+    """A model as one graph, and whether its outputs depend on weights that are NaN.
 
-    Else its vectors, and of an image, where `pooled`, also the one that sums them up. ExportError
-    where it gives none of them.
+    Outputs are those of kinds.OUTPUTS that it gives, else its vectors, and of an image also the one
+    that sums them up, unless that is NaN. ExportError where it gives none of them.
     """
     parameters = inspect.signature(model.forward).parameters
     names = kinds.inputs_of(role, model.main_input_name, parameters, config)
@@ -109,21 +103,23 @@ def whole(
     probe = Graph("model.onnx", inputs, (), answer, floats)
     with torch.no_grad():
         answered = answer(model, example(torch, probe))
-    tensors = [name for name, value in answered.items() if isinstance(value, torch.Tensor)]
+    tensors = {name: each for name, each in answered.items() if isinstance(each, torch.Tensor)}
+    made_up = {name for name, each in tensors.items() if each.isnan().any()}
     outputs = tuple(name for name in kinds.OUTPUTS if name in tensors)
+    if not outputs and kinds.VECTORS in tensors:
+        outputs = (kinds.VECTORS,)
+        if kinds.PIXELS in names and kinds.POOLED in tensors.keys() - made_up:
+            outputs = (kinds.VECTORS, kinds.POOLED)
     if not outputs:
-        vectors = (
-            (kinds.VECTORS, kinds.POOLED) if pooled and kinds.PIXELS in names else (kinds.VECTORS,)
-        )
-        outputs = tuple(name for name in vectors if name in tensors)
-    if not outputs:
+        known = ", ".join((*kinds.OUTPUTS, kinds.VECTORS))
         raise ExportError(
-            f"{type(model).__name__} gives none of the outputs that are known ("
-            f"{', '.join((*kinds.OUTPUTS, kinds.VECTORS))}); it can't be exported"
+            f"{type(model).__name__} gives none of the outputs that are known ({known}); "
+            f"{kinds.OTHER_MEANS}"
         )
 
     def call(model: Any, given: dict[str, Any]) -> tuple[Any, ...]:
         answered = answer(model, given)
         return tuple(answered[name] for name in outputs)
 
-    return Graph("model.onnx", inputs, outputs, call, floats)
+    graph = Graph("model.onnx", inputs, outputs, call, floats)
+    return graph, not made_up.isdisjoint(outputs)

@@ -32,8 +32,10 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         role = kinds.role_of(config.to_dict())
         loader = _loader(transformers, role, kinds.architecture(config.to_dict()))
         notes = _save_side_files(transformers, folder, out)
-        model, pooled = _load(torch, loader, folder)
+        model, missing = _load(torch, loader, folder)
         experts.write_out(torch, transformers, model)
+        if missing and role in ("decoder", "pair"):
+            raise _lacking(folder, model, missing)
         if role == "decoder":
             return (*notes, *_write_decoder(torch, transformers, model, out))
         full = model.config.to_dict()
@@ -41,7 +43,10 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         if role == "pair":
             graphs = cache.pair(torch, transformers, model, full)
         else:
-            graphs = (whole(torch, model, role, full, _preprocessor(folder), pooled=pooled),)
+            graph, made_up = whole(torch, model, role, full, _preprocessor(folder))
+            if made_up:
+                raise _lacking(folder, model, missing)
+            graphs = (graph,)
         for graph in graphs:
             write(torch, graph, model, out)
     return notes
@@ -60,19 +65,23 @@ def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
     return found
 
 
-def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, bool]:
-    """The model, and whether its pooler, if it has one, has weights."""
+def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, list[str]]:
+    """The model, and what it lacks: weights that the folder does not hold, made NaN."""
     with refused(f"the weights of {folder} can't be loaded", _RELOAD):
         model, found = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    # transformers makes up what is missing. A pooler may be: it is then not exported.
-    absent = found["missing_keys"]
-    missing = sorted(name for name in absent if "pooler" not in name)
-    if missing:
-        raise ExportError(
-            f"{folder} lacks weights of {type(model).__name__}, '{missing[0]}' and "
-            f"{len(missing) - 1} more; its config.json names another class than it was saved from"
-        )
-    return model.eval(), len(absent) == 0
+    # transformers makes them up. Some are never used: a pooler, what masks in training.
+    missing = sorted(found["missing_keys"])
+    weights = model.state_dict()
+    for name in missing:
+        weights[name].fill_(torch.nan)
+    return model.eval(), missing
+
+
+def _lacking(folder: Path, model: Any, missing: list[str]) -> ExportError:
+    return ExportError(
+        f"{folder} lacks weights of {type(model).__name__}, '{missing[0]}' and "
+        f"{len(missing) - 1} more; its config.json names another class than it was saved from"
+    )
 
 
 def _write_decoder(torch: Any, transformers: Any, model: Any, out: Path) -> tuple[str, ...]:

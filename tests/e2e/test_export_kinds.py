@@ -232,6 +232,15 @@ def test_heads_without_weights_are_refused(tmp_path):
         export_model(tmp_path / "hf", tmp_path / "out")
 
 
+def test_a_pooler_without_weights_is_left_out(tmp_path):
+    saved(tmp_path / "hf", "ViTForImageClassification", dict(FAMILIES["vit"].options))
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["ViTModel"]}))
+    export_model(tmp_path / "hf", tmp_path / "out")
+    runs = session(tmp_path / "out" / "model.onnx")
+    assert [value.name for value in runs.get_outputs()] == ["last_hidden_state"]
+
+
 def test_states_that_are_no_caches(tmp_path):
     layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
     model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
