@@ -9,7 +9,7 @@ import pytest
 
 from qcompiler import ir
 from qcompiler.calibration.sources import load_source
-from qcompiler.export.hf import export_torch
+from qcompiler.export.standard import export_torch
 from qcompiler.models import open_package
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import parse_pipeline
@@ -88,7 +88,7 @@ def test_a_small_decoder(tmp_path, tied):
     exported.mkdir()
     model.save_pretrained(source)
     (source / "tokenizer.json").write_text("{}")
-    export_torch(source, exported, decoder=True)
+    export_torch(source, exported)
     result = tmp_path / "rotated"
     result.mkdir()
     path, layers = rotated(exported / "model.onnx", result)
