@@ -212,6 +212,14 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     tensor = step.inputs[1]
     while id(tensor) not in site.by_output:
         source = ir.producer(tensor)
+        if source is not None and _appends_to_cache(graph, source):
+            if not site.through_cache:
+                return veto("the values are handed out as KV cache, and folding would rescale them")
+            if _uses(tensor) != 1:
+                return veto("the values have other readers")
+            before.insert(0, source)
+            tensor = source.inputs[1]
+            continue
         if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
@@ -229,6 +237,16 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         return veto("which value each output channel averages can't be told from the shapes")
     columns = (0, writer.shape[1])
     return _columns(site, "v-o", writer, columns, traced.columns, traced.head)
+
+
+def _appends_to_cache(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a Concat puts values behind those of an input, and hands all of them out."""
+    return (
+        node.op == "Concat"
+        and len(node.inputs) == 2
+        and any(node.inputs[0] is each for each in graph.inputs)
+        and ir.is_graph_output(graph, node.outputs[0])
+    )
 
 
 def _uses(tensor: Any) -> int:

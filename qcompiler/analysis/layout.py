@@ -40,8 +40,9 @@ def value_columns(
     """For each channel of the result the column of V [..., columns] it comes from.
 
     `before` are the nodes from V to the attention product, `after` those from the product to its
-    readers, each in order: Reshape, Transpose, Unsqueeze, Expand. `values` is V. None where a shape
-    is not known, a channel has no column of its own, or a column no channel.
+    readers, each in order: Reshape, Transpose, Unsqueeze, Expand, and Concat behind a cache, whose
+    columns are those of V. `values` is V. None where a shape is not known, a channel has no column
+    of its own, or a column no channel.
     """
     sizes: dict[str, int] = {}
     if values.shape is None:
@@ -54,6 +55,8 @@ def value_columns(
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
     if index is None or index.ndim < 3 or not (index == index[..., :1, :]).all():
         return None
+    queries = _queries(after, index.ndim, sizes) or index.shape[-2]
+    index = np.repeat(index[..., :1, :], queries, -2)
     found = _through(after, index, sizes)
     if found is None:
         return None
@@ -61,6 +64,12 @@ def value_columns(
     if not (rows == rows[0]).all() or np.unique(rows[0]).size != columns:
         return None
     return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
+
+
+def _queries(after: Sequence[gs.Node], rank: int, sizes: dict[str, int]) -> int | None:
+    """How many rows the product has; behind a cache there are fewer queries than keys."""
+    shape = after[0].inputs[0].shape if after else None
+    return _size(shape[-2], sizes) if shape is not None and len(shape) == rank else None
 
 
 def _head(
@@ -100,6 +109,8 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
         if node.op == "Unsqueeze":
             axes = ir.array(node.inputs[1]) if ir.is_constant(node.inputs[1]) else None
             return None if axes is None else np.expand_dims(index, tuple(map(int, axes.ravel())))
+        if node.op == "Concat":
+            return _longer(node, index, sizes)
         target = _target(node, index, sizes)
         if target is None:
             return None
@@ -108,6 +119,14 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
         return index.reshape(target)
     except ValueError:  # the shapes don't fit: an inferred dimension was not what it seemed
         return None
+
+
+def _longer(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
+    """What a Concat along an axis on which all numbers agree makes of them."""
+    axis, shape = int(ir.attribute(node, "axis")), node.outputs[0].shape
+    first = index.take([0], axis)
+    size = None if shape is None else _size(shape[axis], sizes)
+    return None if size is None or not (index == first).all() else np.repeat(first, size, axis)
 
 
 def _target(node: gs.Node, index: Index, sizes: dict[str, int]) -> list[int] | None:
