@@ -212,15 +212,9 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     tensor = step.inputs[1]
     while id(tensor) not in site.by_output:
         source = ir.producer(tensor)
-        if source is not None and _appends_to_cache(graph, source):
-            if not site.through_cache:
-                return veto("the values are handed out as KV cache, and folding would rescale them")
-            if _uses(tensor) != 1:
-                return veto("the values have other readers")
-            before.insert(0, source)
-            tensor = source.inputs[1]
-            continue
-        if source is None or source.op not in ("Reshape", "Transpose", "Unsqueeze", "Expand"):
+        cached = source is not None and _appends_to_cache(graph, source)
+        moves = ("Reshape", "Transpose", "Unsqueeze", "Expand")
+        if source is None or not (cached or source.op in moves):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
         if _uses(tensor) != 1:
@@ -228,7 +222,7 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         if ir.is_graph_output(graph, tensor) and not site.through_cache:
             return veto("the values are handed out as KV cache, and folding would rescale them")
         before.insert(0, source)
-        tensor = source.inputs[0]
+        tensor = source.inputs[cached]
     writer = site.by_output[id(tensor)]
     if _uses(tensor) != 1:
         return veto(f"the output of '{writer.name}' has other readers")
