@@ -133,7 +133,8 @@ def export(
     dialect: Annotated[
         str,
         typer.Option(
-            help="genai (decoders, with key/value cache), torch (standard operators), or auto."
+            help="genai (decoders, fused attention), torch (any model, standard operators), or "
+            "auto: genai where it can build the model."
         ),
     ] = "auto",
     precision: Annotated[
@@ -145,6 +146,9 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a Hugging Face or GGUF model to ONNX.
+
+    Decoders get a key/value cache. Models of text, images or sound become model.onnx;
+    encoder-decoders become encoder.onnx and decoder.onnx, to be compiled one by one.
 
     Needs the extra [b]pip install 'qcompiler\\[export]'[/].
 
@@ -170,6 +174,8 @@ def export(
         console.print_json(result.to_dict())
         return
     console.say(f"{result.path}: {result.dialect} {result.precision}, {result.seconds:.0f} s")
+    for note in result.notes:
+        console.note(f"note: {note}")
 
 
 app.command(name="compile", cls=Command)(cli_compile.compile_model)

@@ -213,7 +213,8 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     tensor = step.inputs[1]
     while (written := _written(site, tensor)) is None:
         source = ir.producer(tensor)
-        if source is None or source.op not in MOVES | PICKS:
+        cached = source is not None and _appends_to_cache(graph, source)
+        if source is None or not (cached or source.op in MOVES | PICKS):
             found = "an input" if source is None else f"{source.op} '{source.name}'"
             return veto(f"the values come from {found}, not straight from a linear layer")
         if not _apart(tensor):
@@ -221,7 +222,7 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         if ir.is_graph_output(graph, tensor) and not site.through_cache:
             return veto("the values are handed out as KV cache, and folding would rescale them")
         before.insert(0, tensor)
-        tensor = source.inputs[0]
+        tensor = source.inputs[cached]
     writer, columns = written
     if not _apart(tensor):
         return veto(f"the output of '{writer.name}' has other readers")
@@ -267,6 +268,16 @@ def _apart(tensor: Any) -> bool:
         return False
     places = np.concatenate([np.ravel(taken) for _, taken in parts])
     return np.unique(places).size == places.size
+
+
+def _appends_to_cache(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a Concat puts values behind those of an input, and hands all of them out."""
+    return (
+        node.op == "Concat"
+        and len(node.inputs) == 2
+        and any(node.inputs[0] is each for each in graph.inputs)
+        and ir.is_graph_output(graph, node.outputs[0])
+    )
 
 
 def _uses(tensor: Any) -> int:

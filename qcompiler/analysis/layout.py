@@ -46,8 +46,9 @@ def value_columns(
     """For each channel of the result the column of V [..., columns] it comes from.
 
     `before` are the tensors from V to the attention product, `after` those from the product to its
-    readers, each in order and behind its producer: one of MOVES. `values` is V, which may hold more
-    than the product reads. None where a shape is not known, or a channel has no column of its own.
+    readers, each in order and behind its producer: one of MOVES or PICKS, or a Concat behind a
+    cache, whose columns are those of V. `values` is V, which may hold more than the product reads.
+    None where a shape is not known, or a channel has no column of its own.
     """
     sizes: dict[str, int] = {}
     if values.shape is None:
@@ -60,6 +61,8 @@ def value_columns(
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
     if index is None or index.ndim < 3 or not (index == index[..., :1, :]).all():
         return None
+    queries = _queries(after, index.ndim, sizes) or index.shape[-2]
+    index = np.repeat(index[..., :1, :], queries, -2)
     found = _through(after, index, sizes)
     if found is None:
         return None
@@ -67,6 +70,13 @@ def value_columns(
     if not (rows == rows[0]).all():
         return None
     return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
+
+
+def _queries(after: Sequence[Any], rank: int, sizes: dict[str, int]) -> int | None:
+    """How many rows the product has; behind a cache there are fewer queries than keys."""
+    first = ir.producer(after[0]) if after else None
+    shape = None if first is None else first.inputs[0].shape
+    return _size(shape[-2], sizes) if shape is not None and len(shape) == rank else None
 
 
 def _head(
@@ -112,6 +122,8 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
             axes = tuple(map(int, ir.array(node.inputs[1]).ravel()))
             change = np.expand_dims if node.op == "Unsqueeze" else np.squeeze
             return np.asarray(change(index, axes))
+        if node.op == "Concat":
+            return _longer(node, index, sizes)
         target = _target(node, index, sizes)
         if target is None:
             return None
@@ -122,13 +134,21 @@ def _moved(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
         return None
 
 
+def _longer(node: gs.Node, index: Index, sizes: dict[str, int]) -> Index | None:
+    """What a Concat along an axis on which all numbers agree makes of them."""
+    axis, shape = int(ir.attribute(node, "axis")), node.outputs[0].shape
+    first = index.take([0], axis)
+    size = None if shape is None else _size(shape[axis], sizes)
+    return None if size is None or not (index == first).all() else np.repeat(first, size, axis)
+
+
 def picked(node: gs.Node, output: Any, shape: Sequence[Any]) -> tuple[int, NDArray[Any]] | None:
     """The axis along which one of PICKS cuts its output out of `shape`, and which places it takes.
 
     Places are an array [n], or [] where the axis vanishes. None where that does not show.
     """
     if node.op == "Slice":
-        given = [each for each in node.inputs[1:] if not each.is_empty()]
+        given = list(node.inputs[1:5])
         if len(given) < 3 or not all(map(ir.is_constant, given)):
             return None
         starts, ends, axes, *steps = (ir.array(each).ravel().tolist() for each in given)

@@ -1,11 +1,12 @@
 """From a Hugging Face folder or a GGUF file to ONNX, ready to compile.
 
-Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (key/value cache,
-fused attention), and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`.
+Two dialects: `genai`, the decoder graphs of onnxruntime-genai's model builder (fused attention),
+and `torch`, the standard operators of `torch.onnx.export(dynamo=True)`, for models of every kind.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class ExportResult:
     dialect: str
     precision: str
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of the result: another dialect than usual, no cache, no tokenizer."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -48,9 +51,9 @@ def export_model(
     """Export `src` into the folder `out`: model.onnx with its data, tokenizer and configs beside.
 
     `src`: a Hugging Face folder, a .gguf file, or `package:NAME`, an installed Python package that
-    carries either. Dialect "auto" is `genai` for decoders and `torch` for encoders (output
-    `last_hidden_state`). Precision "int4" is onnxruntime-genai's own quantization, a baseline.
-    `out` appears only when it is complete.
+    carries either. An encoder-decoder becomes encoder.onnx and decoder.onnx. Dialect "auto" is
+    `genai` for the decoders that its builder can build, else `torch`. Precision "int4" is
+    onnxruntime-genai's own quantization, a baseline. `out` appears only when it is complete.
 
     Raises ExportError or OutputError, the remedy in its message.
     """
@@ -68,31 +71,38 @@ def export_model(
     with scratch_beside(final) as work:
         made = work / "out"
         made.mkdir()
-        used = _export(source, made, work, dialect, precision)
+        used, notes = _export(source, made, work, dialect, precision)
         put_folder(made, final, replace=overwrite)
     seconds = time.perf_counter() - start
-    return ExportResult(out, source.description, used, precision, seconds)
+    return ExportResult(out, source.description, used, precision, seconds, notes)
 
 
-def _export(source: Source, made: Path, work: Path, dialect: str, precision: str) -> str:
+def _export(
+    source: Source, made: Path, work: Path, dialect: str, precision: str
+) -> tuple[str, tuple[str, ...]]:
+    """Returns the dialect and the notes."""
     # torch takes seconds to import: only now is it certain to be needed.
-    from qcompiler.export import genai, hf
+    from qcompiler.export import genai, hf, standard
 
     folder = source.path
     if source.is_gguf:
         folder = hf.gguf_to_folder(source.path, work / "hf")
-    decoder = is_decoder(folder)
-    if dialect == "auto":
-        dialect = "genai" if decoder else "torch"
-    if dialect == "torch":
-        if precision != "fp32":
-            raise ExportError("precision int4 exists in the genai dialect only")
-        hf.export_torch(folder, made, decoder=decoder)
-    elif not decoder:
-        raise ExportError(
-            f"{source.description} is no decoder: onnxruntime-genai can't build it; use "
-            "--dialect torch"
-        )
-    else:
-        genai.build(folder, made, work / "cache", precision)
-    return dialect
+    obstacle = genai.obstacle(folder)
+    if obstacle is None and dialect != "torch":
+        try:
+            genai.build(folder, made, work, precision)
+        except ExportError as error:
+            obstacle = str(error)
+            shutil.rmtree(made)
+            made.mkdir()
+        else:
+            return "genai", ()
+    if dialect == "genai":
+        raise ExportError(f"{source.description}: {obstacle}; use --dialect torch")
+    if precision != "fp32":
+        why = f", and {obstacle}" if obstacle else ""
+        raise ExportError(f"precision int4 exists in the genai dialect only{why}; use fp32")
+    notes = standard.export_torch(folder, made)
+    if obstacle and is_decoder(folder):
+        notes = (f"in standard operators: {obstacle}", *notes)
+    return "torch", notes

