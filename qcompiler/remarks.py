@@ -150,6 +150,14 @@ class Merged(Remark):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Divided(Remark):
+    """A node that holds several matrices became a layer for each."""
+
+    parts: tuple[str, ...]
+    """The layers; together they have what the node held."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lowered(Remark):
     """An operator of the target took a layer's place."""
 

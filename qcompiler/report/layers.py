@@ -12,6 +12,7 @@ from qcompiler.formats import Granularity
 from qcompiler.passmanager import Record
 from qcompiler.remarks import (
     Computed,
+    Divided,
     Equalized,
     Folded,
     LeftAlone,
@@ -94,6 +95,9 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
     layers: dict[str, Layer] = {}
     members: dict[str, Sequence[str]] = {}
     for remark in (remark for record in history for remark in record.remarks):
+        if isinstance(remark, Divided):
+            layers.pop(remark.layer, None)
+            continue
         if isinstance(remark, Merged):
             members[remark.into] = remark.members
         names = members.get(remark.layer, (remark.layer,))

@@ -1,0 +1,212 @@
+"""Experts: matrices of one constant [E, .., ..], of which a row meets one, or all.
+
+    MoE(X, router, W1, b1, W2, b2)                 ONNX Runtime's operator
+    MatMul(X[S, 1, K], W[E, K, N][ids])            each row by the matrix it was routed to
+    MatMul(W[E, N, K][ids], X[S, K, 1])
+    MatMul(X[.., E, T, K], W[E, K, N])             each matrix by rows of its own
+    MatMul(X[.., T, K], W[E, K, N])                each matrix by all rows
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+from qcompiler.analysis.layers import FLOAT_TYPES
+
+ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "identity")
+"""Of MoE; `gelu` is the one of tanh."""
+
+_MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Identity")
+_INPUTS = 8
+
+
+class NotExperts(Exception):
+    """Why matrices that look like those of experts can't become layers."""
+
+    def __init__(self, holder: gs.Node, reason: str) -> None:
+        """`holder`: the node that reads the constant."""
+        super().__init__(reason)
+        self.holder = str(holder.name)
+
+
+@dataclass(frozen=True)
+class FusedExperts:
+    """ONNX Runtime's MoE: y = Σ p_e · fc2_e(act(fc1_e(x))) over the k experts of largest p_e."""
+
+    node: gs.Node
+    x: Any
+    """[.., H]."""
+    router: Any
+    """[T, E]: logits."""
+    up: gs.Constant
+    """[E, I, H]; [E, 2 I, H] for swiglu, rows of gate and up in turn."""
+    up_bias: gs.Constant | None
+    """[E, I] or [E, 2 I]."""
+    down: gs.Constant
+    """[E, H, I]."""
+    down_bias: gs.Constant | None
+    """[E, H]."""
+    activation: str
+
+    @property
+    def count(self) -> int:
+        """The number of experts."""
+        return int(self.up.shape[0])
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.down.shape[1])
+
+    @property
+    def slots(self) -> int:
+        """The experts of a token."""
+        return int(self.setting("k", 1))
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """An attribute of the node."""
+        return ir.attribute(self.node, name, default)
+
+
+def fused_experts(node: gs.Node) -> FusedExperts | None:
+    """The experts within an operator; None for other nodes. NotExperts says why they stay there."""
+    if node.op != "MoE" or node.domain != "com.microsoft":
+        return None
+    given = [None if tensor.is_empty() else tensor for tensor in node.inputs]
+    x, router, up, up_bias, down, down_bias, third, third_bias = given + [None] * (
+        _INPUTS - len(given)
+    )
+    activation = str(ir.attribute(node, "activation_type", "relu"))
+    gated = activation == "swiglu"
+    if third is not None or third_bias is not None:
+        raise NotExperts(node, "it has a third matrix, for which ONNX Runtime has no CPU kernel")
+    if activation not in ACTIVATIONS:
+        raise NotExperts(node, f"its activation '{activation}' is not known here")
+    if gated and ir.attribute(node, "swiglu_fusion", 0) != 1:
+        raise NotExperts(node, "only swiglu with gate and up in turn has a CPU kernel")
+    if ir.attribute(node, "use_sparse_mixer", 0):
+        raise NotExperts(node, "it routes by a sparse mixer")
+    constants = [each for each in (up, up_bias, down, down_bias) if each is not None]
+    if not all(map(_is_floats, constants)):
+        raise NotExperts(node, "its weights are not constants of floats")
+    if ir.tensor_rank(x) is None:
+        raise NotExperts(node, "the rank of its input is not known")
+    experts, hidden, inner = (int(size) for size in down.shape)
+    if tuple(up.shape) != (experts, inner * (2 if gated else 1), hidden):
+        raise NotExperts(node, "its weights are not stored as [experts, outputs, inputs]")
+    return FusedExperts(node, x, router, up, up_bias, down, down_bias, activation)
+
+
+@dataclass(frozen=True)
+class RoutedProduct:
+    """A product of each row by the matrix that it was routed to."""
+
+    node: gs.Node
+    lookup: gs.Node
+    """What looks up the matrices."""
+    x: Any
+    """[S, 1, K], or [S, K, 1] where the product has it on the right."""
+    axis: int
+    """The axis of X, and of the product, that has size 1."""
+    ids: Any
+    """[S], or [S, 1]: the number of each row's matrix."""
+    weight: gs.Constant
+    """[E, K, N] or [E, N, K]."""
+    transposed: bool
+    """Whether it is the latter."""
+
+    @property
+    def count(self) -> int:
+        """The number of experts."""
+        return int(self.weight.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        first, second = (int(size) for size in self.weight.shape[1:])
+        return (second, first) if self.transposed else (first, second)
+
+
+def routed_product(node: gs.Node) -> RoutedProduct | None:
+    """The product by looked-up matrices that a node is; None for other nodes."""
+    if node.op != "MatMul" or node.domain:
+        return None
+    for position in (0, 1):
+        found = _looked_up(node.inputs[position])
+        if found is None:
+            continue
+        lookup, turned = found
+        if len(ir.consumers(lookup.outputs[0])) > 1:
+            raise NotExperts(lookup, "other nodes read the matrices it looks up")
+        x = node.inputs[1 - position]
+        axis = 1 if position == 1 else 2
+        if ir.tensor_rank(x) != 3 or x.shape[axis] != 1:
+            raise NotExperts(lookup, "several rows meet one looked-up matrix")
+        ids = lookup.inputs[1]
+        if not _chosen(ids):
+            raise NotExperts(lookup, "they are looked up by numbers that no TopK chose")
+        transposed = turned == (position == 1)
+        return RoutedProduct(node, lookup, x, axis, ids, lookup.inputs[0], transposed)
+    return None
+
+
+def _looked_up(tensor: Any) -> tuple[gs.Node, bool] | None:
+    """The node that looks up matrices of a constant for each row, and whether they are turned."""
+    node, turned = ir.producer(tensor), False
+    if node is not None and node.op == "Transpose" and ir.attribute(node, "perm") == [0, 2, 1]:
+        node, turned = ir.producer(node.inputs[0]), True
+    if node is None or node.domain or node.op not in ("Gather", "GatherND"):
+        return None
+    data, ids = node.inputs
+    if not _is_floats(data) or len(data.shape) != 3 or ir.is_constant(ids):
+        return None
+    if node.op == "Gather":
+        fits = ir.attribute(node, "axis", 0) == 0 and ir.tensor_rank(ids) == 1
+    else:
+        last = ids.shape[-1] if ir.tensor_rank(ids) == 2 else None
+        fits = ir.attribute(node, "batch_dims", 0) == 0 and last == 1
+    return (node, turned) if fits else None
+
+
+def _chosen(ids: Any) -> bool:
+    """Whether numbers come from a TopK, which gives none below zero."""
+    node = ir.producer(ids)
+    while node is not None and node.op in _MOVES and not node.domain:
+        ids = node.inputs[0]
+        node = ir.producer(ids)
+    return node is not None and node.op == "TopK" and ids is node.outputs[1]
+
+
+@dataclass(frozen=True)
+class BatchedProduct:
+    """A product by each matrix of a constant [E, K, N]."""
+
+    node: gs.Node
+    x: Any
+    weight: gs.Constant
+    shares: bool
+    """Whether each matrix meets all of X, not a part of it."""
+
+
+def batched_product(node: gs.Node) -> BatchedProduct | None:
+    """The product by several matrices at once that a node is; None for other nodes."""
+    if node.op != "MatMul" or node.domain or ir.is_constant(node.inputs[0]):
+        return None
+    x, weight = node.inputs
+    if not _is_floats(weight) or len(weight.shape) != 3 or weight.shape[0] == 1:
+        return None
+    rank = ir.tensor_rank(x)
+    if rank is None or rank < 2:
+        return None
+    parts = 1 if rank == 2 else x.shape[-3]
+    if parts not in (1, weight.shape[0]):
+        return None
+    return BatchedProduct(node, x, weight, shares=parts == 1)
+
+
+def _is_floats(tensor: Any) -> bool:
+    return ir.is_constant(tensor) and ir.elem_type(tensor) in FLOAT_TYPES and 0 not in tensor.shape
