@@ -5,6 +5,8 @@
     MatMul(W[E, N, K][ids], X[S, K, 1])
     MatMul(X[.., E, T, K], W[E, K, N])             each matrix by rows of its own
     MatMul(X[.., T, K], W[E, K, N])                each matrix by all rows
+
+And experts that are layers: what a layer reads may be some of the rows of a tensor, chosen by data.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from qcompiler.analysis.layers import FLOAT_TYPES
 
 ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "identity")
 """Of MoE; `gelu` is the one of tanh."""
+
+ENOUGH = 2
+"""Rows that calibration should have for each channel of a layer's input."""
 
 _MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Identity")
 _INPUTS = 8
@@ -210,3 +215,52 @@ def batched_product(node: gs.Node) -> BatchedProduct | None:
 
 def _is_floats(tensor: Any) -> bool:
     return ir.is_constant(tensor) and ir.elem_type(tensor) in FLOAT_TYPES and 0 not in tensor.shape
+
+
+@dataclass(frozen=True)
+class RoutedRows:
+    """Rows that data chooses: no two runs of a model need choose the same."""
+
+    whole: Any
+    """The tensor that they, or what they are computed from, are rows of."""
+    direct: bool
+    """Whether they are its rows, with nothing computed between."""
+
+
+_BY_ROW = frozenset(
+    "Add Cast Clip Div Elu Erf Exp Gelu HardSwish Identity LeakyRelu Max MatMul Min Mul Neg Pow Relu "
+    "Sigmoid Slice Softplus Split Sqrt Sub Swish Tanh".split()
+)
+"""Operators whose result has the rows of what they read."""
+
+
+def routed_rows(x: Any) -> RoutedRows | None:
+    """Where the rows of a tensor come from, if data chooses them; None for other tensors."""
+    direct = True
+    node = ir.producer(x)
+    while node is not None and not node.domain:
+        if _chooses(node):
+            return RoutedRows(node.inputs[0], direct)
+        variable = [t for t in node.inputs if not t.is_empty() and not ir.is_constant(t)]
+        if node.op not in _BY_ROW or not variable:
+            return None
+        direct = False
+        node = ir.producer(variable[0])
+    return None
+
+
+def _chooses(node: gs.Node) -> bool:
+    """Whether a node takes rows by sizes or places that are computed from values."""
+    if ir.attribute(node, "axis", 0) != 0 or len(node.inputs) < 2:
+        return False
+    if node.op == "Split":
+        return not ir.is_constant(node.inputs[1])
+    return node.op in ("Gather", "GatherND") and _from_nonzero(node.inputs[1])
+
+
+def _from_nonzero(places: Any) -> bool:
+    """Whether places are those where a condition holds."""
+    node = ir.producer(places)
+    while node is not None and node.op in (*_MOVES, "Gather", "GatherND", "Slice", "Split"):
+        node = ir.producer(node.inputs[0])
+    return node is not None and node.op == "NonZero"
