@@ -264,3 +264,35 @@ def _from_nonzero(places: Any) -> bool:
     while node is not None and node.op in (*_MOVES, "Gather", "GatherND", "Slice", "Split"):
         node = ir.producer(node.inputs[0])
     return node is not None and node.op == "NonZero"
+
+
+_BEFORE_CHOICE = frozenset("Add Cast Div Mul Reshape Sigmoid Softmax Sub".split())
+_STEPS = 64
+"""Nodes to look at behind a choice."""
+
+
+def is_router(output: Any) -> bool:
+    """Whether the largest of a layer's results say which rows go where."""
+    waiting, seen = [output], 0
+    while waiting and seen < _STEPS:
+        tensor = waiting.pop()
+        for node in ir.consumers(tensor):
+            seen += 1
+            if node.op == "TopK" and tensor is node.inputs[0] and _routes(node.outputs[1]):
+                return True
+            if node.op in _BEFORE_CHOICE and not node.domain:
+                waiting += node.outputs
+    return False
+
+
+def _routes(chosen: Any) -> bool:
+    """Whether numbers decide how rows are taken."""
+    waiting, seen = [chosen], 0
+    while waiting and seen < _STEPS:
+        tensor = waiting.pop(0)
+        for node in ir.consumers(tensor):
+            seen += 1
+            if node.op == "NonZero" or (node.op == "Split" and tensor is not node.inputs[0]):
+                return True
+            waiting += [each for each in node.outputs if ir.elem_type(each) not in FLOAT_TYPES]
+    return False
