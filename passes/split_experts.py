@@ -124,12 +124,18 @@ class _Splitter:
             self._routes[key] = _Routes(emit, emit.reshaped(found.ids, [-1]), found.count)
         routes = self._routes[key]
         flat = emit.reshaped(found.x, [-1, rows])
+        given = ir.producer(found.x, "Unsqueeze")
+        if given is not None and _axes(given) == [found.axis]:
+            flat = given.inputs[0]
         ordered = emit("Gather", [flat, routes.order], [None, rows], flat.dtype, axis=0)
         parts = [
             emit.layer(f"experts.{each}", part, _matrix(found.weight, each, found.transposed))
             for each, part in enumerate(routes.parted(emit, ordered))
         ]
         joined = routes.joined(emit, parts)
+        for reader in ir.consumers(found.node.outputs[0]):
+            if reader.op == "Squeeze" and _axes(reader) == [found.axis]:
+                ir.replace_uses(self._graph, reader.outputs[0], joined)
         shape: list[Any] = [None, columns]
         shape.insert(found.axis, 1)
         axes = emit.constant("axes", [found.axis])
@@ -153,6 +159,13 @@ class _Splitter:
         shape = [*one[:-3], count, one[-2], found.weight.shape[2]]
         self._put(found.node, emit("Concat", products, shape, x.dtype, axis=len(one) - 3))
         return _divided(str(found.node.name), emit.layers)
+
+
+def _axes(node: gs.Node) -> list[int] | None:
+    """The axes that a Squeeze or Unsqueeze of three drops or adds; None where they are computed."""
+    if len(node.inputs) < 2 or not ir.is_constant(node.inputs[1]):
+        return None
+    return [int(axis) % 3 for axis in ir.array(node.inputs[1]).reshape(-1)]
 
 
 def _divided(holder: str, layers: Sequence[str]) -> Divided:

@@ -6,7 +6,7 @@
 x ← x·R leaves a model as it was if everything that writes x turns with it (tables, columns and
 biases ← ..·R) and everything that reads x turns back (rows ← Rᵀ·..). An RMS norm without channel
 weights commutes with R, since the length of x stays; one that subtracts the mean does not. A stream
-is all tensors that additions connect; anything else that touches them vetoes the rotation with its
+is all tensors that additions connect, and rows of these; anything else that touches them vetoes the rotation with its
 reason.
 """
 
@@ -23,6 +23,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.norms import RMS_NORM, last_axis
+from qcompiler.analysis.rows import moved_rows, origin, readers_of_rows
 from qcompiler.analysis.tables import find_tables
 from qcompiler.ir.matcher import find
 
@@ -275,8 +276,9 @@ class _Walk:
         return node.op in _RMS and any(n.node is node and n.x is tensor for n in self._norms)
 
     def _joins(self, node: gs.Node) -> bool:
-        """Whether a node adds to the stream or scales all of it; its tensors belong to it then."""
-        found = _sum(node) or _multiple(node)
+        """Whether a node adds to the stream, scales all of it or moves rows; its tensors belong to it
+        then."""
+        found = _sum(node) or _multiple(node) or moved_rows(node)
         if found is None:
             return False
         positions, total = found
@@ -295,12 +297,12 @@ class _Walk:
     def _behind(self, norm: StreamNorm) -> None:
         """The layers behind a norm, and whether its weight lets a rotation pass."""
         weight, output = norm.weight, norm.output
-        readers = tuple(each for each in self._layers if each.x is output)
+        readers = tuple(each for each in self._layers if origin(each.x) is output)
         for layer in readers:
             self._touched.add(id(layer.node))
             self._use(layer.node, layer.kind.weight, layer.axes[0])
         own = {id(layer.node) for layer in readers}
-        others = (n for n in ir.value_readers(output) if id(n) not in own)
+        others = (n for n, _ in readers_of_rows(output) if id(n) not in own)
         other = next(others, None)
         if other is not None:
             self._refuse(f"{_label(other)} reads the norm '{norm.node.name}', too")
