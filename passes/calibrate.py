@@ -48,9 +48,7 @@ def _wholes(layers: Sequence[Layer]) -> dict[str, str]:
     return {name: str(rows.whole.name) for name, rows in found.items() if rows and rows.direct}
 
 
-def _filled(
-    observed: Statistics, layers: Sequence[Layer], wholes: Mapping[str, str]
-) -> Statistics:
+def _filled(observed: Statistics, layers: Sequence[Layer], wholes: Mapping[str, str]) -> Statistics:
     """The statistics of what layers read."""
     tensors = dict(observed.tensors)
     for layer in layers:

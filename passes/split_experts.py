@@ -26,10 +26,11 @@ from qcompiler import ir
 from qcompiler.analysis.experts import (
     BatchedProduct,
     FusedExperts,
-    NotExperts,
+    NotExpertsError,
     RoutedProduct,
     batched_product,
     fused_experts,
+    routed_bias,
     routed_product,
 )
 from qcompiler.ir.tensors import CastValues, stored_values
@@ -51,17 +52,18 @@ class SplitExperts(Pass):
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         splitter = _Splitter(graph)
-        remarks: list[Remark] = []
+        divided: list[Remark] = []
+        left: dict[str, Remark] = {}
         for node in list(graph.nodes):
             try:
-                remarks += splitter.split(node)
-            except NotExperts as reason:
+                divided += splitter.split(node)
+            except NotExpertsError as reason:
                 message = f"its experts are not split: {reason}"
-                remarks.append(LeftAlone(layer=reason.holder, message=message))
-        changed = any(isinstance(each, Divided) for each in remarks)
-        if changed:
+                left[reason.holder] = LeftAlone(layer=reason.holder, message=message)
+        if divided:
             ir.remove_dead(graph)
-        return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
+        remarks = (*divided, *left.values())
+        return PassResult(graph=graph, changed=bool(divided), remarks=remarks)
 
 
 class _Splitter:
@@ -79,18 +81,21 @@ class _Splitter:
             return [self._fused(fused)]
         routed = routed_product(node)
         if routed is not None:
-            return [self._routed(routed)]
+            return self._routed(routed)
         batched = batched_product(node)
         return [] if batched is None else [self._batched(batched)]
 
     def _emitter(self, base: str) -> _Emitter:
         return _Emitter(self._graph, self._namer, base)
 
-    def _put(self, node: gs.Node, made: Any) -> None:
-        """Let a tensor take the place of a node's output."""
-        output = node.outputs[0]
-        node.outputs.clear()
-        ir.replace_uses(self._graph, output, made)
+    def _put(self, old: Any, made: Any) -> None:
+        """Let a tensor take the place of another, whose sizes may have names."""
+        if old.shape is not None:
+            sizes = zip(old.shape, made.shape, strict=True)
+            made.shape = [other if size is None else size for size, other in sizes]
+        if old.inputs:
+            old.inputs[0].outputs.clear()
+        ir.replace_uses(self._graph, old, made)
 
     def _fused(self, found: FusedExperts) -> Divided:
         base = str(found.node.name)
@@ -113,10 +118,10 @@ class _Splitter:
         axes = emit.constant("axes", [1])
         total = emit("ReduceSum", [weighted, axes], [None, width], keepdims=0)
         sizes = emit("Shape", [x], [len(x.shape)], _INT)
-        self._put(found.node, emit.like(x, emit("Reshape", [total, sizes], x.shape)))
+        self._put(found.node.outputs[0], emit.like(x, emit("Reshape", [total, sizes], x.shape)))
         return _divided(base, layers)
 
-    def _routed(self, found: RoutedProduct) -> Divided:
+    def _routed(self, found: RoutedProduct) -> list[Divided]:
         emit = self._emitter(str(found.node.name))
         rows, columns = found.shape
         key = id(found.ids), found.count
@@ -128,19 +133,30 @@ class _Splitter:
         if given is not None and _axes(given) == [found.axis]:
             flat = given.inputs[0]
         ordered = emit("Gather", [flat, routes.order], [None, rows], flat.dtype, axis=0)
+        biased = routed_bias(found)
+        shifts = None if biased is None else ir.array(biased[1].inputs[0])
         parts = [
-            emit.layer(f"experts.{each}", part, _matrix(found.weight, each, found.transposed))
+            emit.layer(
+                f"experts.{each}",
+                part,
+                _matrix(found.weight, each, found.transposed),
+                None if shifts is None else shifts[each],
+            )
             for each, part in enumerate(routes.parted(emit, ordered))
         ]
         joined = routes.joined(emit, parts)
+        if biased is not None:
+            self._put(biased[0], joined)
+            holders = (found.lookup, biased[1])
+            return [_divided(str(each.name), emit.layers) for each in holders]
         for reader in ir.consumers(found.node.outputs[0]):
             if reader.op == "Squeeze" and _axes(reader) == [found.axis]:
-                ir.replace_uses(self._graph, reader.outputs[0], joined)
+                self._put(reader.outputs[0], joined)
         shape: list[Any] = [None, columns]
         shape.insert(found.axis, 1)
         axes = emit.constant("axes", [found.axis])
-        self._put(found.node, emit("Unsqueeze", [joined, axes], shape, flat.dtype))
-        return _divided(str(found.lookup.name), emit.layers)
+        self._put(found.node.outputs[0], emit("Unsqueeze", [joined, axes], shape, flat.dtype))
+        return [_divided(str(found.lookup.name), emit.layers)]
 
     def _batched(self, found: BatchedProduct) -> Divided:
         emit = self._emitter(str(found.node.name))
@@ -157,7 +173,9 @@ class _Splitter:
             for each, part in enumerate(parts)
         ]
         shape = [*one[:-3], count, one[-2], found.weight.shape[2]]
-        self._put(found.node, emit("Concat", products, shape, x.dtype, axis=len(one) - 3))
+        self._put(
+            found.node.outputs[0], emit("Concat", products, shape, x.dtype, axis=len(one) - 3)
+        )
         return _divided(str(found.node.name), emit.layers)
 
 

@@ -116,7 +116,9 @@ def inspect(model: str | Path) -> Inspection:
 def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
     """Float linear layers and foldable edges, on the canonical form of the graph."""
     try:
-        manager = PassManager(parse_pipeline("import,fold-constants,split-experts,canonicalize,fuse-norm"))
+        manager = PassManager(
+            parse_pipeline("import,fold-constants,split-experts,canonicalize,fuse-norm")
+        )
         graph, _ = manager.run(graph, PassContext())
     except PassError as error:
         return replace(facts, note=str(error))

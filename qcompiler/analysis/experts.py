@@ -29,7 +29,7 @@ _MOVES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Id
 _INPUTS = 8
 
 
-class NotExperts(Exception):
+class NotExpertsError(Exception):
     """Why matrices that look like those of experts can't become layers."""
 
     def __init__(self, holder: gs.Node, reason: str) -> None:
@@ -78,31 +78,35 @@ class FusedExperts:
 
 
 def fused_experts(node: gs.Node) -> FusedExperts | None:
-    """The experts within an operator; None for other nodes. NotExperts says why they stay there."""
+    """The experts within an operator; None for other nodes.
+
+    NotExpertsError says why they stay there.
+    """
     if node.op != "MoE" or node.domain != "com.microsoft":
         return None
     given = [None if tensor.is_empty() else tensor for tensor in node.inputs]
-    x, router, up, up_bias, down, down_bias, third, third_bias = given + [None] * (
-        _INPUTS - len(given)
-    )
+    given += [None] * (_INPUTS - len(given))
+    x, router, up, up_bias, down, down_bias, *third = given
     activation = str(ir.attribute(node, "activation_type", "relu"))
     gated = activation == "swiglu"
-    if third is not None or third_bias is not None:
-        raise NotExperts(node, "it has a third matrix, for which ONNX Runtime has no CPU kernel")
+    if any(each is not None for each in third):
+        raise NotExpertsError(
+            node, "it has a third matrix, for which ONNX Runtime has no CPU kernel"
+        )
     if activation not in ACTIVATIONS:
-        raise NotExperts(node, f"its activation '{activation}' is not known here")
+        raise NotExpertsError(node, f"its activation '{activation}' is not known here")
     if gated and ir.attribute(node, "swiglu_fusion", 0) != 1:
-        raise NotExperts(node, "only swiglu with gate and up in turn has a CPU kernel")
+        raise NotExpertsError(node, "only swiglu with gate and up in turn has a CPU kernel")
     if ir.attribute(node, "use_sparse_mixer", 0):
-        raise NotExperts(node, "it routes by a sparse mixer")
-    constants = [each for each in (up, up_bias, down, down_bias) if each is not None]
-    if not all(map(_is_floats, constants)):
-        raise NotExperts(node, "its weights are not constants of floats")
-    if ir.tensor_rank(x) is None:
-        raise NotExperts(node, "the rank of its input is not known")
+        raise NotExpertsError(node, "it routes by a sparse mixer")
+    constants = (each for each in (up_bias, down_bias) if each is not None)
+    if up is None or down is None or not all(map(_is_floats, (up, down, *constants))):
+        raise NotExpertsError(node, "its weights are not constants of floats")
     experts, hidden, inner = (int(size) for size in down.shape)
+    if ir.tensor_rank(x) is None or ir.tensor_rank(router) != 2:
+        raise NotExpertsError(node, "its input is not known to be rows, with as many of scores")
     if tuple(up.shape) != (experts, inner * (2 if gated else 1), hidden):
-        raise NotExperts(node, "its weights are not stored as [experts, outputs, inputs]")
+        raise NotExpertsError(node, "its weights are not stored as [experts, outputs, inputs]")
     return FusedExperts(node, x, router, up, up_bias, down, down_bias, activation)
 
 
@@ -146,16 +150,36 @@ def routed_product(node: gs.Node) -> RoutedProduct | None:
             continue
         lookup, turned = found
         if len(ir.consumers(lookup.outputs[0])) > 1:
-            raise NotExperts(lookup, "other nodes read the matrices it looks up")
+            raise NotExpertsError(lookup, "other nodes read the matrices it looks up")
         x = node.inputs[1 - position]
         axis = 1 if position == 1 else 2
         if ir.tensor_rank(x) != 3 or x.shape[axis] != 1:
-            raise NotExperts(lookup, "several rows meet one looked-up matrix")
+            raise NotExpertsError(lookup, "several rows meet one looked-up matrix")
         ids = lookup.inputs[1]
         if not _chosen(ids):
-            raise NotExperts(lookup, "they are looked up by numbers that no TopK chose")
+            raise NotExpertsError(lookup, "they are looked up by numbers that no TopK chose")
         transposed = turned == (position == 1)
         return RoutedProduct(node, lookup, x, axis, ids, lookup.inputs[0], transposed)
+    return None
+
+
+def routed_bias(product: RoutedProduct) -> tuple[Any, gs.Node] | None:
+    """The sum of a routed product and of biases that are looked up as its matrices are, and what
+    looks them up in a constant [E, N]."""
+    output, squeezed = product.node.outputs[0], None
+    for node in ir.consumers(output):
+        squeezed = node.outputs[0] if node.op == "Squeeze" else None
+    readers = [] if squeezed is None else ir.consumers(squeezed)
+    if len(ir.consumers(output)) != 1 or len(readers) != 1 or readers[0].op != "Add":
+        return None
+    lookup, ids = product.lookup, product.ids
+    for term in readers[0].inputs:
+        found = ir.producer(term, lookup.op)
+        if found is None or found.inputs[1] is not ids or found.attrs != lookup.attrs:
+            continue
+        table = found.inputs[0]
+        if _is_floats(table) and tuple(table.shape) == (product.count, product.shape[1]):
+            return readers[0].outputs[0], found
     return None
 
 
@@ -228,8 +252,34 @@ class RoutedRows:
 
 
 _BY_ROW = frozenset(
-    "Add Cast Clip Div Elu Erf Exp Gelu HardSwish Identity LeakyRelu Max MatMul Min Mul Neg Pow Relu "
-    "Sigmoid Slice Softplus Split Sqrt Sub Swish Tanh".split()
+    {
+        "Add",
+        "Cast",
+        "Clip",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Max",
+        "MatMul",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Relu",
+        "Sigmoid",
+        "Slice",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+    }
 )
 """Operators whose result has the rows of what they read."""
 
@@ -266,7 +316,7 @@ def _from_nonzero(places: Any) -> bool:
     return node is not None and node.op == "NonZero"
 
 
-_BEFORE_CHOICE = frozenset("Add Cast Div Mul Reshape Sigmoid Softmax Sub".split())
+_BEFORE_CHOICE = frozenset({"Add", "Cast", "Div", "Mul", "Reshape", "Sigmoid", "Softmax", "Sub"})
 _STEPS = 64
 """Nodes to look at behind a choice."""
 

@@ -6,8 +6,8 @@
 x ← x·R leaves a model as it was if everything that writes x turns with it (tables, columns and
 biases ← ..·R) and everything that reads x turns back (rows ← Rᵀ·..). An RMS norm without channel
 weights commutes with R, since the length of x stays; one that subtracts the mean does not. A stream
-is all tensors that additions connect, and rows of these; anything else that touches them vetoes the rotation with its
-reason.
+is all tensors that additions connect, and rows of these; anything else that touches them vetoes the
+rotation with its reason.
 """
 
 from __future__ import annotations
@@ -276,8 +276,7 @@ class _Walk:
         return node.op in _RMS and any(n.node is node and n.x is tensor for n in self._norms)
 
     def _joins(self, node: gs.Node) -> bool:
-        """Whether a node adds to the stream, scales all of it or moves rows; its tensors belong to it
-        then."""
+        """Whether a node adds to the stream, scales it or moves rows; its tensors belong to it."""
         found = _sum(node) or _multiple(node) or moved_rows(node)
         if found is None:
             return False
