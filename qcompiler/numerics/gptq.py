@@ -82,10 +82,11 @@ class Moments:
     def filled(self, tokens: int, whole: Moments | None) -> Moments:
         """The moments as if of so many tokens: those that are lacking are like the tokens of
         `whole`, or where it is None, like these with channels that have nothing to do with one
-        another. The same where none are lacking.
+        another. The same where none are lacking, or there are fewer than channels all the same.
         """
         lacking = tokens - self.tokens
-        if lacking <= 0:
+        known = self.tokens if whole is None else whole.tokens
+        if lacking <= 0 or known < len(self.hessian):
             return self
         if whole is None:
             share = lacking / max(self.tokens, 1)

@@ -203,9 +203,20 @@ def test_experts_are_rounded_on_their_own_tokens(body: str) -> None:
 
 def test_an_expert_with_few_tokens_borrows_those_of_others() -> None:
     model = model_of(ROUTED)
-    few = [{"x": each["x"][:6]} for each in feeds(4, 200)]
+    few = [{"x": each["x"][:10]} for each in feeds(4, 200)]  # 40 tokens, 80 rows of experts
     _, history = compiled(model, load("w4a8").passes, FeedData(few, "test"))
     said = [remark for step in history for remark in step.remarks]
     rounded = [each for each in said if isinstance(each, Rounded) and "experts." in each.layer]
-    assert max(each.tokens or 0 for each in rounded) < INNER
+    assert max(each.tokens or 0 for each in rounded) < HIDDEN
     assert {each.rounding for each in rounded} == {"gptq"}
+
+
+@pytest.mark.parametrize("recipe", ["aweq", "fptq", "smoothquant", "w4a8"])
+def test_experts_that_no_token_reaches(recipe: str) -> None:
+    model = model_of(fused('k = 1, activation_type = "relu"'))
+    made, history = compiled(model, load(recipe).passes, FeedData(feeds(4, 1), "test"))
+    said = [remark for step in history for remark in step.remarks]
+    rounded = {each.layer: each for each in said if isinstance(each, Rounded)}
+    assert len([name for name in rounded if "experts." in name]) == 2 * EXPERTS
+    assert {each.rounding for each in rounded.values()} == {"nearest"}
+    assert np.isfinite(run(made, feeds(1, 30)[0])).all()

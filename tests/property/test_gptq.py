@@ -277,17 +277,20 @@ def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
 
 
 def test_moments_are_filled_up_with_those_of_others() -> None:
-    few, many = problem(0, 24, 8, tokens=10)[0], problem(1, 24, 8, tokens=400)[0]
+    few, many = problem(0, 24, 8, tokens=30)[0], problem(1, 24, 8, tokens=400)[0]
     found, whole = moments([few]), moments([many])
     filled = found.filled(48, whole)
     assert filled.tokens == 48
     np.testing.assert_allclose(
-        filled.mean_square, (10 * found.mean_square + 38 * whole.mean_square) / 48
+        filled.mean_square, (30 * found.mean_square + 18 * whole.mean_square) / 48
     )
     alone = found.filled(48, None)
     np.testing.assert_allclose(alone.mean_square, found.mean_square)
     np.testing.assert_allclose(np.triu(alone.hessian, 1), np.triu(found.hessian, 1))
     assert whole.filled(48, found) is whole
+    fewer = moments([few[:10]])
+    assert fewer.filled(48, None) is fewer
+    assert fewer.filled(48, moments([many[:20]])) is fewer
     nothing = moments([few[:0]]).filled(48, whole)
     np.testing.assert_allclose(nothing.mean_square, whole.mean_square)
 
