@@ -14,7 +14,7 @@ from qcompiler.ir.io import import_proto
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.passmanager import PassContext, PassManager
 from qcompiler.recipe import load, parse_pipeline
-from qcompiler.remarks import Divided, LeftAlone, Rounded
+from qcompiler.remarks import Divided, Folded, LeftAlone, Rotated, Rounded
 from qcompiler.report.build import account
 
 EXACT = 1e-5
@@ -220,3 +220,57 @@ def test_experts_that_no_token_reaches(recipe: str) -> None:
     assert len([name for name in rounded if "experts." in name]) == 2 * EXPERTS
     assert {each.rounding for each in rounded.values()} == {"nearest"}
     assert np.isfinite(run(made, feeds(1, 30)[0])).all()
+
+
+def block() -> onnx.ModelProto:
+    """Rows of a table, experts between two norms, and a head."""
+    norm = "SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5>"
+    model = onnx.parser.parse_model(
+        f"{HEADER} g (int64[b, n] ids) => (float[b, n, 96] y) {{"
+        f"[embed] x0 = Gather(table, ids) [norm1] x = {norm} (x0, g)"
+        f"[router] scores0 = MatMul(x, gate) scores = Reshape(scores0, rows_of_scores)"
+        f"{fused(FORMS['silu, normalized'])}"
+        f"x1 = Add(x0, out) [norm2] x2 = {norm} (x1, g) [head] y = MatMul(x2, last) }}"
+    )
+    rng = np.random.default_rng(5)
+    constants = {each.name: each for each in model_of(fused(FORMS["relu"])).graph.initializer}
+    extra = {"table": rng.standard_normal((40, HIDDEN)), "g": rng.uniform(0.5, 3, HIDDEN)}
+    constants |= {k: numpy_helper.from_array(v.astype(np.float32), k) for k, v in extra.items()}
+    model.graph.initializer.extend(constants.values())
+    return model
+
+
+def test_norms_fold_and_the_stream_rotates_through_experts() -> None:
+    model = block()
+    passes = parse_pipeline("import,fold-constants,split-experts,canonicalize,fold-norm,rotate")
+    made, history = compiled(model, passes)
+    said = [remark for step in history for remark in step.remarks if remark.applied]
+    folded = {each.layer for each in said if isinstance(each, Folded)}
+    rotated = {each.layer for each in said if isinstance(each, Rotated)}
+    ups = {f"moe/experts.{each}/up_proj" for each in range(EXPERTS)}
+    assert folded == {"router", "head", *ups}
+    assert rotated == {"embed", *folded, *(name.replace("up", "down") for name in ups)}
+    feed = {"ids": np.random.default_rng(2).integers(0, 40, (2, 9))}
+    expected, actual = run(model, feed), run(made, feed)
+    assert np.abs(actual - expected).max() <= EXACT * np.abs(expected).max()
+
+
+def test_experts_picked_one_by_one_are_layers_too() -> None:
+    body = "shares = Softmax <axis = -1> (scores) "
+    for at in range(EXPERTS):
+        body += f"""
+            m{at} = Gather(up, i{at}) n{at} = Squeeze(m{at}, zero)
+            t{at} = Transpose <perm = [1, 0]> (n{at}) [up{at}] h{at} = MatMul(x, t{at})
+            r{at} = Relu(h{at}) k{at} = Gather(down_kn, i{at}) l{at} = Squeeze(k{at}, zero)
+            [down{at}] d{at} = MatMul(r{at}, l{at}) s{at} = Gather <axis = 1> (shares, i{at})
+            o{at} = Mul(d{at}, s{at})
+        """
+    model = model_of(body + "out = Sum(o0, o1, o2, o3)")
+    for name, value in {"zero": 0, **{f"i{at}": at for at in range(EXPERTS)}}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    _, history = compiled(model, load("rtn").passes)
+    layers, weights = account(history)
+    named = {f"{which}{at}" for which in ("up", "down") for at in range(EXPERTS)}
+    assert named <= {layer.name for layer in layers if layer.quantized}
+    assert weights is not None
+    assert weights.quantized_bytes >= 2 * EXPERTS * HIDDEN * INNER * 4
