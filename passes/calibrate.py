@@ -45,7 +45,7 @@ class Calibrate(Pass):
 def _wholes(layers: Sequence[Layer]) -> dict[str, str]:
     """Inputs of layers that are some rows of a tensor, with the name of this."""
     found = {str(layer.x.name): routed_rows(layer.x) for layer in layers}
-    return {name: str(rows.whole.name) for name, rows in found.items() if rows and rows.direct}
+    return {name: str(rows.whole.name) for name, rows in found.items() if rows and rows.alike}
 
 
 def _filled(observed: Statistics, layers: Sequence[Layer], wholes: Mapping[str, str]) -> Statistics:

@@ -229,7 +229,7 @@ class QuantizeWeights(Pass):
 
 def _whole(routed: RoutedRows | None) -> list[str]:
     """The name of the tensor that rows are taken from as they are, if there is one."""
-    return [str(routed.whole.name)] if routed is not None and routed.direct else []
+    return [str(routed.whole.name)] if routed is not None and routed.alike else []
 
 
 def _by_name(graph: gs.Graph) -> Mapping[str, Layer]:

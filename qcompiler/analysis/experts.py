@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.layers import FLOAT_TYPES
+from qcompiler.analysis.rows import moved_rows
 
 ACTIVATIONS = ("relu", "gelu", "silu", "swiglu", "identity")
 """Of MoE; `gelu` is the one of tanh."""
@@ -247,8 +248,9 @@ class RoutedRows:
 
     whole: Any
     """The tensor that they, or what they are computed from, are rows of."""
-    direct: bool
-    """Whether they are its rows, with nothing computed between."""
+    alike: bool
+    """Whether they are its rows, with nothing computed between, and experts have not computed it
+    each in its own way."""
 
 
 _BY_ROW = frozenset(
@@ -290,13 +292,27 @@ def routed_rows(x: Any) -> RoutedRows | None:
     node = ir.producer(x)
     while node is not None and not node.domain:
         if _chooses(node):
-            return RoutedRows(node.inputs[0], direct)
+            whole = node.inputs[0]
+            return RoutedRows(whole, direct and not _by_experts(whole))
         variable = [t for t in node.inputs if not t.is_empty() and not ir.is_constant(t)]
         if node.op not in _BY_ROW or not variable:
             return None
         direct = False
         node = ir.producer(variable[0])
     return None
+
+
+def _by_experts(whole: Any) -> bool:
+    """Whether rows were put together behind experts."""
+    node = ir.producer(whole)
+    while node is not None and not node.domain:
+        if node.op == "Concat":
+            return True
+        variable = [t for t in node.inputs if not t.is_empty() and not ir.is_constant(t)]
+        if not variable or (node.op not in _BY_ROW and moved_rows(node) is None):
+            return False
+        node = ir.producer(variable[0])
+    return False
 
 
 def _chooses(node: gs.Node) -> bool:

@@ -208,7 +208,12 @@ def test_an_expert_with_few_tokens_borrows_those_of_others() -> None:
     said = [remark for step in history for remark in step.remarks]
     rounded = [each for each in said if isinstance(each, Rounded) and "experts." in each.layer]
     assert max(each.tokens or 0 for each in rounded) < HIDDEN
-    assert {each.rounding for each in rounded} == {"gptq"}
+    ups = {each.rounding for each in rounded if "up" in each.layer}
+    assert ups == {"gptq"}
+    # What other experts have computed of their tokens says nothing of this one.
+    downs = [each for each in rounded if "down" in each.layer]
+    assert all((each.rounding == "gptq") == ((each.tokens or 0) >= INNER) for each in downs)
+    assert "nearest" in {each.rounding for each in downs}
 
 
 @pytest.mark.parametrize("recipe", ["aweq", "fptq", "smoothquant", "w4a8"])

@@ -53,10 +53,10 @@ def test_rows_that_data_chooses() -> None:
     found = tensors(UNROLLED)
     chosen = routed_rows(found["rows"])
     assert chosen is not None
-    assert (chosen.whole.name, chosen.direct) == ("flat_x", True)
+    assert (chosen.whole.name, chosen.alike) == ("flat_x", True)
     behind = routed_rows(found["act"])
     assert behind is not None
-    assert (behind.whole.name, behind.direct) == ("flat_x", False)
+    assert (behind.whole.name, behind.alike) == ("flat_x", False)
     assert routed_rows(found["flat_x"]) is None
 
 
