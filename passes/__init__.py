@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _PASSES: dict[str, str] = {
     "import": "import_model:ImportModel",
     "fold-constants": "fold_constants:FoldConstants",
+    "split-experts": "split_experts:SplitExperts",
     "canonicalize": "canonicalize:Canonicalize",
     "fold-norm": "fold_norm:FoldNorm",
     "rotate": "rotate:Rotate",

@@ -23,7 +23,7 @@ from qcompiler import ir
 from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.qdq import Counterpart, find_counterparts
 from qcompiler.errors import CalibrationError
-from qcompiler.numerics.bias import Correction, correction, means
+from qcompiler.numerics.bias import Correction, NoTokensError, correction, means
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Adjusted
 
@@ -75,6 +75,12 @@ class CorrectBias(Pass):
             ctx.tick("correcting biases", index, len(groups))
             try:
                 there, here = means(expected), means(actual)
+            except NoTokensError as reason:
+                message = f"bias not corrected: {reason}"
+                remarks += [
+                    Adjusted(layer=each.name, applied=False, message=message) for each in group
+                ]
+                continue
             except ValueError as error:
                 raise CalibrationError(f"layer '{group[0].name}': {error}") from None
             for each in group:

@@ -97,7 +97,8 @@ class Equalize(Pass):
         remarks: list[Equalized] = []
         changed = False
         edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
-        edges = [e for e in edges if self._wanted(e, plan) and e.name in statistics.tensors]
+        seen = [self._measured(e, statistics) for e in edges if self._wanted(e, plan)]
+        edges = [edge for edge in seen if edge is not None]
         open_edges = [e for e in edges if e.veto is None and e.kind in self.edges]
         choices = self._choices(graph, open_edges, ctx)
         for edge in edges:
@@ -110,7 +111,8 @@ class Equalize(Pass):
                 remarks += self._give_up(edge, choice.how, plan, choice)
                 continue
             fold(edge, choice.scale, namer)
-            statistics = statistics.scaled(edge.name, choice.scale)
+            for name in {str(reader.x.name) for reader in edge.readers}:
+                statistics = statistics.scaled(name, choice.scale)
             changed = True
             message = f"equalized by {self.method} through {edge.kind}{choice.how}"
             told = self._remark(edge, message, choice)
@@ -123,6 +125,16 @@ class Equalize(Pass):
         return PassResult(
             graph=graph, changed=changed, statistics=statistics, plan=plan, remarks=tuple(remarks)
         )
+
+    def _measured(self, edge: FoldEdge, statistics: Statistics) -> FoldEdge | None:
+        """An edge that calibration has seen, vetoed where it has not seen all that is read of it;
+        None where it has seen nothing."""
+        read = {edge.name, *(str(reader.x.name) for reader in edge.readers)}
+        if read.isdisjoint(statistics.tensors):
+            return None
+        if edge.veto is not None or read <= statistics.tensors.keys():
+            return edge
+        return replace(edge, veto="calibration has not seen all of the activation")
 
     def _wanted(self, edge: FoldEdge, plan: Plan) -> bool:
         plans = [plan[reader.name] for reader in edge.readers if reader.name in plan]

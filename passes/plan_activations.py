@@ -12,8 +12,8 @@ one costs less at run time, and is taken where its relative error is within `tol
 read one activation are planned alike, by the largest of their errors, because they share its Q/DQ
 and may share a node.
 
-An input that never changes on the calibration data gives no range for a static scale, whatever the
-policy: its layers get a scale per token.
+An input that never changes on the calibration data, or never occurs, gives no range for a static
+scale, whatever the policy: its layers get a scale per token.
 
 The graph is not changed; the decisions travel in the context.
 """
@@ -83,7 +83,7 @@ class PlanActivations(Pass):
             plan[layer.name] = replace(chosen, weight=ctx.plan[layer.name].weight)
             how = chosen.activation.value + (", equalized" if chosen.equalize else "")
             if still:
-                how += ": its input never changes on the calibration data, which gives no range"
+                how += ": the calibration data gives its input no range"
             elif found is not None:
                 how += ": output error " + ", ".join(f"{e:.4f} {g.value}" for g, e in found.items())
             elif self.policy == "measured":
@@ -149,7 +149,7 @@ class PlanActivations(Pass):
     def _peak(self, layer: Layer, statistics: Statistics | None) -> float | None:
         if statistics is not None and layer.x.name in statistics.tensors:
             return float(statistics.tensors[layer.x.name].absmax.max())
-        if self.policy in ("fptq", "per-tensor"):
+        if statistics is None and self.policy in ("fptq", "per-tensor"):
             raise CalibrationError(
                 f"policy '{self.policy}' needs the range of the input of '{layer.name}'; "
                 "put 'calibrate' before 'plan-activations'"
@@ -170,5 +170,7 @@ class PlanActivations(Pass):
 
 def _still(layer: Layer, statistics: Statistics | None) -> bool:
     """Whether calibration data gives a layer's input no range."""
-    found = None if statistics is None else statistics.tensors.get(str(layer.x.name))
-    return found is not None and found.still
+    if statistics is None:
+        return False
+    found = statistics.tensors.get(str(layer.x.name))
+    return found is None or found.still

@@ -17,6 +17,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
+from qcompiler.analysis.experts import is_router
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.formats import Bits, GroupSize, LayerPlan, WeightFormat
@@ -109,6 +110,8 @@ class PlanWeights(Pass):
             reason = f"excluded by pattern '{pattern}'"
         elif shape[0] < self.min_channels:
             reason = f"only {shape[0]} input channels"
+        elif is_router(layer.output):
+            reason = "it routes tokens to experts, and a wrong one costs more than its bytes"
         if reason is not None:
             return LeftAlone(layer=layer.name, message=reason, kind="linear", shape=shape)
         form = self.linear

@@ -7,6 +7,9 @@ float16 and bfloat16 layers are computed in float32 between two casts.
 With `rounding` "gptq" or "gptaq" the codes are chosen layer after layer from calibration data: each
 layer's input comes from the Q/DQ graph with all layers before it rounded and their activations
 quantized as planned. Layers that share an input are rounded on the same data.
+
+Which tokens an expert gets depends on the layers before. So its codes are chosen by "gptq": there
+is no float input for each token. Where it gets few, others count for those that are lacking.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.activation_qdq import insert_activations
+from qcompiler.analysis.experts import ENOUGH, RoutedRows, routed_rows
 from qcompiler.analysis.layers import Layer, by_input, find_layers, layer_of
 from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.analysis.rounded import described
@@ -110,30 +114,56 @@ class QuantizeWeights(Pass):
         floats = {layer.name: layer for layer in find_layers(source)[0]}
         said = {name: each for name, each in remarks.items() if isinstance(each, Rounded)}
         groups = by_input(shipped, said)
-        inputs = ctx.data.stream(shipped, list(groups))
-        references: Iterator[Sequence[Any]] | None = None
-        if self.rounding == "gptaq":
-            references = ctx.data.stream(
-                source, [str(floats[names[0]].x.name) for names in groups.values()]
-            )
         finished = 0
-        for names, values in zip(groups.values(), inputs, strict=True):
+        for names, found, tokens in self._moments(shipped, source, floats, groups, ctx):
             ctx.tick(f"rounding weights ({self.rounding})", finished, len(said))
             finished += len(names)
-            reference = next(references) if references is not None else None
-            rows = floats[names[0]].rows
-            try:
-                found = moments(
-                    map(rows, values), None if reference is None else map(rows, reference)
-                )
-            except ValueError as error:
-                raise CalibrationError(f"layer '{names[0]}': {error}") from None
             for name in names:
                 remarks[name] = self._refined(
-                    (here[name], ahead[name]), floats[name], found, said[name]
+                    (here[name], ahead[name]),
+                    floats[name],
+                    found,
+                    replace(said[name], tokens=tokens),
                 )
             del found  # before the next
         ctx.tick(f"rounding weights ({self.rounding})", len(said), len(said))
+
+    def _moments(
+        self,
+        shipped: gs.Graph,
+        source: gs.Graph,
+        floats: Mapping[str, Layer],
+        groups: Mapping[str, list[str]],
+        ctx: PassContext,
+    ) -> Iterator[tuple[list[str], Moments, int | None]]:
+        """The layers that share an input, in order, its moments, and where data chooses its rows
+        how many these are."""
+        routed = {x: routed_rows(floats[names[0]].x) for x, names in groups.items()}
+        wanted = dict.fromkeys(each for x in groups for each in (*_whole(routed[x]), x))
+        inputs = ctx.data.stream(shipped, list(wanted))
+        references: Iterator[Sequence[Any]] = iter(())
+        if self.rounding == "gptaq":
+            firsts = [names[0] for x, names in groups.items() if routed[x] is None]
+            references = ctx.data.stream(source, [str(floats[name].x.name) for name in firsts])
+        whole: dict[str, Moments] = {}
+        for x, values in zip(wanted, inputs, strict=True):
+            if x not in groups:
+                whole = {x: moments(values)}  # of its experts, all of which come before the next
+                continue
+            names, rows = groups[x], floats[groups[x][0]]
+            reference = next(references, None) if routed[x] is None else None
+            try:
+                found = moments(
+                    map(rows.rows, values),
+                    None if reference is None else map(rows.rows, reference),
+                )
+            except ValueError as error:
+                raise CalibrationError(f"layer '{names[0]}': {error}") from None
+            if routed[x] is None:
+                yield names, found, None
+                continue
+            alike = next((whole[each] for each in _whole(routed[x])), None)
+            yield names, found.filled(ENOUGH * rows.shape[0], alike), found.tokens
 
     def _refined(
         self, copies: tuple[Layer, Layer], source: Layer, found: Moments, remark: Rounded
@@ -154,12 +184,13 @@ class QuantizeWeights(Pass):
         replace_weight(here, chosen)
         replace_weight(ahead, chosen)
         again = described(remark.layer, chosen, values, kind="linear")
-        return again.improved(self.rounding, before, after)
+        again = replace(again, tokens=remark.tokens)
+        return again.improved("gptq" if found.drift is None else self.rounding, before, after)
 
     def _rounded(
         self, values: Any, nearest: QuantizedWeight, form: WeightFormat, found: Moments
     ) -> QuantizedWeight:
-        alpha = self.alpha if self.rounding == "gptaq" else 0.0
+        alpha = self.alpha if found.drift is not None else 0.0
         if self.search == "output" or form.narrow:
             # Importance as measured now; and a graph says nothing of how far codes may reach.
             nearest = quantize_weight(
@@ -194,6 +225,11 @@ class QuantizeWeights(Pass):
         quantized = quantize_weight(values, form, search=self.search, importance=importance)
         remark = described(layer.name, quantized, values, kind="linear")
         return insert_weight_dq(graph, quantized, str(layer.weight.name), namer), remark
+
+
+def _whole(routed: RoutedRows | None) -> list[str]:
+    """The name of the tensor that rows are taken from as they are, if there is one."""
+    return [str(routed.whole.name)] if routed is not None and routed.alike else []
 
 
 def _by_name(graph: gs.Graph) -> Mapping[str, Layer]:

@@ -150,8 +150,8 @@ class _Work:
             gs.Variable(self._namer(f"{x.name}_{suffix}"), x.dtype, x.shape)
             for suffix in ("turned", "rotated")
         )
-        for reader in norm.readers:
-            ir.rewire_input(reader.node, x, output)
+        for node in ir.consumers(x):  # the layers, and what chooses rows for them
+            ir.rewire_input(node, x, output)
         weight = self._constant(old, square.astype(values.dtype))
         ir.add_node(self._graph, "MatMul", name, [x, weight], [part])
         if norm.bias is not None:

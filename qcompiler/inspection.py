@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from qcompiler.formats import Granularity, WeightFormat
 from qcompiler.models import open_package
 from qcompiler.passmanager import PassContext, PassManager, Record
 from qcompiler.recipe import parse_pipeline
+from qcompiler.remarks import Divided, LeftAlone
 
 FLOAT = "float"
 """The `activation` of a layer whose input stays in float."""
@@ -116,7 +117,9 @@ def inspect(model: str | Path) -> Inspection:
 def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
     """Float linear layers and foldable edges, on the canonical form of the graph."""
     try:
-        manager = PassManager(parse_pipeline("import,fold-constants,canonicalize,fuse-norm"))
+        manager = PassManager(
+            parse_pipeline("import,fold-constants,split-experts,canonicalize,fuse-norm")
+        )
         graph, _ = manager.run(graph, PassContext())
     except PassError as error:
         return replace(facts, note=str(error))
@@ -146,25 +149,34 @@ def _analyzed(facts: Inspection, graph: gs.Graph) -> Inspection:
         )
         for edge in find_fold_edges(graph, found[0][0])
     )
-    kept = {remark.layer: remark.message for remark in manager.history[0].remarks}
+    said = [remark for record in manager.history for remark in record.remarks]
+    divided = {remark.layer for remark in said if isinstance(remark, Divided)}
+    kept = {
+        remark.layer: remark.message
+        for remark in said
+        if isinstance(remark, LeftAlone) and remark.layer not in divided
+    }
     kept |= {other.name: other.reason for _, others in found for other in others}
     return replace(
         facts,
         layers=floats + facts.layers,
         edges=edges,
         left_alone={name: reason for name, reason in kept.items() if name not in known},
-        weights=_weights(manager.history, layers, tables),
+        weights=_weights(manager.history, layers, tables, divided),
     )
 
 
 def _weights(
-    history: Sequence[Record], layers: Sequence[Layer], tables: Sequence[Table]
+    history: Sequence[Record],
+    layers: Sequence[Layer],
+    tables: Sequence[Table],
+    divided: Iterable[str],
 ) -> dict[str, int]:
-    """Bytes of the source's constants by what reads them."""
+    """Bytes of the source's constants by what reads them; `divided`: nodes that became layers."""
     counted = next(record.inventory for record in history if record.inventory is not None)
     linear, embedding = QUANTIZABLE
     families = {table.name: embedding for table in tables}
-    families |= {layer.name: linear for layer in layers}
+    families |= dict.fromkeys([*(layer.name for layer in layers), *divided], linear)
 
     def family(holding: Holding) -> str:
         found = [families[name] for name in holding.readers if name in families]

@@ -107,6 +107,8 @@ class Rounded(Remark):
     """Relative error of the layer's output over the calibration data, where it was measured."""
     output_error_nearest: float | None = None
     """The same with weights rounded to nearest."""
+    tokens: int | None = None
+    """Calibration tokens that codes were chosen by, where data routes tokens to the layer."""
 
     @property
     def scheme(self) -> str:
@@ -147,6 +149,14 @@ class Merged(Remark):
     members: tuple[str, ...]
     into: str
     """The name of that node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided(Remark):
+    """A node that holds several matrices became a layer for each."""
+
+    parts: tuple[str, ...]
+    """The layers; together they have what the node held."""
 
 
 @dataclass(frozen=True, kw_only=True)

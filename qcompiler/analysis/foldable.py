@@ -3,7 +3,7 @@
 For layers that read X, scaling the rows of their weights by s needs X / s. Three producers can
 give it for free:
 
-    norm      X = norm(..) * w (+ b)      w / s, b / s
+    norm      X = norm(..) * w (+ b)      w / s, b / s; layers may read some of its rows
     up-down   X = act(gate) * (H·Wu)      columns of Wu / s
     v-o       X = attention(Q, K, H·Wv)   columns of Wv / s, equal for the heads of a group
 
@@ -12,7 +12,7 @@ Any other reader of X, and any writer that can't take the scale, vetoes the fold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from qcompiler import ir
 from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.layout import MOVES, PICKS, part_sizes, picked, value_columns
 from qcompiler.analysis.norms import scaling_of
+from qcompiler.analysis.rows import origin, readers_of_rows
 
 _FUSED_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
@@ -71,13 +72,13 @@ def find_fold_edges(
     by_output = {id(layer.output): layer for layer in layers}
     groups: dict[int, list[Layer]] = {}
     for layer in layers:
-        groups.setdefault(id(layer.x), []).append(layer)
+        groups.setdefault(id(_absorbed(layer)), []).append(layer)
     edges: list[FoldEdge] = []
     for group in groups.values():
-        x = group[0].x
+        x = _absorbed(group[0])
         edge = _edge(_Site(graph, x, tuple(group), by_output, through_cache))
         own = {id(layer.node) for layer in group}
-        other = next((node for node in ir.value_readers(x) if id(node) not in own), None)
+        other = next((node for node, _ in _readers(edge) if id(node) not in own), None)
         if edge.veto is None and other is not None:
             edge = _vetoed(edge, f"{other.op} '{other.name}' reads the same activation unscaled")
         elif edge.veto is None and ir.is_graph_output(graph, x):
@@ -86,6 +87,19 @@ def find_fold_edges(
             edge = _vetoed(edge, tied)
         edges.append(edge)
     return edges
+
+
+def _absorbed(layer: Layer) -> Any:
+    """What a layer reads, or the output of a norm that this is some rows of."""
+    x = origin(layer.x)
+    return x if scaling_of(x, layer.shape[0]) is not None else layer.x
+
+
+def _readers(edge: FoldEdge) -> Iterator[tuple[gs.Node, Any]]:
+    """The nodes that read what an edge scales."""
+    if edge.kind == "norm":
+        return readers_of_rows(edge.x)
+    return ((node, edge.x) for node in ir.value_readers(edge.x))
 
 
 def _tied_weight(group: Sequence[Layer], own: set[int]) -> str | None:

@@ -8,7 +8,8 @@ biases ← ..·R) and everything that reads x turns back (rows ← Rᵀ·..). An
 weights commutes with R, since the length of x stays. One that subtracts the mean is an RMS norm
 where there is no mean to subtract: everything that writes x may write x - mean(x) (tables, columns
 and biases less their means), if nothing but such norms reads it. A stream is all tensors that
-additions connect; anything else that touches them vetoes the rotation with its reason.
+additions connect, and rows of these; anything else that touches them vetoes the rotation with its
+reason.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.norms import RMS_NORM, last_axis
+from qcompiler.analysis.rows import moved_rows, origin, readers_of_rows
 from qcompiler.analysis.tables import find_tables
 from qcompiler.ir.matcher import find
 
@@ -328,8 +330,8 @@ class _Walk:
         return plain and any(n.node is node and n.x is tensor for n in self._norms)
 
     def _joins(self, node: gs.Node) -> bool:
-        """Whether a node adds to the stream or scales all of it; its tensors belong to it then."""
-        found = _sum(node) or _multiple(node)
+        """Whether a node adds to the stream, scales it or moves rows; its tensors belong to it."""
+        found = _sum(node) or _multiple(node) or moved_rows(node)
         if found is None:
             return False
         positions, total = found
@@ -348,12 +350,12 @@ class _Walk:
     def _behind(self, norm: StreamNorm) -> None:
         """The layers behind a norm, and whether its weight lets a rotation pass."""
         weight, output = norm.weight, norm.output
-        readers = tuple(each for each in self._layers if each.x is output)
+        readers = tuple(each for each in self._layers if origin(each.x) is output)
         for layer in readers:
             self._touched.add(id(layer.node))
             self._use(layer.node, layer.kind.weight, layer.axes[0], writes=False)
         own = {id(layer.node) for layer in readers}
-        others = (n for n in ir.value_readers(output) if id(n) not in own)
+        others = (n for n, _ in readers_of_rows(output) if id(n) not in own)
         other = next(others, None)
         if other is not None:
             self._refuse(f"{_label(other)} reads the norm '{norm.node.name}', too")

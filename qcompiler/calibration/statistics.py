@@ -42,6 +42,17 @@ class TensorStatistics:
             mean_square=(self.mean_square / np.square(scale)).astype(np.float32),
         )
 
+    def filled(self, other: TensorStatistics, tokens: int) -> TensorStatistics:
+        """As if of so many tokens, of which those that are lacking are like those of another."""
+        lacking = tokens - self.tokens
+        total = self.mean_square * self.tokens + other.mean_square * lacking
+        return TensorStatistics(
+            np.minimum(self.minimum, other.minimum),
+            np.maximum(self.maximum, other.maximum),
+            np.asarray(total / tokens, np.float32),
+            self.tokens,
+        )
+
 
 @dataclass(frozen=True)
 class Statistics:

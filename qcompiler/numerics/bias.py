@@ -17,6 +17,10 @@ from qcompiler.numerics.holdout import split
 Double = NDArray[np.float64]
 
 
+class NoTokensError(ValueError):
+    """Nothing to take a mean of."""
+
+
 @dataclass(frozen=True)
 class Means:
     """Mean of a vector over the tokens of each part, [K] each."""
@@ -52,7 +56,8 @@ class Correction:
 def means(inputs: Sequence[NDArray[Any]]) -> Means:
     """Means of activations [..., K] over all but the last quarter of the arrays, and over that.
 
-    ValueError if there are not two arrays, or one part has no tokens or is not finite.
+    ValueError if there are not two arrays, or one part is not finite; NoTokensError if one part has
+    no tokens.
     """
     fitted, held_out = split(inputs)
     return Means(_mean(fitted), _mean(held_out))
@@ -83,7 +88,7 @@ def _mean(arrays: Sequence[NDArray[Any]]) -> Double:
     rows = [np.asarray(each, np.float32).reshape(-1, each.shape[-1]) for each in arrays]
     count = sum(map(len, rows))
     if count == 0:
-        raise ValueError("there is no calibration data for its input")
+        raise NoTokensError("there is no calibration data for its input")
     total = np.sum([part.sum(axis=0, dtype=np.float64) for part in rows], axis=0)
     if not np.isfinite(total).all():
         raise ValueError("its input is not finite on the calibration data")

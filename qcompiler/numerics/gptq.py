@@ -87,6 +87,22 @@ class Moments:
         """[K]: E[x_k²]."""
         return np.asarray(np.diagonal(self.hessian) / max(self.tokens, 1), np.float64)
 
+    def filled(self, tokens: int, whole: Moments | None) -> Moments:
+        """The moments as if of so many tokens: those that are lacking are like the tokens of
+        `whole`, or where it is None, like these with channels that have nothing to do with one
+        another. The same where none are lacking, or there are fewer than channels all the same.
+        """
+        lacking = tokens - self.tokens
+        known = self.tokens if whole is None else whole.tokens
+        if lacking <= 0 or known < len(self.hessian):
+            return self
+        if whole is None:
+            share = lacking / max(self.tokens, 1)
+            hessian = self.hessian + share * np.diag(np.diagonal(self.hessian))
+        else:
+            hessian = self.hessian + lacking / max(whole.tokens, 1) * whole.hessian
+        return Moments(hessian, None, None, tokens)
+
 
 def moments(
     inputs: Iterable[NDArray[Any]], references: Iterable[NDArray[Any]] | None = None

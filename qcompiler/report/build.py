@@ -13,6 +13,7 @@ from qcompiler.commit import put_text
 from qcompiler.files import json_text, plain
 from qcompiler.passmanager import Record
 from qcompiler.recipe import Recipe
+from qcompiler.remarks import Divided
 from qcompiler.report.layers import Layer, gather
 from qcompiler.report.weights import Weights, weigh
 
@@ -136,7 +137,11 @@ def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | Non
     """What became of every layer, and of the bytes that the source stores."""
     layers = gather(history)
     counted = [record.inventory for record in history if record.inventory is not None]
-    return weigh(layers, counted[0]) if counted else (layers, None)
+    if not counted:
+        return layers, None
+    said = (remark for record in history for remark in record.remarks)
+    parts = {each.layer: each.parts for each in said if isinstance(each, Divided)}
+    return weigh(layers, counted[0], parts)
 
 
 def write_json(report: Report, path: Path) -> None:

@@ -12,6 +12,7 @@ from qcompiler.formats import Granularity
 from qcompiler.passmanager import Record
 from qcompiler.remarks import (
     Computed,
+    Divided,
     Equalized,
     Folded,
     LeftAlone,
@@ -60,6 +61,8 @@ class Layer:
     """Relative error of the layer's output over the calibration data, where it was measured."""
     output_error_nearest: float | None = None
     """The same with weights rounded to nearest."""
+    tokens: int | None = None
+    """Calibration tokens that were routed to it, where it is an expert rounded by them."""
     sensitivity: float | None = None
     """Divergence at the output when it and what shares its input are rounded alone."""
     sensitivity_rank: int | None = None
@@ -94,6 +97,9 @@ def gather(history: Iterable[Record]) -> tuple[Layer, ...]:
     layers: dict[str, Layer] = {}
     members: dict[str, Sequence[str]] = {}
     for remark in (remark for record in history for remark in record.remarks):
+        if isinstance(remark, Divided):
+            layers.pop(remark.layer, None)
+            continue
         if isinstance(remark, Merged):
             members[remark.into] = remark.members
         names = members.get(remark.layer, (remark.layer,))
@@ -188,7 +194,9 @@ def _equalized(remark: Equalized) -> dict[str, Any]:
 def _rounded(remark: Rounded) -> dict[str, Any]:
     told = ("sqnr_db", "bytes_after", "tied")
     errors = _told(
-        output_error=remark.output_error, output_error_nearest=remark.output_error_nearest
+        output_error=remark.output_error,
+        output_error_nearest=remark.output_error_nearest,
+        tokens=remark.tokens,
     )
     return {
         "kind": remark.kind,

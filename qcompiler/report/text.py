@@ -226,6 +226,15 @@ def short(name: str) -> str:
     return parts[-1] if parts else name
 
 
+def _routed(layers: Sequence[Layer]) -> str:
+    """How many calibration tokens experts had."""
+    found = [layer.tokens for layer in layers if layer.tokens is not None]
+    if not found:
+        return ""
+    least, most = min(found), max(found)
+    return f"{least if least == most else f'{least} to {most}'} calibration tokens"
+
+
 def _row(layers: Sequence[Layer], *, whole: bool) -> list[str]:
     first = layers[0]
     name = first.name if len(layers) == 1 else f"{pattern(first.name)} ({len(layers)})"
@@ -234,7 +243,7 @@ def _row(layers: Sequence[Layer], *, whole: bool) -> list[str]:
     if len(layers) == 1:
         merged = ", ".join(short(name) for name in first.merged_with)
         note = (_whole_note if whole else _note)(first, merged and f"with {merged}")
-    note = "; ".join(filter(None, (note, _measured(layers))))
+    note = "; ".join(filter(None, (note, _measured(layers), _routed(layers))))
     ratios = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
     worst, best = (min(ratios), max(ratios)) if ratios else (None, None)
     noise = _decibel(worst) if worst == best else f"{_decibel(worst)}..{_decibel(best)}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from qcompiler.analysis.inventory import Holding, Inventory
@@ -33,13 +34,17 @@ class Weights:
         return dataclasses.asdict(self)
 
 
-def weigh(layers: Sequence[Layer], inventory: Inventory) -> tuple[tuple[Layer, ...], Weights]:
+def weigh(
+    layers: Sequence[Layer], inventory: Inventory, parts: Mapping[str, Sequence[str]]
+) -> tuple[tuple[Layer, ...], Weights]:
     """The layers with the bytes that each held, and the sums.
 
     A constant is counted once: with the first of its readers that keeps it as it is, or where it is
-    gone with the one that stores its codes.
+    gone with the one that stores its codes. What a node held that was divided (`parts`) is that of
+    its layers, each by its size.
     """
     rows = {layer.name: layer for layer in layers}
+    inventory = _divided(inventory, rows, parts)
     held = dict.fromkeys(rows, 0)
     users: set[str] = set()
     for each in inventory.holdings:
@@ -52,10 +57,28 @@ def weigh(layers: Sequence[Layer], inventory: Inventory) -> tuple[tuple[Layer, .
         bytes=inventory.nbytes, quantized_bytes=shares.pop(_QUANTIZED, 0), rest=shares
     )
     weighed = [
-        dataclasses.replace(row, bytes_before=held[name]) if row.quantized or name in users else row
+        replace(row, bytes_before=held[name]) if row.quantized or name in users else row
         for name, row in rows.items()
     ]
     return tuple(weighed), weights
+
+
+def _divided(
+    inventory: Inventory, rows: Mapping[str, Layer], parts: Mapping[str, Sequence[str]]
+) -> Inventory:
+    """The inventory with the layers in the place of nodes that were divided."""
+    holdings: list[Holding] = []
+    for each in inventory.holdings:
+        found = [rows[name] for reader in each.readers for name in parts.get(reader, ())]
+        if not found or not parts.keys() >= each.readers.keys():
+            holdings.append(each)
+            continue
+        ends = list(accumulate(((row.K or 0) * (row.N or 0) for row in found), initial=0))
+        bounds = [each.nbytes * end // ends[-1] for end in ends]
+        for row, start, stop in zip(found, bounds, bounds[1:], strict=False):
+            readers = {row.name: "MatMul"}
+            holdings.append(replace(each, nbytes=stop - start, readers=readers))
+    return replace(inventory, holdings=tuple(holdings))
 
 
 def _owner(holding: Holding, rows: Mapping[str, Layer]) -> str:

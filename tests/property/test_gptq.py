@@ -292,3 +292,33 @@ def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
     np.testing.assert_array_equal(again.codes, still.codes)
     error = output_errors(w, [start, still], found)
     assert error[1] < 0.9 * error[0]
+
+
+def test_moments_are_filled_up_with_those_of_others() -> None:
+    few, many = problem(0, 24, 8, tokens=30)[0], problem(1, 24, 8, tokens=400)[0]
+    found, whole = moments([few]), moments([many])
+    filled = found.filled(48, whole)
+    assert filled.tokens == 48
+    np.testing.assert_allclose(
+        filled.mean_square, (30 * found.mean_square + 18 * whole.mean_square) / 48
+    )
+    alone = found.filled(48, None)
+    np.testing.assert_allclose(alone.mean_square, found.mean_square)
+    np.testing.assert_allclose(np.triu(alone.hessian, 1), np.triu(found.hessian, 1))
+    assert whole.filled(48, found) is whole
+    fewer = moments([few[:10]])
+    assert fewer.filled(48, None) is fewer
+    assert fewer.filled(48, moments([many[:20]])) is fewer
+    nothing = moments([few[:0]]).filled(48, whole)
+    np.testing.assert_allclose(nothing.mean_square, whole.mean_square)
+
+
+def test_few_tokens_round_better_with_those_of_others() -> None:
+    """On tokens that neither has seen."""
+    x, _, weight = problem(3, 48, 32, tokens=1000)
+    few, others, unseen = x[:24], x[24:600], moments([x[600:]])
+    start = quantize_weight(weight, WeightFormat(bits=4, group_size=16))
+    alone = gptq(weight, start, moments([few]))
+    helped = gptq(weight, start, moments([few]).filled(96, moments([others])))
+    before, after = output_errors(weight, [alone, helped], unseen)
+    assert after < 0.9 * before

@@ -81,7 +81,8 @@ BAD = {
     ),
     "batched weight": (
         model_of(
-            "g (float[2, n, 64] x) => (float[2, n, 96] y) { y = MatMul(x, w) }", w=normal(2, K, N)
+            "g (float[2, 1, n, 64] x) => (float[2, 1, n, 96] y) { y = MatMul(x, w) }",
+            w=normal(2, 1, K, N),
         ),
         "not two-dimensional",
     ),

@@ -81,9 +81,9 @@ KEPT: dict[str, tuple[str, dict[str, np.ndarray], str, str]] = {
         "FusedConv",
     ),
     "MoE": (
-        "com.microsoft.MoE <k = 2> (x, x, a, , c)",
+        "com.microsoft.MoE <k = 2, use_sparse_mixer = 1> (x, x, a, , c)",
         {"a": normal(4, 64, 64), "c": normal(4, 64, 64)},
-        "experts within one operator",
+        "its experts are not split: it routes by a sparse mixer",
         "MoE",
     ),
     "QMoE": ("com.microsoft.QMoE <k = 2> (x, x, q, s)", {"q": BYTES, "s": W}, CODED, CODES),

@@ -1,0 +1,99 @@
+"""Nodes that choose, move or add up rows and leave the last axis as it is: what holds for the
+channels of one tensor then holds for those of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import ir
+
+
+def moved_rows(node: gs.Node) -> tuple[list[int], list[Any]] | None:
+    """The positions of what a node takes rows of, and the results with these; None where it does
+    something else, or that can't be told."""
+    if node.domain or node.op not in _POSITIONS or not node.inputs:
+        return None
+    positions = _POSITIONS[node.op](node)
+    outputs: list[Any] = list(node.outputs)
+    widths = [_width(node.inputs[at]) for at in positions] + [_width(each) for each in outputs]
+    if not positions or None in widths or len(set(widths)) != 1:
+        return None
+    return positions, outputs
+
+
+def readers_of_rows(tensor: Any) -> Iterator[tuple[gs.Node, Any]]:
+    """The nodes that read the values of a tensor or some of its rows, with what they read."""
+    waiting = [tensor]
+    while waiting:
+        each = waiting.pop()
+        for node in ir.value_readers(each):
+            found = moved_rows(node)
+            if found is None or len(found[0]) != 1 or node.inputs[found[0][0]] is not each:
+                yield node, each
+            else:
+                waiting += found[1]
+
+
+def origin(tensor: Any) -> Any:
+    """The tensor whose rows these are; itself where they are no others'."""
+    node = ir.producer(tensor)
+    while node is not None:
+        found = moved_rows(node)
+        if found is None or len(found[0]) != 1:
+            break
+        tensor = node.inputs[found[0][0]]
+        node = ir.producer(tensor)
+    return tensor
+
+
+def _width(tensor: Any) -> int | None:
+    """Elements along the last axis; None where that is not known."""
+    size = tensor.shape[-1] if tensor.shape else None
+    return size if isinstance(size, int) else None
+
+
+def _first(node: gs.Node) -> list[int]:
+    """Where equal sizes of the last axis are all it takes."""
+    return [] if ir.is_constant(node.inputs[0]) else [0]
+
+
+def _beside_last(node: gs.Node) -> list[int]:
+    """Of nodes that work along one axis."""
+    rank = ir.tensor_rank(node.inputs[0])
+    axis = ir.attribute(node, "axis", 0)
+    if rank is None or axis in (-1, rank - 1):
+        return []
+    return list(range(len(node.inputs))) if node.op == "Concat" else _first(node)
+
+
+def _beside_last_of(node: gs.Node) -> list[int]:
+    """Of nodes that read their axes: none is the last."""
+    rank = ir.tensor_rank(node.outputs[0] if node.op == "Unsqueeze" else node.inputs[0])
+    if rank is None or len(node.inputs) < 2 or not ir.is_constant(node.inputs[1]):
+        return []
+    axes = ir.array(node.inputs[1]).reshape(-1).tolist()
+    return _first(node) if axes and not {-1, rank - 1}.intersection(axes) else []
+
+
+def _times_a_number(node: gs.Node) -> list[int]:
+    """Of a product of rows by one computed number each."""
+    narrow = [at for at in (0, 1) if _width(node.inputs[at]) == 1]
+    if len(narrow) != 1 or any(ir.is_constant(each) for each in node.inputs):
+        return []
+    return [1 - narrow[0]]
+
+
+_POSITIONS = {
+    "Reshape": _first,
+    "Expand": _first,
+    "Gather": _beside_last,
+    "Split": _beside_last,
+    "Concat": _beside_last,
+    "Squeeze": _beside_last_of,
+    "Unsqueeze": _beside_last_of,
+    "ReduceSum": _beside_last_of,
+    "Mul": _times_a_number,
+}
