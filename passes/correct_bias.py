@@ -13,14 +13,14 @@ data is ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
-from qcompiler.analysis.layers import Layer
+from qcompiler.analysis.layers import Layer, with_bias
 from qcompiler.analysis.qdq import Counterpart, find_counterparts
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.bias import Correction, NoTokensError, correction, means
@@ -102,15 +102,8 @@ class CorrectBias(Pass):
 
 def _with_bias(graph: gs.Graph, found: Counterpart, namer: ir.Namer) -> _Corrected:
     """A layer with the bias it has, or a new one of zeros."""
-    layer, node = found.layer, found.layer.node
-    if layer.bias_place is not None:
-        return _Corrected(found, layer, made=False)
-    output = node.outputs[0]
-    product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
-    node.outputs = [product]
-    zeros = ir.constant(namer(f"{node.name}_bias"), np.zeros(found.weight.shape[1], np.float32))
-    add = ir.add_node(graph, "Add", namer(f"{node.name}/Bias"), [product, zeros], [output])
-    return _Corrected(found, replace(layer, bias_node=add), made=True)
+    made = found.layer.bias_place is None
+    return _Corrected(found, with_bias(graph, found.layer, namer), made=made)
 
 
 def _drop(corrected: _Corrected) -> None:

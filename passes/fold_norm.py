@@ -2,10 +2,9 @@
 
     norm(..) * w -> X -> linears W           ->   norm(..) * 1 -> X -> diag(w)·W
     norm(..) * w + b -> X -> linears W, c    ->   norm(..) * 1 + 0 -> X -> diag(w)·W, c + b·W
-    norm(..) * w + b -> X -> linears W       ->   norm(..) * 1 + b/w -> X -> diag(w)·W
 
-This works for fused and for decomposed norms, whatever multiplies by a vector. The bias b moves
-where every reader has a bias to add it to. `rotate` needs it, because a rotation of the residual
+This works for fused and for decomposed norms, whatever multiplies by a vector. A layer without a
+bias c gets one where there is a b. `rotate` needs it, because a rotation of the residual
 stream commutes with a norm only if the norm scales no channel. X changes, so it comes before
 `calibrate`.
 """
@@ -21,8 +20,9 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
-from qcompiler.analysis.layers import Layer, find_layers
+from qcompiler.analysis.layers import Layer, find_layers, with_bias
 from qcompiler.analysis.residual import find_streams
+from qcompiler.analysis.rows import origin
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Folded
 
@@ -48,7 +48,7 @@ class FoldNorm(Pass):
             possible = {
                 id(edge.absorbers[0].node)
                 for edge, reason in zip(edges, reasons, strict=True)
-                if reason is None and not _stays(edge, _parameters(edge)[1])
+                if reason is None
             }
             turned = _turned(graph, layers, possible)
             reasons = [
@@ -61,7 +61,7 @@ class FoldNorm(Pass):
         for edge, reason in zip(edges, reasons, strict=True):
             if reason is None and _is_folded(edge):
                 continue
-            message = f"norm not folded: {reason}" if reason else _fold(edge, namer)
+            message = f"norm not folded: {reason}" if reason else _fold(graph, edge, namer)
             remarks += [
                 Folded(layer=r.name, applied=reason is None, message=message) for r in edge.readers
             ]
@@ -82,23 +82,18 @@ def _turned(
     return found
 
 
-def _stays(edge: FoldEdge, bias: Any | None) -> bool:
-    """Whether a norm has a bias that can't move."""
-    return bias is not None and bool(bias.any()) and not _takes_bias(edge)
-
-
 def _is_folded(edge: FoldEdge) -> bool:
     """Whether there is nothing to move."""
     weight, bias = _parameters(edge)
-    moved = bias is None or not bias.any() or _stays(edge, bias)
-    return moved and bool(np.all(weight == 1.0))
+    return bool(np.all(weight == 1.0)) and (bias is None or not bias.any())
 
 
 def _lacking(edge: FoldEdge) -> str | None:
     """Why a norm that could be folded otherwise can't be."""
-    weight, bias = _parameters(edge)
-    if _stays(edge, bias) and not _is_folded(edge) and np.any(weight == 0.0):
-        return "its bias has to stay, and its weight has zeros"
+    bias = _parameters(edge)[1]
+    same = all(origin(reader.x, unchanged=True) is edge.x for reader in edge.readers)
+    if bias is not None and bias.any() and not same:
+        return "layers read sums or multiples of its rows, where its bias would be another"
     return None
 
 
@@ -108,22 +103,15 @@ def _parameters(edge: FoldEdge) -> tuple[Any, Any | None]:
     return stored[0], stored[1] if len(stored) > 1 else None
 
 
-def _takes_bias(edge: FoldEdge) -> bool:
-    return all(reader.bias_place is not None for reader in edge.readers)
-
-
-def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
+def _fold(graph: gs.Graph, edge: FoldEdge, namer: ir.Namer) -> str:
     """Move weight and bias; returns what was done."""
     weight, bias = _parameters(edge)
     message = "norm folded"
     if bias is not None and bias.any():
-        if _takes_bias(edge):
-            _shift_readers(edge, bias.reshape(-1), namer)
-            bias = np.zeros_like(bias)
-            message = "norm and its bias folded"
-        else:
-            bias = bias / weight
-            message = "norm folded, but for its bias: not every layer behind it has one"
+        for reader in edge.readers:
+            _shift(with_bias(graph, reader, namer), bias.reshape(-1), namer)
+        bias = np.zeros_like(bias)
+        message = "norm and its bias folded"
     scaled: dict[int, gs.Constant] = {}
     for reader in edge.readers:
         old = reader.weight
@@ -140,15 +128,12 @@ def _fold(edge: FoldEdge, namer: ir.Namer) -> str:
     return message
 
 
-def _shift_readers(edge: FoldEdge, bias: Any, namer: ir.Namer) -> None:
-    """Add what the norm's bias gives behind each reader, b·W, to the reader's own bias."""
-    for reader in edge.readers:
-        place = reader.bias_place
-        if place is None:
-            continue
-        node, position = place
-        old = node.inputs[position]
-        values = ir.array(old)
-        shift = bias @ np.asarray(reader.matrix(), np.float64)
-        moved = (values.astype(np.float64) + shift).astype(values.dtype)
-        node.inputs[position] = ir.constant(namer(f"{old.name}_shifted"), moved)
+def _shift(reader: Layer, bias: Any, namer: ir.Namer) -> None:
+    """Add what the norm's bias gives behind a reader, b·W, to the reader's own bias."""
+    assert reader.bias_place is not None  # `with_bias` has seen to it
+    node, position = reader.bias_place
+    old = node.inputs[position]
+    values = ir.array(old)
+    shift = bias @ np.asarray(reader.matrix(), np.float64)
+    moved = (values.astype(np.float64) + shift).astype(values.dtype)
+    node.inputs[position] = ir.constant(namer(f"{old.name}_shifted"), moved)

@@ -9,7 +9,7 @@ never the operator. Another operator is another row of `_KINDS`.
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -226,6 +226,26 @@ def reader_of(graph: gs.Graph, tensor: Any) -> Layer | None:
         ),
         None,
     )
+
+
+def with_bias(graph: gs.Graph, layer: Layer, namer: ir.Namer) -> Layer:
+    """The layer with a bias: the one it has, or a new one of zeros."""
+    if layer.bias_place is not None:
+        return layer
+    node = layer.node
+    dtype = ir.array(layer.weight).dtype if ir.is_constant(layer.weight) else np.float32
+    zeros = ir.constant(namer(f"{node.name}_bias"), np.zeros(layer.shape[1], dtype))
+    if layer.kind.bias is not None:
+        while len(node.inputs) > layer.kind.bias:  # an empty one
+            node.inputs.pop()
+        node.inputs.append(zeros)
+        return layer
+    output = node.outputs[0]
+    product = gs.Variable(namer(f"{output.name}_product"), output.dtype, output.shape)
+    node.outputs.clear()
+    node.outputs.append(product)
+    add = ir.add_node(graph, "Add", namer(f"{node.name}/Bias"), [product, zeros], [output])
+    return replace(layer, bias_node=add)
 
 
 _POINTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Cast", "Tanh", "Clip", "Identity"})

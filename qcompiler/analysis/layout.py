@@ -51,6 +51,8 @@ def value_columns(
     None where a shape is not known, or a channel has no column of its own.
     """
     sizes: dict[str, int] = {}
+    while before and _keeps_columns(before[0], columns):
+        values, before = before[0], before[1:]
     if values.shape is None:
         return None
     lead = [_size(dim, sizes) for dim in values.shape[:-1]]
@@ -70,6 +72,12 @@ def value_columns(
     if not (rows == rows[0]).all():
         return None
     return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
+
+
+def _keeps_columns(tensor: Any, columns: int) -> bool:
+    """Whether a Reshape made a tensor that changed nothing but the dimensions before the last."""
+    reshaped = ir.producer(tensor, "Reshape") is not None
+    return reshaped and bool(tensor.shape) and tensor.shape[-1] == columns
 
 
 def _queries(after: Sequence[Any], rank: int, sizes: dict[str, int]) -> int | None:

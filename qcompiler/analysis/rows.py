@@ -37,12 +37,17 @@ def readers_of_rows(tensor: Any) -> Iterator[tuple[gs.Node, Any]]:
                 waiting += found[1]
 
 
-def origin(tensor: Any) -> Any:
-    """The tensor whose rows these are; itself where they are no others'."""
+_CHANGES = ("ReduceSum", "Mul")
+"""Operators that make other rows of rows: sums and multiples."""
+
+
+def origin(tensor: Any, *, unchanged: bool = False) -> Any:
+    """The tensor whose rows these are, or sums or multiples of them unless they must be
+    `unchanged`; itself where they are no others'."""
     node = ir.producer(tensor)
     while node is not None:
         found = moved_rows(node)
-        if found is None or len(found[0]) != 1:
+        if found is None or len(found[0]) != 1 or (unchanged and node.op in _CHANGES):
             break
         tensor = node.inputs[found[0][0]]
         node = ir.producer(tensor)
