@@ -3,9 +3,9 @@
     python examples/families.py [NAME ...] [--out docs/models.md]
 
 Each is exported, then compiled by `w4a8` twice: with 8 bits, where an error can only be one of
-structure, and as it is. Outputs are compared with those of the exported float model in ONNX Runtime, decoders
-also step by step. Random weights are harder to quantize than trained ones: the last column is no
-promise.
+structure, and as it is. Outputs are compared with those of the exported float model in ONNX
+Runtime, decoders also step by step. Random weights are harder to quantize than trained ones: the
+last column is no promise.
 """
 
 from __future__ import annotations
