@@ -104,7 +104,7 @@ def _row(name: str, route: str, graph: Path, work: Path) -> Row:
         "stream": any("residual stream" in text for text in transforms),
         "heads": any("value heads" in text for text in transforms),
     }
-    left = sorted({_sort(each.name) for each in layers if not each.quantized})
+    left = sorted({each.reason or "?" for each in layers if not each.quantized})
     return Row(
         name=name,
         route=route,
@@ -115,11 +115,6 @@ def _row(name: str, route: str, graph: Path, work: Path) -> Row:
         steps_db=_steps(source, eight),
         w4a8_db=sqnr_db(wanted, _whole(four, feeds)),
     )
-
-
-def _sort(layer: str) -> str:
-    """What a layer is, without its place."""
-    return "routers" if "router" in layer or "gate" in layer else layer.rsplit("/", 1)[-1]
 
 
 def _feeds(model: Path) -> dict[str, Any]:

@@ -66,7 +66,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3": ("Gemma3ForCausalLM", _GEMMA),
     "Phi-2": ("PhiForCausalLM", _DECODER | {"partial_rotary_factor": 0.5}),
     "Phi-3": ("Phi3ForCausalLM", _DECODER | {"num_key_value_heads": 4, "sliding_window": 511}),
-    "Granite": ("GraniteForCausalLM", _GROUPED | {"tie_word_embeddings": True}),
+    "Granite": (
+        "GraniteForCausalLM",
+        _GROUPED | {"tie_word_embeddings": True, "attention_multiplier": 32**-0.5},
+    ),
     "SmolLM3": ("SmolLM3ForCausalLM", _GROUPED | {"no_rope_layer_interval": 2}),
     "OLMo 2": ("Olmo2ForCausalLM", _GROUPED),
     "Falcon": (
@@ -143,21 +146,24 @@ def make(name: str, folder: Path) -> None:
     model = model_class(model_class.config_class(**options)).float().eval()
     with torch.no_grad():
         for label, values in model.named_parameters():
-            _draw(label.lower(), values.data)
+            _draw(name, label.lower(), values.data)
     model.tie_weights()
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
 
 
-def _draw(label: str, values: Any) -> None:
+def _draw(name: str, label: str, values: Any) -> None:
     looked_up = any(word in label for word in ("embed", "wte", "wpe", "shared"))
     if values.ndim == 2 and looked_up:
         values.normal_(0.0, 1.0 / math.sqrt(values.shape[1]))
         values[:, :3] *= 4.0
     elif values.ndim >= 2 and "conv" not in label and "relative" not in label:
         values.normal_(0.0, 1.0 / math.sqrt(values[0].numel()))
+        if name == "T5" and label.endswith(".q.weight"):
+            values /= math.sqrt(_T5["d_kv"])  # its scores are not scaled
     elif values.ndim == 1 and label.endswith("weight") and ("norm" in label or "ln" in label):
-        values.copy_(torch.exp(0.3 * torch.randn_like(values)))
+        scales = torch.exp(0.3 * torch.randn_like(values))
+        values.copy_(scales - 1.0 if name.startswith("Gemma") else scales)  # Gemma's are 1 + w
     elif values.ndim == 1 and label.endswith("bias"):
         values.normal_(0.0, 0.1)
 
