@@ -191,11 +191,8 @@ class QuantizeWeights(Pass):
         self, values: Any, nearest: QuantizedWeight, form: WeightFormat, found: Moments
     ) -> QuantizedWeight:
         alpha = self.alpha if found.drift is not None else 0.0
-        if self.search == "output" or form.narrow:
-            # Importance as measured now; and a graph says nothing of how far codes may reach.
-            nearest = quantize_weight(
-                values, form, search=self.search, importance=found.mean_square
-            )
+        # Importance as measured now; and a graph says nothing of how far codes may reach.
+        nearest = quantize_weight(values, form, search=self.search, importance=found.mean_square)
         chosen = gptq(
             values,
             nearest,

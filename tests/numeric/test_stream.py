@@ -235,3 +235,17 @@ def test_the_compiler_and_opt_give_passes_the_data(tmp_path: Path) -> None:
     assert "tokens for 64 channels are too few" in few.report.layers[0].reason
     done = run_pipeline(path, f"{PREPARED},quantize-weights{{rounding=gptaq}}")
     assert all("gptaq: output error" in remark.message for remark in done.history[-1].remarks)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "gptaq"])
+@pytest.mark.parametrize("name", MODELS)
+def test_codes_of_eight_bits_that_make_up_for_others_are_no_less_than_127(name, rounding) -> None:
+    """-128 is no weight of the ops: one such code would leave its layer in Q/DQ."""
+    pipeline = (
+        "import,canonicalize,fuse-norm{standard_only=true},plan-weights{bits=8,head_bits=8},"
+        f"plan-activations,quantize-weights{{rounding={rounding}}},insert-qdq"
+    )
+    graph, _ = prepared(name, pipeline, data=FeedData(data(name, 12), "test"))
+    layers = [found for node in graph.nodes if (found := quantized_layer(graph, node))]
+    assert layers
+    assert min(int(ir.array(layer.weight.codes).min()) for layer in layers) == -127
