@@ -206,8 +206,8 @@ class AllocateBits(Pass):
         totals = np.zeros(1 + len(formats))
         for _, values in unit.weights():
             part = judged_columns(values, _COLUMNS)
-            errors = [_rounded(part, form).dequantize() - part for form in (tried, *formats)]
-            energies = [judge.tried(errors[0]), *map(judge.expected, errors[1:])]
+            errors = {f: _rounded(part, f).dequantize() - part for f in {tried, *formats}}
+            energies = [judge.tried(errors[tried]), *(judge.expected(errors[f]) for f in formats)]
             totals += np.array(energies) * (values.shape[1] / part.shape[1])
         return [max(totals[0], 1e-300), *totals[1:]]
 

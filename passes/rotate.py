@@ -33,7 +33,7 @@ from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
 from qcompiler.analysis.layers import find_layers
 from qcompiler.analysis.residual import ResidualStream, StreamNorm, find_streams
-from qcompiler.analysis.tables import find_tables
+from qcompiler.analysis.tables import find_tables, looked_up
 from qcompiler.numerics.rotation import (
     Float,
     Kind,
@@ -111,7 +111,7 @@ class _Work:
         matrix = rotation(stream.channels, self._kind, (self._seed, 0, index))
         for norm in stream.scaled:
             self._scale_behind(norm, matrix)
-        looked_up: list[gs.Node] = []
+        tied: list[gs.Node] = []
         for uses in stream.constants():
             old = uses[0].constant
             values = ir.array(old)
@@ -119,7 +119,7 @@ class _Work:
             if written and not all(use.writes for use in uses):
                 # A head reads the table as it is. Rows lose their means once they are looked up.
                 written = set()
-                looked_up += [each for each in stream.tables if _table_of(each) is old]
+                tied += [each for each in stream.tables if _table_of(each) is old]
             for axis in sorted({use.axis for use in uses}):
                 values = turned(
                     _centered(values, axis) if axis in written else values, matrix, axis
@@ -129,7 +129,7 @@ class _Work:
                 use.node.inputs[use.input] = new
         for norm in stream.norms if stream.centers else ():
             _stop_centering(norm)
-        for node in looked_up:
+        for node in tied:
             self._center_behind(node, matrix)
         self.changed = True
         what = f"residual stream rotated, {self._describe(stream.channels)}"
@@ -238,10 +238,10 @@ class _Work:
 
 
 def _table_of(node: gs.Node) -> gs.Constant:
-    """The table that a Gather looks up, behind a Transpose or not."""
-    source = node.inputs[0]
-    transpose = ir.producer(source, "Transpose")
-    return source if transpose is None else transpose.inputs[0]
+    """The constant that a look-up reads."""
+    source = looked_up(node)
+    assert source is not None  # tables of streams are look-ups
+    return source[0]
 
 
 def _centered(values: NDArray[Any], axis: int) -> NDArray[Any]:

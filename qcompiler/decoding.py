@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qcompiler.errors import ModelError
-from qcompiler.feeds import Array, CacheSpec, Signature
+from qcompiler.feeds import Array, Signature
 from qcompiler.foreign import runtime_errors
 from qcompiler.session import CUDA
 
@@ -44,6 +44,9 @@ class Decoder:
         self._history = np.zeros((batch, 0), np.int64)
         self._past: dict[str, Any] = {}
         self._binding: ort.IOBinding | None = None
+        self._device = "cuda" if session.get_providers()[0] == CUDA else "cpu"
+        # Caches that are not bound to one buffer.
+        self._handed_over = [cache for cache in signature.caches if not cache.grows]
         self._output_names = [spec.name for spec in signature.outputs]
         if signature.shares_buffer:
             self._binding = self._bind()
@@ -86,43 +89,32 @@ class Decoder:
         # is handed over is never written again.
         self._history, self._past = state[0], dict(state[1])
 
-    @property
-    def _device(self) -> str:
-        return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
-
     def _bind(self) -> ort.IOBinding:
         binding = self._session.io_binding()
-        device = self._device
         # Outputs come in the order of first binding: what grows, the rest, then the logits.
         for cache in (cache for cache in self._signature.caches if cache.grows):
             empty = cache.sized(self._batch, self._capacity)
-            buffer = ort.OrtValue.ortvalue_from_numpy(empty, device, 0)
+            buffer = ort.OrtValue.ortvalue_from_numpy(empty, self._device, 0)
             binding.bind_ortvalue_input(cache.past, buffer)
             binding.bind_ortvalue_output(cache.present, buffer)
         for cache in self._handed_over:
-            empty = ort.OrtValue.ortvalue_from_numpy(cache.empty(self._batch), device, 0)
+            empty = ort.OrtValue.ortvalue_from_numpy(cache.empty(self._batch), self._device, 0)
             self._past[cache.past] = empty
-            binding.bind_output(cache.present, device)
+            binding.bind_output(cache.present, self._device)
         binding.bind_output(self._signature.logits, "cpu")
         return binding
-
-    @property
-    def _handed_over(self) -> list[CacheSpec]:
-        """Caches that are not bound to one buffer."""
-        return [cache for cache in self._signature.caches if not cache.grows]
 
     def _step_bound(self, binding: ort.IOBinding, token_ids: Array, mask: Array) -> Array:
         for name, value in self._signature.text_inputs(token_ids, mask).items():
             binding.bind_cpu_input(name, value)
-        handed = self._handed_over
-        for cache in handed:
+        for cache in self._handed_over:
             binding.bind_ortvalue_input(cache.past, self._past[cache.past])
             binding.bind_output(cache.present, self._device)  # a new one
         binding.bind_output(self._signature.logits, "cpu")
         self._session.run_with_iobinding(binding)
         *values, logits = binding.get_outputs()
-        given = values[len(values) - len(handed) :]
-        self._past = {c.past: value for c, value in zip(handed, given, strict=True)}
+        given = values[len(values) - len(self._handed_over) :]
+        self._past = {c.past: v for c, v in zip(self._handed_over, given, strict=True)}
         found: Array = logits.numpy()
         return found
 
