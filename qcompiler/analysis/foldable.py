@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
-from qcompiler.analysis.layout import MOVES, PICKS, part_sizes, picked, value_columns
+from qcompiler.analysis.layout import MOVES, PICKS, picked, value_columns
 from qcompiler.analysis.norms import scaling_of
 from qcompiler.analysis.rows import origin, readers_of_rows
 
@@ -247,26 +247,29 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
 
 
 def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:
-    """The layer whose output a tensor is, or a part that a Split cuts out of it, and its columns.
+    """The layer whose output a tensor is, or a part that is cut out of it, and its columns.
 
-    None for any other tensor, and where others read the whole that is cut.
+    None for any other tensor, and where others read the same of the whole that is cut.
     """
     writer = site.by_output.get(id(tensor))
     if writer is not None:
         return writer, (0, writer.shape[1])
-    split = ir.producer(tensor, "Split")
-    writer = None if split is None else site.by_output.get(id(split.inputs[0]))
-    if split is None or writer is None or _uses(writer.output) != 1:
+    node = ir.producer(tensor)
+    if node is None or node.op not in PICKS:
         return None
-    rank = ir.tensor_rank(writer.output)
-    if ir.attribute(split, "axis", 0) not in (-1, None if rank is None else rank - 1):
+    writer = site.by_output.get(id(node.inputs[0]))
+    if writer is None or not _apart(writer.output):
         return None
-    sizes = part_sizes(split, writer.shape[1])
-    if sizes is None:
+    shape = writer.output.shape
+    if shape is None and ir.attribute(node, "axis", 0) != -1:
+        return None  # which axis that is can't be told
+    lead = [None] if shape is None else shape[:-1]
+    found = picked(node, tensor, [*lead, writer.shape[1]])
+    if found is None or found[0] != len(lead) or found[1].ndim != 1:
         return None
-    at = next(i for i, output in enumerate(split.outputs) if output is tensor)
-    start = sum(sizes[:at])
-    return writer, (start, start + sizes[at])
+    start, size = int(found[1].min(initial=writer.shape[1])), found[1].size
+    in_a_row = np.array_equal(found[1], np.arange(start, start + size))
+    return (writer, (start, start + size)) if in_a_row and size else None
 
 
 def _apart(tensor: Any) -> bool:

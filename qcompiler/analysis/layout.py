@@ -173,7 +173,7 @@ def picked(node: gs.Node, output: Any, shape: Sequence[Any]) -> tuple[int, NDArr
         return (axis % len(shape), places % size) if known else None
     axis = int(ir.attribute(node, "axis", 0))
     size = _fixed(shape, axis)
-    sizes = None if size is None else part_sizes(node, size)
+    sizes = None if size is None else _part_sizes(node, size)
     if sizes is None:
         return None
     at = next(i for i, each in enumerate(node.outputs) if each is output)
@@ -187,7 +187,7 @@ def _fixed(shape: Sequence[Any], axis: int) -> int | None:
     return int(size) if isinstance(size, int | np.integer) and 0 <= size <= _MOST else None
 
 
-def part_sizes(split: gs.Node, total: int) -> list[int] | None:
+def _part_sizes(split: gs.Node, total: int) -> list[int] | None:
     """The sizes of what a Split makes of an axis of size `total`, None where they don't show."""
     if len(split.inputs) > 1 and not split.inputs[1].is_empty():
         if not ir.is_constant(split.inputs[1]):
