@@ -1,0 +1,198 @@
+"""Rules of operators that multiply, move, reduce and normalize."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gradient_checks import Operator, check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+
+def floats(*sizes: int, seed: int = 0) -> np.ndarray:
+    draws = np.random.default_rng((seed, *sizes))
+    return np.asarray(draws.standard_normal(sizes), np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.asarray(values, np.int64)
+
+
+MATMUL = Operator("MatMul", torch.matmul)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [((2, 3), (3, 4)), ((5, 3), (3, 4))],
+        [((2, 4, 3), (3, 5)), ((1, 2, 3), (3, 5))],
+        [((2, 4, 3), (2, 3, 5)), ((2, 1, 3), (1, 3, 5)), ((1, 1, 3), (2, 3, 5))],
+        [((2, 3, 4, 5), (1, 3, 5, 2)), ((2, 1, 4, 5), (2, 3, 5, 2))],
+        [((4, 3), (2, 3, 5)), ((4, 3), (1, 3, 5))],
+        [((3,), (3, 4)), ((2,), (2, 4))],
+        [((3,), (2, 3, 4))],
+        [((2, 4, 3), (3,)), ((1, 4, 3), (3,))],
+        [((3,), (3,)), ((2,), (2,))],
+    ],
+    ids=str,
+)
+def test_matmul(cases) -> None:
+    check(MATMUL, [[floats(*a), floats(*b, seed=1)] for a, b in cases])
+
+
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("right", [0, 1])
+def test_gemm(left: int, right: int) -> None:
+    def by_torch(a, b, c=None):
+        product = 0.5 * (a.T if left else a) @ (b.T if right else b)
+        return product if c is None else product + 3.0 * c
+
+    attrs = {"transA": left, "transB": right, "alpha": 0.5, "beta": 3.0}
+    a, b = floats(*((3, 2) if left else (2, 3))), floats(*((4, 3) if right else (3, 4)))
+    operator = Operator("Gemm", by_torch, attrs)
+    for c in ((4,), (2, 1), (2, 4), ()):
+        check(operator, [[a, b, floats(*c)]])
+    check(operator, [[a, b]])
+
+
+def test_shapes_come_back() -> None:
+    x, other = floats(2, 3, 4), floats(1, 3, 4)
+    cases = [[x, ints(3, -1)], [other, ints(3, -1)]]
+    check(Operator("Reshape", lambda x, _: x.reshape(3, -1)), cases)
+    check(Operator("Flatten", lambda x: x.reshape(x.shape[0] * 3, -1), {"axis": 2}), [[x], [other]])
+    check(Operator("Squeeze", lambda x, _: x[0]), [[other, ints(0)]])
+    check(Operator("Unsqueeze", lambda x, _: x[:, None]), [[x, ints(1)], [other, ints(1)]])
+    check(Operator("Transpose", lambda x: x.permute(2, 1, 0)), [[x], [other]])
+    perm = Operator("Transpose", lambda x: x.permute(1, 2, 0), {"perm": [1, 2, 0]})
+    check(perm, [[x], [other]])
+
+
+def test_repeated_values_add_up() -> None:
+    x = floats(2, 1, 3)
+    check(Operator("Expand", lambda x, n: x.expand(*n)), [[x, ints(2, 4, 3)]])
+    check(
+        Operator("Expand", lambda x, n: x.expand(*n)),
+        [[x, ints(5, 2, 4, 3)], [x, ints(1, 2, 1, 3)]],
+    )
+    check(Operator("Tile", lambda x, n: x.repeat(*n)), [[x, ints(2, 3, 1)]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_concat_and_split(axis: int) -> None:
+    join = Operator("Concat", lambda *xs: torch.cat(xs, axis), {"axis": axis})
+    check(join, [[floats(2, 3), floats(2, 3, seed=1)], [floats(3, 3), floats(3, 3, seed=2)]])
+    check(join, [[floats(2, 3)]])
+    split = Operator("Split", lambda x, n: x.split(n.tolist(), axis), {"axis": axis}, outputs=2)
+    for wanted in (0, 1):
+        check(split, [[floats(4, 4), ints(1, 3)]], wanted=wanted)
+
+
+def test_slices_and_look_ups() -> None:
+    x = floats(4, 5)
+    cut = Operator("Slice", lambda x, *_: x[1:3, 0:5:2])
+    check(cut, [[x, ints(1, 0), ints(3, 5), ints(0, 1), ints(1, 2)]])
+    back = Operator("Slice", lambda x, *_: x.flip(1)[:, 1:])
+    check(back, [[x, ints(-2), ints(-9), ints(1), ints(-1)]])
+    for axis in (0, 1):
+        at = np.asarray([[0, 2], [2, -1]])
+        look = Operator(
+            "Gather",
+            lambda x, i, axis=axis: x.index_select(axis, i.flatten() % x.shape[axis]).reshape(
+                *x.shape[:axis], *i.shape, *x.shape[axis + 1 :]
+            ),
+            {"axis": axis},
+        )
+        check(look, [[x, at], [floats(3, 6), at]])
+        check(look, [[x, np.asarray(1)]])
+    element = Operator("GatherElements", lambda x, i: x.gather(1, i), {"axis": 1})
+    check(element, [[x, np.asarray([[0, 0], [1, 2], [4, 0], [0, 1]])]])
+    check(Operator("GatherND", lambda x, i: x[i[:, 0]]), [[x, np.asarray([[1], [1], [3]])]])
+
+
+def test_pads() -> None:
+    x, pads = floats(1, 3, 4), ints(0, 1, 2, 0, 0, 1)
+    check(Operator("Pad", lambda x, _: F.pad(x, (2, 1, 1, 0))), [[x, pads]])
+    mirror = {"mode": "reflect"}
+    reflected = Operator("Pad", lambda x, _: F.pad(x[None], (2, 1, 1, 0), "reflect")[0], mirror)
+    check(reflected, [[x, pads]])
+
+
+def test_triangles_and_running_sums() -> None:
+    x = floats(3, 4)
+    check(Operator("Trilu", torch.tril, {"upper": 0}), [[x]])
+    check(Operator("CumSum", lambda x, _: x.cumsum(1)), [[x, np.asarray(1)]])
+    check(Operator("CumSum", None, {"exclusive": 1, "reverse": 1}), [[x, np.asarray(0)]])
+
+
+REDUCED = {
+    "ReduceSum": torch.sum,
+    "ReduceMean": torch.mean,
+    "ReduceMax": torch.amax,
+    "ReduceMin": torch.amin,
+    "ReduceSumSquare": lambda x, axes, keep: (x * x).sum(axes, keep),
+    "ReduceL2": lambda x, axes, keep: (x * x).sum(axes, keep).sqrt(),
+    "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keep),
+    "ReduceLogSumExp": torch.logsumexp,
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_reductions(name: str, data) -> None:
+    rank = data.draw(st.integers(1, 3))
+    axes = data.draw(st.lists(st.integers(0, rank - 1), min_size=1, unique=True))
+    keep = data.draw(st.booleans())
+    cases = [[data.draw(st.integers(1, 3)) for _ in range(rank)] for _ in range(2)]
+    operator = Operator(
+        name, lambda x, _: REDUCED[name](x, tuple(axes), keep), {"keepdims": int(keep)}
+    )
+    check(operator, [[floats(*case), ints(*axes)] for case in cases])
+
+
+def test_reductions_over_everything() -> None:
+    x = floats(2, 3)
+    check(Operator("ReduceSum", lambda x: x.sum(), {"keepdims": 0}), [[x]])
+    check(Operator("ReduceMax", lambda x: x.amax(), {"keepdims": 0}), [[x]])
+    same = {"noop_with_empty_axes": 1}
+    check(Operator("ReduceSum", lambda x, _: x * 1, same), [[x, np.zeros(0, np.int64)]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_softmax(axis: int) -> None:
+    cases = [[floats(2, 3, 4)], [floats(1, 5, 2)]]
+    check(Operator("Softmax", lambda x: x.softmax(axis), {"axis": axis}), cases)
+    check(Operator("LogSoftmax", lambda x: x.log_softmax(axis), {"axis": axis}), cases)
+
+
+def layer_norm(x, w, b=None, axis: int = -1, epsilon: float = 1e-5):
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    inverse = (((x - mean) ** 2).mean(axes, keepdim=True) + epsilon).rsqrt()
+    y = (x - mean) * inverse * w
+    return y if b is None else y + b, mean, inverse
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_layer_norm(wanted: int) -> None:
+    cases = [[floats(n, 3, 8), floats(8, seed=1), floats(8, seed=2)] for n in (2, 4)]
+    check(Operator("LayerNormalization", layer_norm, outputs=3), cases, wanted=wanted)
+
+
+def test_layer_norm_of_several_axes_without_bias() -> None:
+    operator = Operator("LayerNormalization", lambda x, w: layer_norm(x, w, axis=1), {"axis": 1})
+    check(operator, [[floats(2, 3, 4), floats(3, 4, seed=1)]])
+
+
+def rms_norm(x, w, epsilon: float = 1e-5):
+    inverse = ((x * x).mean(-1, keepdim=True) + epsilon).rsqrt()
+    return x * inverse * w, inverse
+
+
+def test_rms_norm() -> None:
+    cases = [[floats(n, 3, 8), floats(8, seed=1)] for n in (2, 4)]
+    operator = Operator("RMSNormalization", lambda x, w: rms_norm(x, w)[0], opset=23)
+    check(operator, cases)
