@@ -2,6 +2,6 @@
 
 from qcompiler.autodiff import attention as attention  # registers its spellings
 from qcompiler.autodiff.backward import gradients
-from qcompiler.autodiff.fisher import fisher_probe
+from qcompiler.autodiff.fisher import divergence_probe, fisher_probe
 
-__all__ = ["fisher_probe", "gradients"]
+__all__ = ["divergence_probe", "fisher_probe", "gradients"]

@@ -1,4 +1,4 @@
-"""Gradients at logits whose covariance is the Fisher information of the distribution they give."""
+"""Gradients at a model's output whose covariance is the second derivative of a divergence there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from qcompiler.numerics.divergence import VOCABULARY
 
 Array = np.ndarray[Any, Any]
 
@@ -33,5 +35,23 @@ def fisher_probe(seed: int) -> Callable[[int, Array], Array]:
             u -= p * u.sum(-1, keepdims=True)
             made[start : start + _ROWS] = u
         return made.reshape(logits.shape)
+
+    return probe
+
+
+def divergence_probe(seed: int) -> Callable[[int, Array], Array]:
+    """A seed u for `gradients`, so that E[(u · δ)²] / 2 is what a small change δ of the output of a
+    feed costs, as `numerics.divergence` counts it: KL in the mean over rows of logits, of other
+    outputs the relative error squared.
+    """
+    fisher = fisher_probe(seed)
+
+    def probe(index: int, y: Array) -> Array:
+        if y.shape[-1] > VOCABULARY:
+            return fisher(index, y) / np.float32(np.sqrt(y.size / y.shape[-1]))
+        draws = np.random.default_rng((seed, index))
+        signal = float(np.sum(np.square(y, dtype=np.float64)))
+        made = draws.standard_normal(y.shape, np.float32)
+        return made * np.float32(np.sqrt(2.0 / signal) if signal else 0.0)
 
     return probe
