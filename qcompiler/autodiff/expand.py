@@ -156,6 +156,26 @@ def _skip_sum(call: Call, bias: int) -> Term:
     return total + call.x(bias) if call.has(bias) else total
 
 
+@spelling("BatchNormalization")
+def batch_norm(call: Call) -> Sequence[Term | None]:
+    """(x - μ) w / sqrt(σ² + ε) + b by constants of the channels, axis 1."""
+    if call.attr("training_mode", 0):
+        raise call.refusal("it is in training; export the model for inference")
+    rest = [1] * (len(call.sizes(0)) - 2)
+    w, b, mean, variance = (call.x(index).reshape(-1, *rest) for index in range(1, 5))
+    deviation = (variance + call.attr("epsilon", 1e-5)).op("Sqrt")
+    return ((call.x() - mean) * (w / deviation) + b,)
+
+
+@spelling("InstanceNormalization")
+def instance_norm(call: Call) -> Sequence[Term | None]:
+    """(x - μ) w / sqrt(σ² + ε) + b, μ and σ² over the positions of each channel."""
+    axes = range(2, len(call.sizes(0)))
+    x = call.x() - call.x().mean(*axes)
+    w, b = (call.x(index).reshape(-1, *[1] * len(axes)) for index in (1, 2))
+    return (x / ((x * x).mean(*axes) + call.attr("epsilon", 1e-5)).op("Sqrt") * w + b,)
+
+
 @spelling("Gelu")
 def gelu(call: Call) -> Sequence[Term | None]:
     """x/2 (1 + erf(x / sqrt(2))), or by tanh where `approximate` says so."""

@@ -53,6 +53,17 @@ def chosen(call: Call) -> Gradients:
     return (_added(call, call.again(_positions(call.raw(0)))),)
 
 
+@rule("TopK")
+def largest(call: Call) -> Gradients:
+    """The largest values along an axis, or the smallest: g where the indices say."""
+    axis = call.attr("axis", -1)
+    places = Term(call.to, call.node.output[1]) if call.node.output[1] else None
+    if places is None:
+        raise call.refusal("it does not give its indices")
+    zeros = call.raw(0).zeros()
+    return (zeros.op("ScatterElements", places, call.g(), axis=axis, reduction="add"),)
+
+
 @rule("Trilu")
 def triangle(call: Call) -> Gradients:
     """The upper or lower triangle: that of g."""
