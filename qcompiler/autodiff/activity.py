@@ -20,11 +20,16 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from (output.name for output in attribute.g.output)
 
 
+def depends(node: onnx.NodeProto, found: Set[str]) -> bool:
+    """Whether a node reads one of some tensors."""
+    return not found.isdisjoint(reads(node))
+
+
 def active(graph: onnx.GraphProto, sources: Set[str], kinds: Kinds) -> set[str]:
     """The tensors of floats that depend on `sources` by way of floats; nodes are in order."""
     found = {name for name in sources if kinds.elem(name) in MAYBE_FLOAT}
     for node in graph.node:
-        if not found.isdisjoint(reads(node)):
+        if depends(node, found):
             outputs = filter(None, node.output)
             found.update(name for name in outputs if kinds.elem(name) in MAYBE_FLOAT)
     return found

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import onnx
 from onnx import defs, inliner
 
-from qcompiler.autodiff.activity import active
+from qcompiler.autodiff.activity import active, depends
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.kinds import Kinds, inferred
 from qcompiler.autodiff.rules import RULES
@@ -46,8 +46,7 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
     for _ in range(_DEPTH):
         told = inferred(model)
         found = active(model.graph, sources, Kinds(told.graph))
-        missing = {_key(n) for n in model.graph.node if not found.isdisjoint(n.output)}
-        missing = {key for key in missing if key not in RULES}
+        missing = {_key(n) for n in model.graph.node if _is_on_the_way(n, found)} - RULES.keys()
         if known := missing & SPELLINGS.keys():
             _spell(model, known, found, Kinds(told.graph))
             continue
@@ -62,6 +61,10 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
 
 def _key(node: onnx.NodeProto) -> tuple[str, str]:
     return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+
+
+def _is_on_the_way(node: onnx.NodeProto, found: Set[str]) -> bool:
+    return depends(node, found) and not found.isdisjoint(node.output)
 
 
 def _schema(op: str, model: onnx.ModelProto) -> Any:
@@ -99,7 +102,7 @@ def _spell(
     graph = model.graph
     build = Builder(_names(graph))
     for node in graph.node:
-        if _key(node) not in keys or found.isdisjoint(node.output):
+        if _key(node) not in keys or not _is_on_the_way(node, found):
             build.nodes.append(node)
             continue
         call = Call(node, build, kinds)

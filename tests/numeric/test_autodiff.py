@@ -82,7 +82,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     assert list(found) == names[::-1]
     wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in batch.items()}
     draws = np.random.default_rng(1)
-    for tensor in names:
+    for tensor in names[::2]:
         (gradient,) = found[tensor]
         run = reference(in_float64(model, tensor))
         direction = draws.standard_normal(gradient.shape)
@@ -96,8 +96,8 @@ def test_gradients_are_those_of_differences(name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_stages_do_not_matter(name: str, monkeypatch, tmp_path) -> None:
     graph, _ = prepared(name, "import,canonicalize")
-    batches = [feeds(MODELS[name](), seed, batch=1 + seed) for seed in range(3)]
-    names = floats_of(graph, str(graph.outputs[0].name))
+    batches = [feeds(MODELS[name](), seed, batch=1 + seed) for seed in range(2)]
+    names = floats_of(graph, str(graph.outputs[0].name))[::3]
     whole = None
     for together in (1000, 3, 1):
         monkeypatch.setattr(backward, "_TOGETHER", together)
@@ -108,7 +108,7 @@ def test_stages_do_not_matter(name: str, monkeypatch, tmp_path) -> None:
             for one, other in zip(found[tensor], whole[tensor], strict=True):
                 scale = np.abs(other).max()
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale, err_msg=tensor)
-    some = found_in(graph, names[::5], batches)
+    some = found_in(graph, names[::4], batches)
     for tensor, values in some.items():
         for one, other in zip(values, whole[tensor], strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
@@ -263,8 +263,9 @@ def test_branches_are_refused_where_a_gradient_would_go_through() -> None:
     feed = {"x": X, "other": X, "yes": np.asarray(True)}
     with pytest.raises(CalibrationError, match="If 'fork'"):
         through(branching("a"), ["a"], feed=feed)
-    beside = through(branching("other"), ["a", "x"], feed=feed)
+    beside = through(branching("other"), ["a", "x", "c"], feed=feed)
     np.testing.assert_array_equal(beside["x"], 2 * X)
+    np.testing.assert_array_equal(beside["c"], np.ones_like(X))
 
 
 def test_seeds_have_the_sizes_of_the_output() -> None:

@@ -54,7 +54,7 @@ BINARY = {
     "Min": Operator("Min", pairs(torch.minimum)),
 }
 BINARY_POSITIVE = {"Div": Operator("Div", torch.div), "Pow": Operator("Pow", torch.pow)}
-FEW = settings(max_examples=4)
+FEW = settings(max_examples=3)
 
 
 @st.composite

@@ -193,6 +193,34 @@ def test_norms_of_channels() -> None:
     check(Operator("InstanceNormalization", instance_norm), [[x, w, b]])
 
 
+@pytest.mark.parametrize("strides", [[1, 1], [2, 3]])
+def test_max_pool(strides) -> None:
+    attrs = {"kernel_shape": [3, 2], "strides": strides, "pads": [1, 1, 1, 1]}
+
+    def pool(x):
+        padded = F.pad(x, (1, 1, 1, 1), value=-1e9)
+        return F.max_pool2d(padded, (3, 2), strides)
+
+    check(Operator("MaxPool", pool, attrs), [[floats(2, 3, 6, 7)]])
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_scatters(reduction: str) -> None:
+    def elements(x, at, values):
+        put = torch.scatter if reduction == "none" else torch.scatter_add
+        return put(x, 1, at, values)
+
+    def rows(x, at, values):
+        return torch.index_put(x, (at[:, 0],), values, accumulate=reduction == "add")
+
+    x, places = floats(3, 4), np.asarray([[0, 3], [1, 2], [2, 0]])
+    attrs = {"axis": 1, "reduction": reduction}
+    check(Operator("ScatterElements", elements, attrs), [[x, places, floats(3, 2, seed=1)]])
+    attrs = {"reduction": reduction}
+    at = np.asarray([[2], [0]] + [[2]] * (reduction == "add"))
+    check(Operator("ScatterND", rows, attrs), [[x, at, floats(len(at), 4, seed=1)]])
+
+
 @pytest.mark.parametrize("equation", ["bij,bjk->bik", "bhid,bhjd->bhij", "ij,j->i", "ij->ji"])
 def test_einsum(equation: str) -> None:
     sizes = dict(zip("bhijkd", (2, 3, 4, 5, 2, 3), strict=True))
