@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 
 import onnx
 
 from qcompiler.autodiff.kinds import MAYBE_FLOAT, Kinds
-from qcompiler.protos import nodes_below
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The names a node reads, in its subgraphs too (and some that those make themselves)."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inner in nodes_below(attribute.g.node):
-                yield from inner.input
-            yield from (output.name for output in attribute.g.output)
+from qcompiler.protos import reads
 
 
 def depends(node: onnx.NodeProto, found: Set[str]) -> bool:

@@ -15,7 +15,7 @@ from onnx import defs, inliner
 from qcompiler.autodiff.activity import active, depends
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.kinds import Kinds, inferred
-from qcompiler.autodiff.rules import RULES
+from qcompiler.autodiff.rules import RULES, operator
 from qcompiler.autodiff.terms import Builder, Term
 from qcompiler.functions import inlined
 from qcompiler.ops import CONTRIB_DOMAIN
@@ -46,7 +46,7 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
     for _ in range(_DEPTH):
         told = inferred(model)
         found = active(model.graph, sources, Kinds(told.graph))
-        missing = {_key(n) for n in model.graph.node if _is_on_the_way(n, found)} - RULES.keys()
+        missing = {operator(n) for n in model.graph.node if _is_on_the_way(n, found)} - RULES.keys()
         if known := missing & SPELLINGS.keys():
             _spell(model, known, found, Kinds(told.graph))
             continue
@@ -57,10 +57,6 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
         model.graph.value_info.extend(told.graph.value_info)
         model = _as_functions(model, defined)
     return model
-
-
-def _key(node: onnx.NodeProto) -> tuple[str, str]:
-    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
 
 
 def _is_on_the_way(node: onnx.NodeProto, found: Set[str]) -> bool:
@@ -87,7 +83,7 @@ def _as_functions(model: onnx.ModelProto, keys: Sequence[tuple[str, str]]) -> on
     The inliner does not know the defaults of attributes.
     """
     for node in model.graph.node:
-        if _key(node) not in keys:
+        if operator(node) not in keys:
             continue
         stated = {attribute.name for attribute in node.attribute}
         for name, attribute in _schema(node.op_type, model).attributes.items():
@@ -102,11 +98,11 @@ def _spell(
     graph = model.graph
     build = Builder(_names(graph))
     for node in graph.node:
-        if _key(node) not in keys or not _is_on_the_way(node, found):
+        if operator(node) not in keys or not _is_on_the_way(node, found):
             build.nodes.append(node)
             continue
         call = Call(node, build, kinds)
-        terms = SPELLINGS[_key(node)](call)
+        terms = SPELLINGS[operator(node)](call)
         for index, name in enumerate(node.output):
             if not name:
                 continue

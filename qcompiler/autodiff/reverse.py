@@ -16,7 +16,7 @@ from qcompiler.autodiff.activity import active, depends
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.kinds import Kinds, inferred
 from qcompiler.autodiff.reduction import sum_to
-from qcompiler.autodiff.rules import RULES
+from qcompiler.autodiff.rules import RULES, operator
 from qcompiler.autodiff.terms import FLOAT, Builder, Term
 from qcompiler.ops import CONTRIB_DOMAIN
 
@@ -68,7 +68,7 @@ def _reverse(call: Call, reached: Set[str], sums: dict[str, Term]) -> None:
     """Add what a node gives to the gradients of its inputs."""
     node = call.node
     towards = [index for index, name in enumerate(node.input) if name in reached]
-    found = RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    found = RULES.get(operator(node))
     if found is None:
         raise call.refusal("there is no rule for this operator")
     gradients = found.formula(call)

@@ -15,6 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from qcompiler import ir
 from qcompiler.autodiff import backward, fisher_probe, gradients
+from qcompiler.calibration import held
+from qcompiler.calibration.stream import stream
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.io import import_proto
 from qcompiler.ir.order import topological
@@ -99,6 +101,7 @@ def test_stages_do_not_matter(name: str, monkeypatch, tmp_path) -> None:
     batches = [feeds(MODELS[name](), seed, batch=1 + seed) for seed in range(2)]
     names = floats_of(graph, str(graph.outputs[0].name))[::3]
     whole = None
+    monkeypatch.setattr(held, "IN_MEMORY", 0)  # all in files
     for together in (1000, 3, 1):
         monkeypatch.setattr(backward, "_TOGETHER", together)
         with ir.spilling(_made(tmp_path / str(together)), 1):
@@ -209,6 +212,18 @@ def test_half_precision_has_gradients_in_float32() -> None:
         assert values.dtype == np.float32
     np.testing.assert_array_equal(found["b"], of_b)
     np.testing.assert_array_equal(found["a"], of_b * (X @ w > 0))
+
+
+def test_random_numbers_are_the_same_on_the_way_back() -> None:
+    graph = tiny("r = RandomNormalLike(x) a = Mul(x, r) y = Mul(a, r) z = Mul(r, r)")
+    feeds = [{"x": X}, {"x": X + 1}]
+    found = dict(gradients(graph, ["x", "a"], "y", feeds, lambda _, y: np.ones_like(y)))
+    for of_x, of_a in zip(found["x"], found["a"], strict=True):
+        np.testing.assert_allclose(of_x, np.square(of_a), rtol=1e-6)
+    assert not np.array_equal(found["a"][0], found["a"][1])
+    ((*results,),) = stream(graph, ["y"], feeds)
+    for y, feed, of_x in zip(results, feeds, found["x"], strict=True):
+        np.testing.assert_allclose(y, feed["x"] * of_x, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,21 @@ def test_norms_of_a_sum(op: str, bias: bool, total: bool) -> None:
     check_gradients(model, feed, ["x", "skip", "bias"] if bias else ["x", "skip"], by_torch)
 
 
+def test_fused_operators_in_half_precision() -> None:
+    feed = {"x": floats(2, 3, 8), "skip": floats(2, 3, 8, seed=1), "w": floats(8, seed=2)}
+    half = {name: values.astype(np.float16) for name, values in feed.items()}
+    model = model_of("SkipSimplifiedLayerNormalization", list(feed), half, ["y"])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (fused,), (spelled,) = (
+        open_session(each).run(None, half) for each in (model, expanded(copy, {"x"}))
+    )
+    assert fused.dtype == spelled.dtype == np.float16
+    np.testing.assert_allclose(spelled, fused, rtol=2e-3, atol=2e-3)
+    check_gradients(model, half, ["x"], lambda given: rms(given["x"] + given["skip"], given["w"]))
+
+
 ACTIVATIONS = {
     "Gelu": (["x"], lambda g: F.gelu(g["x"])),
     "BiasGelu": (["x", "b"], lambda g: F.gelu(g["x"] + g["b"])),
