@@ -92,6 +92,8 @@ def multi_head_attention(call: Call) -> Sequence[Term | None]:
 @spelling("RotaryEmbedding", domain=CONTRIB_DOMAIN)
 def rotary_embedding(call: Call) -> Sequence[Term | None]:
     """Rotary embedding of [B, H, S, D], or of [B, S, H D] by way of it."""
+    if call.attr("is_packed_batching", 0) or call.attr("scale", 1.0) != 1.0:
+        raise call.refusal("sequences are packed, or it scales")
     cos, sin = call.x(2), call.x(3)
     half = call.size(2, 1)
     positions = call.raw(1)
@@ -101,8 +103,6 @@ def rotary_embedding(call: Call) -> Sequence[Term | None]:
         positions = positions.op("Add", _count(tokens)).op("Unsqueeze", call.to.ints(0))
     cos, sin = (t.op("Gather", positions).op("Unsqueeze", call.to.ints(1)) for t in (cos, sin))
     rotary = Rotary(cos, sin, half, bool(call.attr("interleaved", 0)))
-    if factor := call.attr("scale", 1.0) != 1.0:
-        raise call.refusal(f"its scale is {factor}")
     if len(call.sizes(0)) == 4:
         return (rotary.turned(call.x(), call.size(0, 3)),)
     width = call.size(0, 2)

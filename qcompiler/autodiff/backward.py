@@ -9,7 +9,7 @@ over one feed.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -62,19 +62,21 @@ def gradients(
     stages = cut(graph, [tuple(ends[at : at + _TOGETHER]) for at in starts])
     values = _forward(graph, stages, feeds)
     walk, reached = _Walk(graph, len(feeds), values), _reached(graph, names)
-    with _seeds(graph, stages[-1], output, values, seed) as seeds:
-        walk.found[output] = [_Computed(partial(seeds, index)) for index in range(len(feeds))]
-        for index, stage in reversed(list(enumerate(stages))):
-            wanted = [name for name in made if name in stage.wanted]
-            towards = [name for name in stage.reads if name in reached]
+    for index, stage in reversed(list(enumerate(stages))):
+        wanted = [name for name in made if name in stage.wanted]
+        towards = [name for name in stage.reads if name in reached]
+        with ExitStack() as opened:
+            if stage is stages[-1]:
+                seeds = opened.enter_context(_seeds(graph, stage, output, values, seed))
+                walk.found[output] = [_Computed(partial(seeds, at)) for at in range(len(feeds))]
             walk.back(stage, towards, wanted)
-            for name in reversed(wanted):
-                yield name, _arrays(walk.found[name])
-            earlier = {name for each in stages[:index] for name in each.reads}
-            for name in {*stage.reads, *stage.leaves}.difference(earlier):
-                values.pop(name, None)
-            for name in {output, *stage.leaves}:
-                walk.found.pop(name, None)
+        for name in reversed(wanted):
+            yield name, _arrays(walk.found[name])
+        earlier = {name for each in stages[:index] for name in each.reads}
+        for name in {*stage.reads, *stage.leaves}.difference(earlier):
+            values.pop(name, None)
+        for name in {output, *stage.leaves}:
+            walk.found.pop(name, None)
     for name in reversed(given):
         if name in walk.found:
             yield name, _arrays(walk.found[name])

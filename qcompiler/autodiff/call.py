@@ -72,10 +72,10 @@ class Call:
         """The attributes that are set."""
         return {each.name: helper.get_attribute_value(each) for each in self.node.attribute}
 
-    def again(self, op_input: Term, *, skip: int = 1) -> Term:
+    def again(self, first: Term) -> Term:
         """The same operator over something else in place of its first input."""
-        others = [self.raw(i) if self.has(i) else None for i in range(skip, len(self.node.input))]
-        return self.to.node(self.node.op_type, [op_input, *others], **self.attrs)[0]
+        others = [self.raw(i) if self.has(i) else None for i in range(1, len(self.node.input))]
+        return self.to.node(self.node.op_type, [first, *others], **self.attrs)[0]
 
     def refusal(self, why: str) -> CalibrationError:
         """An error that names operator and node."""

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import onnx
 from onnx import defs, inliner
 
-from qcompiler.autodiff.activity import active
+from qcompiler.autodiff.activity import active, depends
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.kinds import Kinds, inferred
-from qcompiler.autodiff.rules import RULES
+from qcompiler.autodiff.rules import RULES, operator
 from qcompiler.autodiff.terms import Builder, Term
 from qcompiler.functions import inlined
 from qcompiler.ops import CONTRIB_DOMAIN
@@ -46,8 +46,7 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
     for _ in range(_DEPTH):
         told = inferred(model)
         found = active(model.graph, sources, Kinds(told.graph))
-        missing = {_key(n) for n in model.graph.node if not found.isdisjoint(n.output)}
-        missing = {key for key in missing if key not in RULES}
+        missing = {operator(n) for n in model.graph.node if _is_on_the_way(n, found)} - RULES.keys()
         if known := missing & SPELLINGS.keys():
             _spell(model, known, found, Kinds(told.graph))
             continue
@@ -60,8 +59,8 @@ def expanded(model: onnx.ModelProto, sources: Set[str]) -> onnx.ModelProto:
     return model
 
 
-def _key(node: onnx.NodeProto) -> tuple[str, str]:
-    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+def _is_on_the_way(node: onnx.NodeProto, found: Set[str]) -> bool:
+    return depends(node, found) and not found.isdisjoint(node.output)
 
 
 def _schema(op: str, model: onnx.ModelProto) -> Any:
@@ -84,7 +83,7 @@ def _as_functions(model: onnx.ModelProto, keys: Sequence[tuple[str, str]]) -> on
     The inliner does not know the defaults of attributes.
     """
     for node in model.graph.node:
-        if _key(node) not in keys:
+        if operator(node) not in keys:
             continue
         stated = {attribute.name for attribute in node.attribute}
         for name, attribute in _schema(node.op_type, model).attributes.items():
@@ -99,11 +98,11 @@ def _spell(
     graph = model.graph
     build = Builder(_names(graph))
     for node in graph.node:
-        if _key(node) not in keys or found.isdisjoint(node.output):
+        if operator(node) not in keys or not _is_on_the_way(node, found):
             build.nodes.append(node)
             continue
         call = Call(node, build, kinds)
-        terms = SPELLINGS[_key(node)](call)
+        terms = SPELLINGS[operator(node)](call)
         for index, name in enumerate(node.output):
             if not name:
                 continue
@@ -154,6 +153,26 @@ def skip_rms_norm(call: Call) -> Sequence[Term | None]:
 def _skip_sum(call: Call, bias: int) -> Term:
     total = call.x(0) + call.x(1)
     return total + call.x(bias) if call.has(bias) else total
+
+
+@spelling("BatchNormalization")
+def batch_norm(call: Call) -> Sequence[Term | None]:
+    """(x - μ) w / sqrt(σ² + ε) + b by constants of the channels, axis 1."""
+    if call.attr("training_mode", 0):
+        raise call.refusal("it is in training; export the model for inference")
+    rest = [1] * (len(call.sizes(0)) - 2)
+    w, b, mean, variance = (call.x(index).reshape(-1, *rest) for index in range(1, 5))
+    deviation = (variance + call.attr("epsilon", 1e-5)).op("Sqrt")
+    return ((call.x() - mean) * (w / deviation) + b,)
+
+
+@spelling("InstanceNormalization")
+def instance_norm(call: Call) -> Sequence[Term | None]:
+    """(x - μ) w / sqrt(σ² + ε) + b, μ and σ² over the positions of each channel."""
+    axes = range(2, len(call.sizes(0)))
+    x = call.x() - call.x().mean(*axes)
+    w, b = (call.x(index).reshape(-1, *[1] * len(axes)) for index in (1, 2))
+    return (x / ((x * x).mean(*axes) + call.attr("epsilon", 1e-5)).op("Sqrt") * w + b,)
 
 
 @spelling("Gelu")

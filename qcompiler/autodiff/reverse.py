@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from qcompiler.autodiff.activity import active
+from qcompiler.autodiff.activity import active, depends
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.kinds import Kinds, inferred
 from qcompiler.autodiff.reduction import sum_to
-from qcompiler.autodiff.rules import RULES
+from qcompiler.autodiff.rules import RULES, operator
 from qcompiler.autodiff.terms import FLOAT, Builder, Term
 from qcompiler.ops import CONTRIB_DOMAIN
 
@@ -45,10 +45,9 @@ def add_gradients(
     inputs = {name: build.name("d/given") for name in given}
     sums = {name: Term(build, at) for name, at in inputs.items()}
     for node in reversed(graph.node):
-        if reached.isdisjoint(node.output) or sums.keys().isdisjoint(node.output):
-            continue
-        call = Call(node, build, kinds, tuple(map(sums.get, node.output)))
-        _reverse(call, reached, sums)
+        if depends(node, reached) and not sums.keys().isdisjoint(reached.intersection(node.output)):
+            call = Call(node, build, kinds, tuple(map(sums.get, node.output)))
+            _reverse(call, reached, sums)
     asked = dict.fromkeys([*(name for name in towards if name in sums), *wanted])
     # Two tensors may have one gradient, but not one output.
     found = {
@@ -69,9 +68,7 @@ def _reverse(call: Call, reached: Set[str], sums: dict[str, Term]) -> None:
     """Add what a node gives to the gradients of its inputs."""
     node = call.node
     towards = [index for index, name in enumerate(node.input) if name in reached]
-    found = RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
-    if not towards and not _has_bodies(node):
-        return
+    found = RULES.get(operator(node))
     if found is None:
         raise call.refusal("there is no rule for this operator")
     gradients = found.formula(call)
@@ -83,10 +80,6 @@ def _reverse(call: Call, reached: Set[str], sums: dict[str, Term]) -> None:
             given = sum_to(given, call.kinds.sizes(node.output[0]), call, index)
         name = node.input[index]
         sums[name] = sums[name] + given if name in sums else given
-
-
-def _has_bodies(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("g") for attribute in node.attribute)
 
 
 def _names(graph: onnx.GraphProto) -> Iterable[str]:

@@ -28,16 +28,19 @@ def floats(*sizes: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     return (scale * draws.standard_normal(sizes)).astype(np.float32)
 
 
-def model_of(op: str, inputs: list[str], feed: Feed, outputs: list[str], **attrs: Any):
+def model_of(
+    op: str, inputs: list[str], feed: Feed, outputs: list[str], domain=CONTRIB_DOMAIN, **attrs: Any
+):
     """A model of one of ONNX Runtime's operators; inputs of the feed, "" for those left out."""
-    node = helper.make_node(op, inputs, outputs, domain=CONTRIB_DOMAIN, name="fused", **attrs)
+    node = helper.make_node(op, inputs, outputs, domain=domain, name="fused", **attrs)
     given = [
         helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for k, v in feed.items()
     ]
     ends = [helper.make_tensor_value_info(name, 1, None) for name in outputs if name]
     graph = helper.make_graph([node], "fused", given, ends)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB_DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 21 if domain else 23)]
+    opsets.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
@@ -260,6 +263,38 @@ def test_rotary_embedding(interleaved: int, flat: bool, start: bool) -> None:
     check_gradients(model, feed, ["x"], by_torch)
 
 
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_attention_of_onnx_is_its_function(cap: float) -> None:
+    feed = {
+        "q": floats(BATCH, HEADS, TOKENS, SIZE),
+        "k": floats(BATCH, KV, 7, SIZE, seed=1),
+        "v": floats(BATCH, KV, 7, SIZE, seed=2),
+        "mask": floats(TOKENS, 7, seed=3),
+    }
+    wanted = ["q", "k", "v", "mask"]
+    model = model_of("Attention", wanted, feed, ["y"], domain="", softcap=cap)
+    check_values(model, feed, wanted)
+
+    def by_torch(given):
+        q, k, v, mask = (given[name] for name in wanted)
+        return attention(q, k, v, SIZE**-0.5, mask, cap)
+
+    check_gradients(model, feed, wanted, by_torch)
+
+
+def test_rotary_embedding_of_onnx_is_its_function() -> None:
+    cos, sin = tables(SIZE // 2)
+    positions = np.tile(np.arange(TOKENS), (BATCH, 1))
+    feed = {"x": floats(BATCH, HEADS, TOKENS, SIZE), "cos": cos, "sin": sin, "at": positions}
+    model = model_of("RotaryEmbedding", list(feed), feed, ["y"], domain="")
+    check_values(model, feed, ["x"])
+
+    def by_torch(given):
+        return rotated(given["x"], given["cos"], given["sin"], SIZE // 2, False)
+
+    check_gradients(model, feed, ["x"], by_torch)
+
+
 def rms(x, w, epsilon: float = 1e-12):
     return x * ((x * x).mean(-1, keepdim=True) + epsilon).rsqrt() * w
 
@@ -289,6 +324,21 @@ def test_norms_of_a_sum(op: str, bias: bool, total: bool) -> None:
         return summed if total else SKIPS[op](summed, given)
 
     check_gradients(model, feed, ["x", "skip", "bias"] if bias else ["x", "skip"], by_torch)
+
+
+def test_fused_operators_in_half_precision() -> None:
+    feed = {"x": floats(2, 3, 8), "skip": floats(2, 3, 8, seed=1), "w": floats(8, seed=2)}
+    half = {name: values.astype(np.float16) for name, values in feed.items()}
+    model = model_of("SkipSimplifiedLayerNormalization", list(feed), half, ["y"])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (fused,), (spelled,) = (
+        open_session(each).run(None, half) for each in (model, expanded(copy, {"x"}))
+    )
+    assert fused.dtype == spelled.dtype == np.float16
+    np.testing.assert_allclose(spelled, fused, rtol=2e-3, atol=2e-3)
+    check_gradients(model, half, ["x"], lambda given: rms(given["x"] + given["skip"], given["w"]))
 
 
 ACTIVATIONS = {

@@ -53,6 +53,42 @@ def chosen(call: Call) -> Gradients:
     return (_added(call, call.again(_positions(call.raw(0)))),)
 
 
+@rule("TopK")
+def largest(call: Call) -> Gradients:
+    """The largest values along an axis, or the smallest: g where the indices say."""
+    inputs = [call.raw(0), call.raw(1)]
+    places = call.to.node("TopK", inputs, outputs=2, **call.attrs)[1]
+    attrs = {"axis": call.attr("axis", -1), "reduction": "add"}
+    return (call.raw(0).zeros().op("ScatterElements", places, call.g(), **attrs),)
+
+
+@rule("MaxPool")
+def largest_nearby(call: Call) -> Gradients:
+    """The largest value of each window: g where it lies."""
+    if call.attr("storage_order", 0):
+        raise call.refusal("its storage_order is by columns")
+    return (_added(call, call.to.node("MaxPool", [call.x()], outputs=2, **call.attrs)[1]),)
+
+
+@rule("ScatterElements", "ScatterND")
+def put(call: Call) -> Gradients:
+    """Values put into x, or added to it: what lies there of g; of x, g, without what was replaced.
+
+    No place is written twice unless values are added: ONNX leaves open which would count.
+    """
+    attrs = {key: value for key, value in call.attrs.items() if key == "axis"}
+    places = call.raw(1)
+    take = "GatherND" if call.node.op_type == "ScatterND" else "GatherElements"
+    of_values = call.g().op(take, places, **attrs)
+    reduction = call.attr("reduction", b"none")
+    if reduction == b"add":
+        return call.g(), None, of_values
+    if reduction != b"none":
+        raise call.refusal(f"there is no rule for its reduction {reduction.decode()}")
+    kept = call.g().op(call.node.op_type, places, call.x(2).zeros(), **attrs)
+    return kept, None, of_values
+
+
 @rule("Trilu")
 def triangle(call: Call) -> Gradients:
     """The upper or lower triangle: that of g."""

@@ -45,6 +45,24 @@ def gemm(call: Call) -> Gradients:
     return of_a, of_b, sum_to(of_c, call.kinds.sizes(call.node.output[0]), call, 2)
 
 
+@rule("Einsum")
+def einsum(call: Call) -> Gradients:
+    """Y = Σ A B ... over letters: of a factor, Σ g and the others, over those it does not have."""
+    equation = call.attr("equation").decode().replace(" ", "")
+    left, arrow, output = equation.partition("->")
+    factors = left.split(",")
+    gradients: list[Term] = []
+    for index, own in enumerate(factors):
+        rest = [output, *factors[:index], *factors[index + 1 :]]
+        known = set("".join(rest))
+        if not arrow or "." in left or len(set(own)) < len(own) or not known.issuperset(own):
+            raise call.refusal(f"there is no rule for '{equation}'")
+        others = [call.x(at) for at in range(len(factors)) if at != index]
+        back = f"{','.join(rest)}->{own}"
+        gradients.append(call.g().op("Einsum", *others, equation=back))
+    return gradients
+
+
 def _unsqueezed(term: Term, axis: int) -> Term:
     return term.op("Unsqueeze", term.to.ints(axis))
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import onnx
+
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.terms import Term
 
@@ -25,6 +27,11 @@ class Rule:
 
 RULES: dict[tuple[str, str], Rule] = {}
 """By domain ("" is ONNX's own) and operator."""
+
+
+def operator(node: onnx.NodeProto) -> tuple[str, str]:
+    """The domain and operator of a node, as rules are registered."""
+    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
 
 
 def rule(*ops: str, domain: str = "", broadcasts: bool = False) -> Callable[[Formula], Formula]:

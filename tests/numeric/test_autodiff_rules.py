@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
-from gradient_checks import Operator, check
+from gradient_checks import Operator, check, torch_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from qcompiler.autodiff import gradients
+from qcompiler.ir.io import import_proto
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -125,6 +129,114 @@ def test_triangles_and_running_sums() -> None:
     check(Operator("Trilu", torch.tril, {"upper": 0}), [[x]])
     check(Operator("CumSum", lambda x, _: x.cumsum(1)), [[x, np.asarray(1)]])
     check(Operator("CumSum", None, {"exclusive": 1, "reverse": 1}), [[x, np.asarray(0)]])
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"strides": [2], "pads": [1, 0]},
+        {"strides": [3], "pads": [2, 2], "dilations": [2]},
+        {"group": 2, "strides": [2]},
+    ],
+    ids=str,
+)
+def test_convolutions(attrs) -> None:
+    group, strides = attrs.get("group", 1), attrs.get("strides", [1])
+    pads, dilations = attrs.get("pads", [0, 0]), attrs.get("dilations", [1])
+    w = torch.from_numpy(floats(4, 6 // group, 3, seed=1)).double()
+
+    def conv(x):
+        return F.conv1d(F.pad(x, pads), w, None, strides, 0, dilations, group)
+
+    def back(x):
+        y = F.conv_transpose1d(x, w, None, strides, 0, 0, group, dilations)
+        return y[..., pads[0] : y.shape[-1] - pads[1]]
+
+    for length in (9, 10, 11):
+        constant(Operator("Conv", conv, attrs), floats(2, 6, length), w)
+    constant(Operator("ConvTranspose", back, attrs), floats(2, 4, 5), w)
+
+
+def constant(operator: Operator, x: np.ndarray, w) -> None:
+    """Check with weights that are constants of the model."""
+    seed = floats(*operator.torch(torch.from_numpy(x).double()).shape, seed=5)
+    model = operator.model([x, w.float().numpy()])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w.float().numpy(), "x1"))
+    del model.graph.input[1]
+    ((_, (found,)),) = gradients(import_proto(model), ["x0"], "y0", [{"x0": x}], lambda *_: seed)
+    (wanted,) = torch_gradients(operator, [x], seed)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_two_axes_of_a_convolution() -> None:
+    w = torch.from_numpy(floats(3, 2, 2, 3)).double()
+    attrs = {"strides": [2, 3], "pads": [1, 0, 0, 2]}
+    conv = Operator("Conv", lambda x: F.conv2d(F.pad(x, (0, 2, 1, 0)), w, None, (2, 3)), attrs)
+    constant(conv, floats(2, 2, 6, 7), w)
+    check(Operator("GlobalAveragePool", lambda x: x.mean((2, 3), True)), [[floats(2, 3, 4, 5)]])
+
+
+def test_norms_of_channels() -> None:
+    x, w, b, mean = floats(2, 3, 4), floats(3), floats(3, seed=1), floats(3, seed=2)
+    variance = np.abs(floats(3, seed=3)) + 1
+
+    def by_hand(x, w, b, mean, variance):
+        w, b, mean, variance = (each[:, None] for each in (w, b, mean, variance))
+        return (x - mean) / (variance + 1e-5).sqrt() * w + b
+
+    check(Operator("BatchNormalization", by_hand), [[x, w, b, mean, variance]])
+
+    def instance_norm(x, w, b):
+        return F.instance_norm(x, None, None, w, b)
+
+    check(Operator("InstanceNormalization", instance_norm), [[x, w, b]])
+
+
+@pytest.mark.parametrize("strides", [[1, 1], [2, 3]])
+def test_max_pool(strides) -> None:
+    attrs = {"kernel_shape": [3, 2], "strides": strides, "pads": [1, 1, 1, 1]}
+
+    def pool(x):
+        padded = F.pad(x, (1, 1, 1, 1), value=-1e9)
+        return F.max_pool2d(padded, (3, 2), strides)
+
+    check(Operator("MaxPool", pool, attrs), [[floats(2, 3, 6, 7)]])
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_scatters(reduction: str) -> None:
+    def elements(x, at, values):
+        put = torch.scatter if reduction == "none" else torch.scatter_add
+        return put(x, 1, at, values)
+
+    def rows(x, at, values):
+        return torch.index_put(x, (at[:, 0],), values, accumulate=reduction == "add")
+
+    x, places = floats(3, 4), np.asarray([[0, 3], [1, 2], [2, 0]])
+    attrs = {"axis": 1, "reduction": reduction}
+    check(Operator("ScatterElements", elements, attrs), [[x, places, floats(3, 2, seed=1)]])
+    attrs = {"reduction": reduction}
+    at = np.asarray([[2], [0]] + [[2]] * (reduction == "add"))
+    check(Operator("ScatterND", rows, attrs), [[x, at, floats(len(at), 4, seed=1)]])
+
+
+@pytest.mark.parametrize("equation", ["bij,bjk->bik", "bhid,bhjd->bhij", "ij,j->i", "ij->ji"])
+def test_einsum(equation: str) -> None:
+    sizes = dict(zip("bhijkd", (2, 3, 4, 5, 2, 3), strict=True))
+    factors = equation.partition("->")[0].split(",")
+    case = [floats(*(sizes[each] for each in own), seed=i) for i, own in enumerate(factors)]
+    operator = Operator("Einsum", lambda *xs: torch.einsum(equation, *xs), {"equation": equation})
+    check(operator, [case])
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_top_k(largest: int) -> None:
+    def top(x, k):
+        return x.topk(int(k), 1, bool(largest))
+
+    attrs = {"axis": 1, "largest": largest}
+    check(Operator("TopK", top, attrs, outputs=2), [[floats(3, 6), ints(2)]])
 
 
 REDUCED = {
