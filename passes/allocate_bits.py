@@ -30,12 +30,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
+from qcompiler.analysis.curvatures import curvatures
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.formats import Granularity, LayerPlan, WeightFormat
 from qcompiler.numerics.activation_choice import TOKENS, activation_loss
 from qcompiler.numerics.allocation import allocate
-from qcompiler.numerics.curvature import Curvature, curvature, weighed
+from qcompiler.numerics.curvature import Curvature, weighed
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.gptq import moments
 from qcompiler.numerics.parallel import mapped
@@ -119,8 +120,8 @@ class AllocateBits(Pass):
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
         gradients = self.sensitivity == "gradients"
-        curvatures = _curvatures(graph, units, ctx) if gradients else {}
-        judged = self._judged(graph, units, ctx, curvatures)
+        known = _known(graph, units, ctx) if gradients else {}
+        judged = self._judged(graph, units, ctx, known)
         costs = np.array(list(mapped(self._errors, judged)))
         factor = np.ones((len(units), 1))
         if not gradients:
@@ -128,7 +129,7 @@ class AllocateBits(Pass):
             factor = measured[:, None] / np.maximum(costs[:, :1], 1e-300)
         sensitivity, costs = (factor * costs[:, :1])[:, 0], factor * costs[:, 1:]
         if self.max_kl:
-            costs += factor * np.array(_activation_losses(graph, units, ctx, curvatures))[:, None]
+            costs += factor * np.array(_activation_losses(graph, units, ctx, known))[:, None]
         sizes = np.array(
             [[sum(f.nbytes(*each.shape) for each in u.layers) for f in formats] for u in units]
         )
@@ -195,22 +196,22 @@ class AllocateBits(Pass):
         graph: gs.Graph,
         units: list[_Unit],
         ctx: PassContext,
-        curvatures: Mapping[str, Curvature],
+        known: Mapping[str, Curvature],
     ) -> Iterator[tuple[_Unit, list[_Judge]]]:
         """Each unit with what errors of its layers cost."""
         inputs = ctx.data.stream(graph, [unit.x for unit in units])
         for index, (unit, values) in enumerate(zip(units, inputs, strict=True)):
             ctx.tick("measuring moments", index, len(units))
             try:
-                yield unit, [self._judge(each, values, curvatures) for each in unit.layers]
+                yield (
+                    unit,
+                    [self._judge(each, values, known.get(each.name)) for each in unit.layers],
+                )
             except ValueError as error:
                 raise CalibrationError(f"layer '{unit.name}': {error}") from None
         ctx.tick("measuring moments", len(units), len(units))
 
-    def _judge(
-        self, layer: Layer, values: Sequence[Any], curvatures: Mapping[str, Curvature]
-    ) -> _Judge:
-        known = curvatures.get(layer.name)
+    def _judge(self, layer: Layer, values: Sequence[Any], known: Curvature | None) -> _Judge:
         if known is None:
             given = moments(map(layer.rows, values))
             scale, outputs = 1.0, np.ones(layer.shape[1])
@@ -257,20 +258,13 @@ class _Judge:
         return float(self.weight @ np.square(error, dtype=np.float64) @ outputs)
 
 
-def _curvatures(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> Mapping[str, Curvature]:
+def _known(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> Mapping[str, Curvature]:
     """What outputs [N] of each layer count, and which tokens."""
-    layers = {str(each.node.outputs[0].name): each.name for unit in units for each in unit.layers}
-    found: dict[str, Curvature] = {}
-    output = str(graph.outputs[0].name)
-    for name, gradients in ctx.data.gradients(graph, list(layers), output, _SAMPLES):
-        ctx.tick("differentiating", len(found), len(layers))
-        try:
-            known = curvature(gradients)
-        except ValueError as error:
-            raise CalibrationError(f"layer '{layers[name]}': {error}; exclude it") from None
-        found[layers[name]] = replace(known, outputs=np.diagonal(known.outputs).copy())
-    ctx.tick("differentiating", len(layers), len(layers))
-    return found
+    layers = [layer for unit in units for layer in unit.layers]
+    return {
+        name: replace(known, outputs=np.diagonal(known.outputs).copy())
+        for name, known in curvatures(graph, layers, ctx, _SAMPLES)
+    }
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:
@@ -278,7 +272,7 @@ def _rounded(values: Any, form: WeightFormat) -> Any:
 
 
 def _activation_losses(
-    graph: gs.Graph, units: list[_Unit], ctx: PassContext, curvatures: Mapping[str, Curvature]
+    graph: gs.Graph, units: list[_Unit], ctx: PassContext, known: Mapping[str, Curvature]
 ) -> list[float]:
     """What rounding each unit's input costs in its outputs, where each row has its own scale."""
     dynamic = [unit for unit in units if ctx.plan[unit.name].activation is Granularity.PER_TOKEN]
@@ -294,8 +288,8 @@ def _activation_losses(
         if not len(x):
             continue
         for layer, (_, weight) in zip(unit.layers, unit.weights(), strict=True):
-            known = curvatures.get(layer.name)
-            loss = activation_loss(x, [weight]) * (1.0 if known is None else known.scale / 2)
+            scale = known[layer.name].scale / 2 if layer.name in known else 1.0
+            loss = scale * activation_loss(x, [weight])
             found[unit.name] = found.get(unit.name, 0.0) + loss
     ctx.tick("measuring activations", len(dynamic), len(dynamic))
     return [found.get(unit.name, 0.0) for unit in units]

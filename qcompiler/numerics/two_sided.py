@@ -26,6 +26,9 @@ from qcompiler.numerics.rounding import QuantizedWeight
 BLOCK = 64
 """Columns that are rounded together."""
 
+MOST_OUTPUTS = 8192
+"""From here on, H_O is larger than what it is for."""
+
 _LEAST = 0.01  # of the mean diagonal, added to H_O
 
 
