@@ -12,8 +12,8 @@ to choose them, they count by what is left of that once other channels have made
 
 The sensitivity of a unit is what rounding it to nearest in the format `probe` costs. With
 `sensitivity` "measured" it is not estimated: each unit in turn is rounded while the rest stays in
-float, and all costs of a unit are brought into proportion. That takes longer, and is for models
-with operators that have no gradient.
+float, and all costs of a unit are brought into proportion. That takes longer, and is how models
+with an operator that has no gradient are treated.
 
 Int8 activations take no bits, but their error counts against a divergence. It is measured on
 calibration data, in the same units as the weights' errors.
@@ -21,6 +21,7 @@ calibration data, in the same units as the weights' errors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from qcompiler import ir
 from qcompiler.analysis.curvatures import curvatures
 from qcompiler.analysis.layers import Layer, find_layers, is_head
-from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.errors import CalibrationError, GradientError, RecipeError
 from qcompiler.formats import Granularity, LayerPlan, WeightFormat
 from qcompiler.numerics.activation_choice import TOKENS, activation_loss
 from qcompiler.numerics.allocation import allocate
@@ -55,6 +56,8 @@ _FORMATS = (
     "int4 g32 asym",
     "int8 sym",
 )
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
 _SAMPLES = 8  # that gradients are taken of
@@ -119,12 +122,11 @@ class AllocateBits(Pass):
         if not units:
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
-        gradients = self.sensitivity == "gradients"
-        known = _known(graph, units, ctx) if gradients else {}
+        known = _known(graph, units, ctx) if self.sensitivity == "gradients" else {}
         judged = self._judged(graph, units, ctx, known)
         costs = np.array(list(mapped(self._errors, judged)))
         factor = np.ones((len(units), 1))
-        if not gradients:
+        if not known:
             measured = np.array(self._measured(graph, units, ctx))
             factor = measured[:, None] / np.maximum(costs[:, :1], 1e-300)
         sensitivity, costs = (factor * costs[:, :1])[:, 0], factor * costs[:, 1:]
@@ -259,12 +261,16 @@ class _Judge:
 
 
 def _known(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> Mapping[str, Curvature]:
-    """What outputs [N] of each layer count, and which tokens."""
+    """What outputs [N] of each layer count, and which tokens; nothing without gradients."""
     layers = [layer for unit in units for layer in unit.layers]
-    return {
-        name: replace(known, outputs=np.diagonal(known.outputs).copy())
-        for name, known in curvatures(graph, layers, ctx, _SAMPLES)
-    }
+    try:
+        return {
+            name: replace(known, outputs=np.diagonal(known.outputs).copy())
+            for name, known in curvatures(graph, layers, ctx, _SAMPLES)
+        }
+    except GradientError as error:
+        _log.warning("%s: each unit is rounded by itself to measure its sensitivity", error)
+        return {}
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from qcompiler.autodiff.kinds import Kinds, Sizes
 from qcompiler.autodiff.terms import FLOAT, Builder, Term
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import GradientError
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Call:
         return Term(self.to, self.node.output[index]).zeros() if found is None else found
 
     def sizes(self, index: int) -> Sizes:
-        """The sizes of an input. CalibrationError if its rank is not known."""
+        """The sizes of an input. GradientError if its rank is not known."""
         sizes = self.kinds.sizes(self.node.input[index])
         if sizes is None:
             raise self.refusal(f"the rank of '{self.node.input[index]}' is not known")
         return sizes
 
     def size(self, index: int, axis: int) -> int:
-        """One size of an input. CalibrationError if it is not known."""
+        """One size of an input. GradientError if it is not known."""
         size = self.sizes(index)[axis]
         if not isinstance(size, int):
             raise self.refusal(f"size {axis} of '{self.node.input[index]}' is not known")
@@ -77,9 +77,9 @@ class Call:
         others = [self.raw(i) if self.has(i) else None for i in range(1, len(self.node.input))]
         return self.to.node(self.node.op_type, [first, *others], **self.attrs)[0]
 
-    def refusal(self, why: str) -> CalibrationError:
+    def refusal(self, why: str) -> GradientError:
         """An error that names operator and node."""
-        return CalibrationError(
+        return GradientError(
             f"no gradient through {self.node.op_type} '{self.node.name or self.node.output[0]}': "
             f"{why}"
         )

@@ -48,10 +48,11 @@ def divergence_probe(seed: int) -> Callable[[int, Array], Array]:
 
     def probe(index: int, y: Array) -> Array:
         if y.shape[-1] > VOCABULARY:
-            return fisher(index, y) / np.float32(np.sqrt(y.size / y.shape[-1]))
+            rows = y.size // y.shape[-1]
+            return np.asarray(fisher(index, y) / np.float32(np.sqrt(rows)))
         draws = np.random.default_rng((seed, index))
         signal = float(np.sum(np.square(y, dtype=np.float64)))
         made = draws.standard_normal(y.shape, np.float32)
-        return made * np.float32(np.sqrt(2.0 / signal) if signal else 0.0)
+        return np.asarray(made * np.float32(np.sqrt(2.0 / signal) if signal else 0.0))
 
     return probe
