@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -19,14 +16,14 @@ from qcompiler import recipe as recipes
 from qcompiler.analysis.reach import Reach, reach
 from qcompiler.calibration.sources import default_spec
 from qcompiler.calibration.supply import Progress, Supply
-from qcompiler.commit import file_place, folder_place, put_folder, put_model
+from qcompiler.commit import Made, file_place, folder_place, put_folder, put_model
+from qcompiler.companions import put_companions
 from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_job
 from qcompiler.errors import ModelError
 from qcompiler.escapes import printable
 from qcompiler.feeds import Signature
-from qcompiler.files import read_json
-from qcompiler.models import GENAI_CONFIG, ModelPackage, open_package
+from qcompiler.models import ModelPackage, open_package
 from qcompiler.passmanager import Record, require_matches
 from qcompiler.protos import all_nodes
 from qcompiler.recipe import Recipe, options_of
@@ -37,8 +34,6 @@ from qcompiler.targets import Target
 from qcompiler.verification import Verification, verify_output
 
 _HELD_BACK = 2
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,57 +101,69 @@ def compile(
     )
     final = _output_path(package, Path(model), chosen.name, output)
     with memory.many_objects(len(all_nodes(package.outline))):
-        return _Compilation(job, chosen, wanted, final).run(verify=verify, force=force)
+        part = _Compilation(job, chosen, wanted)
+        return _run(part, package, final, verify=verify, force=force)
+
+
+def _run(
+    part: _Compilation, package: ModelPackage, final: Path, *, verify: bool, force: bool
+) -> CompileResult:
+    """Make the result beside its place, and put it there when it is complete."""
+    with scratch_beside(final) as scratch:
+        result = scratch / "result"
+        result.mkdir()
+        made, report = part.run(scratch, result, final, verify=verify, force=force)
+        if package.folder is None:
+            files = put_model(made, final)
+        else:
+            copied = put_companions([package], result, part.target)
+            files = [final / file.name for file in (*copied, *made.files)]
+            put_folder(result, final, model=made.model.name)
+    return CompileResult(output=final, files=tuple(files), report=report)
 
 
 @dataclass(frozen=True)
 class _Compilation:
-    """One model on its way from `job` to `final`."""
+    """One model on its way."""
 
     job: Job
     recipe: Recipe
     target: Target
-    final: Path
 
-    def run(self, *, verify: bool, force: bool) -> CompileResult:
-        """Run the passes, write the result beside its place, check it, and put it there."""
+    def run(
+        self, work: Path, result: Path, final: Path, *, verify: bool, force: bool
+    ) -> tuple[Made, Report]:
+        """Run the passes, write the model into the folder `result`, and check it.
+
+        `work` takes what is large on the way. `final` is where the model will lie: the file, or its
+        folder.
+        """
         started = time.perf_counter()
-        package, supply, final = self.job.package, self.job.supply, self.final
+        package, supply = self.job.package, self.job.supply
+        name = final.name if package.folder is None else package.onnx_path.name
+        with ir.spilling(work):
+            graph, minimum = self._quantized()
+            metadata = _metadata(package, self.recipe, self.target, minimum, supply)
+            made = ir.stage_model(graph, result, name, metadata=metadata)
+            reached = reach(graph, _quantized_nodes(self.job.manager.history))
+            del graph
+        memory.release()
         checked = None
-        with scratch_beside(final) as scratch:
-            name = final.name if package.folder is None else package.onnx_path.name
-            result = scratch / "result"
-            result.mkdir()
-            with ir.spilling(scratch):
-                graph, minimum = self._quantized()
-                metadata = _metadata(package, self.recipe, self.target, minimum, supply)
-                made = ir.stage_model(graph, result, name, metadata=metadata)
-                reached = reach(graph, _quantized_nodes(self.job.manager.history))
-                del graph
-            memory.release()
-            if verify:
-                pair = self._pair(made.model, reached)
-                checked = verify_output(pair, supply, self.recipe, force)
-            sizes = (package.size_bytes(), sum(file.stat().st_size for file in made.files))
-            if package.folder is None:
-                files = put_model(made, final)
-            else:
-                copied = _companions(package, result, name, self.target)
-                files = [final / file.name for file in (*copied, *made.files)]
-                put_folder(result, final, model=name)
+        if verify:
+            checked = verify_output(self._pair(made.model, reached), supply, self.recipe, force)
         report = build_report(
             self.job.manager.history,
             recipe=self.recipe,
             target=self.target.name,
             source=package.onnx_path,
             output=final,
-            source_bytes=sizes[0],
-            output_bytes=sizes[1],
+            source_bytes=package.size_bytes(),
+            output_bytes=sum(file.stat().st_size for file in made.files),
             calibration=supply.description,
             verification=None if checked is None else checked.to_dict(),
             seconds=time.perf_counter() - started,
         )
-        return CompileResult(output=final, files=tuple(files), report=report)
+        return made, report
 
     def _quantized(self) -> tuple[gs.Graph, str]:
         """The graph behind the last pass, and the ONNX Runtime that it needs."""
@@ -238,47 +245,6 @@ def _metadata(
         "qcompiler.calibration_sha256": source.sha256,
         "qcompiler.minimum_onnxruntime": minimum,
     }
-
-
-def _companions(package: ModelPackage, result: Path, name: str, target: Target) -> list[Path]:
-    """Everything else of a model folder: tokenizer, configuration, and the op library."""
-    assert package.folder is not None  # the caller asks for folders only
-    skip = {package.onnx_path.resolve(), *(f.resolve() for f in package.data_files)}
-    copied: list[Path] = []
-    for path in sorted(package.folder.iterdir()):
-        if path.is_file() and path.resolve() not in skip:
-            shutil.copyfile(path, result / path.name)
-            copied.append(result / path.name)
-    if target.library is None:
-        return copied
-    library = target.library.path()
-    if library is None:
-        _log.warning(
-            "%s was not built with this qcompiler, for want of nvcc: put it beside the model",
-            target.library.name,
-        )
-    else:
-        shutil.copyfile(library, result / library.name)
-        copied.append(result / library.name)
-    config = result / GENAI_CONFIG
-    if config.is_file():
-        data = read_json(config, ModelError)
-        decoder = _object(_object(data, "model"), "decoder")
-        decoder["filename"] = name
-        options = _object(decoder, "session_options")
-        options["custom_ops_library"] = target.library.name if library is None else library.name
-        if target.provider_options:
-            options["provider_options"] = list(target.provider_options)
-        config.write_text(json.dumps(data, indent=4), encoding="utf-8")
-    return copied
-
-
-def _object(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """The object at a key, put there where there is none."""
-    if settings.get(key) is None:
-        settings[key] = {}
-    inner: dict[str, Any] = settings[key]
-    return inner
 
 
 __all__ = ["CompileResult", "Verification", "compile"]
