@@ -210,7 +210,9 @@ def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
         return
     for line in summary(report):
         console.say(line)
-    console.print_table(*table(report, grouped=True))
+    for model in report.models:
+        title = "" if model is report else f"{model.output.name}:"
+        console.print_table(*table(model, grouped=True), title=title)
 
 
 def sensitivity(

@@ -11,7 +11,8 @@ from typing import Any
 
 from qcompiler.errors import ModelError
 from qcompiler.files import read_json
-from qcompiler.models import GENAI_CONFIG, ModelPackage
+from qcompiler.folders import GENAI_CONFIG
+from qcompiler.models import ModelPackage
 from qcompiler.targets import Target
 
 _log = logging.getLogger(__name__)
@@ -24,8 +25,7 @@ def put_companions(packages: Sequence[ModelPackage], result: Path, target: Targe
     """
     folder = packages[0].folder
     assert folder is not None  # the caller asks for folders only
-    models = [file for each in packages for file in (each.onnx_path, *each.data_files)]
-    skip = {file.resolve() for file in models}
+    skip = {file.resolve() for package in packages for file in package.files}
     copied: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.resolve() not in skip:
