@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from odd_models import model_of
 
-WIDTH, WORDS, BINS = 64, 300, 24
+WIDTH, WORDS, BINS = 64, 300, 32
 FAR = 20.0
 """Where the values that encoders give lie: no noise looks like them."""
 

@@ -196,6 +196,7 @@ def test_genai_config_names_models_and_what_they_hand_over(tmp_path: Path) -> No
     result = qcompiler.compile(folder, recipe="w4a8-fast", calib_samples=8, calib_length=32)
     assert isinstance(result.report, FolderReport)
     assert [report.output.name for report in result.report.models] == ["first.onnx", "second.onnx"]
+    assert all(report.counts["linear_quantized"] for report in result.report.models)
     assert "; heard from first.onnx on random: " in result.report.models[1].calibration
     assert (result.output / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
     model = json.loads((result.output / "genai_config.json").read_text())["model"]
@@ -203,6 +204,29 @@ def test_genai_config_names_models_and_what_they_hand_over(tmp_path: Path) -> No
     assert model["encoder"] == GENAI["model"]["encoder"]
     assert model["decoder"]["filename"] == "second.onnx"
     assert set(result.files) == set(result.output.iterdir())
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared options", "own options"])
+def test_onnxruntime_genai_finds_the_library_for_both(tmp_path: Path, own: bool) -> None:
+    genai_runtime = pytest.importorskip("onnxruntime_genai")
+    folder = genai(tmp_path / "g")
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 1}
+    config["model"] |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 1)
+    config["model"]["context_length"] = 32
+    for section in ("encoder", "decoder"):
+        config["model"][section] |= sizes | {"head_size": 16, "hidden_size": folders.WIDTH}
+    if own:
+        config["model"]["encoder"]["session_options"] = {}
+    file.write_text(json.dumps(config | {"search": {"max_length": 32}}))
+    output = qcompiler.compile(folder, recipe="rtn").output
+    for name in ("first.onnx", "second.onnx"):
+        model = onnx.load(output / name, load_external_data=False)
+        assert model.functions
+        del model.functions[:]  # by these it would run without the library
+        (output / name).write_bytes(model.SerializeToString())
+    genai_runtime.Model(str(output))
 
 
 def test_numbered_caches_of_genai_reach_their_inputs(tmp_path: Path) -> None:
