@@ -182,7 +182,10 @@ def _shared(
     suited = [source is not None and suits(source, *each) for each in ordered]
     if source is not None and not any(suited):
         names = ", ".join(package.onnx_path.name for package, _ in ordered)
-        raise CalibrationError(f"calibration data '{source}' is for none of {names}; see --calib")
+        raise CalibrationError(
+            f"calibration data '{source}' suits none of {names}; without --calib each has its "
+            "default"
+        )
     for (package, links), suitable in zip(ordered, suited, strict=True):
         usual = default_spec(package, preferred, links)
         givers = {link.giver.onnx_path.name for link in links.values()}

@@ -147,7 +147,7 @@ def test_arrays_are_for_the_models_that_read_them(tmp_path: Path) -> None:
     assert found["encoder"].supply.feeds[0]["input_features"].shape == (1, 30, folders.BINS)
     np.savez(tmp_path / "none.npz", pixels=sound)
     said = refusal("compile", folder, "--calib", tmp_path / "none.npz")
-    assert "is for none of encoder.onnx, decoder.onnx" in said
+    assert "suits none of encoder.onnx, decoder.onnx" in said
 
 
 def test_a_batch_reaches_a_decoder_text_by_text(pair: Path) -> None:
