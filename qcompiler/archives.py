@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,13 +35,8 @@ def read_npz(path: Path, most: int, refusal: type[QcError]) -> dict[str, Array]:
     `refusal`, which names file and array, where it is none, cut off, holds anything but numbers and
     text, or more than `most` bytes.
     """
-    if not path.is_file():
-        raise refusal(f"{path} is no file; give an .npz file, or a folder of them")
-    what = f"{path} can't be read as .npz"
-    with foreign_errors(refusal, what, _REMEDY), zipfile.ZipFile(path) as archive:
+    with _opened(path, refusal) as archive:
         members = archive.infolist()
-        if len(members) > _MEMBERS:
-            raise refusal(f"{path} holds {len(members)} arrays; a model has a few inputs")
         headers = {each.filename: _header(archive, each, path, refusal) for each in members}
         size = sum(shape_bytes(shape, dtype) for shape, dtype in headers.values())
         if size > most:
@@ -51,6 +48,24 @@ def read_npz(path: Path, most: int, refusal: type[QcError]) -> dict[str, Array]:
             name.removesuffix(".npy"): _values(archive, name, *header, path, refusal)
             for name, header in headers.items()
         }
+
+
+def npz_names(path: Path, refusal: type[QcError]) -> list[str]:
+    """The names of the arrays in an .npz file; `refusal` where it is none."""
+    with _opened(path, refusal) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+@contextmanager
+def _opened(path: Path, refusal: type[QcError]) -> Generator[zipfile.ZipFile, None, None]:
+    if not path.is_file():
+        raise refusal(f"{path} is no file; give an .npz file, or a folder of them")
+    what = f"{path} can't be read as .npz"
+    with foreign_errors(refusal, what, _REMEDY), zipfile.ZipFile(path) as archive:
+        count = len(archive.infolist())
+        if count > _MEMBERS:
+            raise refusal(f"{path} holds {count} arrays; a model has a few inputs")
+        yield archive
 
 
 def shape_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

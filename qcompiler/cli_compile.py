@@ -144,10 +144,12 @@ def compile_model(
     verify: Verify = True,
     json: Json = False,
 ) -> None:
-    """Quantize an ONNX model.
+    """Quantize an ONNX model, or a folder of several.
 
-    A file compiles to a file, with its weights beside it in OUT.<digits>.data. A model folder in
-    onnxruntime-genai's layout compiles to a folder that is ready to run.
+    A file compiles to a file, with its weights beside it in OUT.<digits>.data. A model folder
+    compiles to a folder that is ready to run: with the models that genai_config.json names, else
+    model.onnx, else all that are there, such as encoder.onnx and decoder.onnx. A model that reads
+    what another one computes is calibrated on that.
 
     [dim]Examples:[/]
 
@@ -160,6 +162,8 @@ def compile_model(
       qc compile model.onnx --target qdq --nodes-to-exclude lm_head
 
       qc compile smol --budget 4.5bpw --calib chapter.txt
+
+      qc compile whisper --calib features.npz
     """
     _check(report)
     from qcompiler.compiler import compile as run
@@ -210,7 +214,9 @@ def _tell(result: CompileResult, file: Path | None, *, json: bool) -> None:
         return
     for line in summary(report):
         console.say(line)
-    console.print_table(*table(report, grouped=True))
+    for model in report.models:
+        title = "" if model is report else f"{model.output.name}:"
+        console.print_table(*table(model, grouped=True), title=title)
 
 
 def sensitivity(

@@ -25,20 +25,28 @@ def inspect(
 ) -> None:
     """Show what is in a model: sizes, operators, what could be quantized, foldable edges.
 
+    Of a folder of several models, what is in each.
+
     [dim]Examples:[/]
 
       qc inspect model.onnx
 
       qc inspect smol.w4a8 --json
     """
-    from qcompiler.inspection import inspect as run
+    from qcompiler.inspection import inspect_all as run
 
     quiet()
     with console.status(f"reading {model}"):
         found = run(model)
     if json:
-        console.print_json(found.to_dict())
+        each = [one.to_dict() for one in found]
+        console.print_json(each[0] if len(each) == 1 else {"models": each})
         return
+    for one in found:
+        _print(one, every)
+
+
+def _print(found: Inspection, every: bool) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
     console.say(f"{found.path}: IR version {found.ir_version}, opsets {opsets}")
     for key, value in found.metadata.items():

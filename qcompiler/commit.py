@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +162,13 @@ def put_model(made: Made, final: Path) -> list[Path]:
     return [final] if data is None else [data, final]
 
 
-def put_folder(made: Path, final: Path, *, model: str | None = None, replace: bool = True) -> None:
+def put_folder(
+    made: Path, final: Path, *, models: Sequence[str] = (), replace: bool = True
+) -> None:
     """Put a folder at `final`, in place of one that is there, if it still is a `folder_place`.
 
-    `made` lies in the scratch folder of `final`, with which the old folder goes. With `model`, the
-    name of the model in it, what the old folder holds beside is kept: all but the old model's data.
+    `made` lies in the scratch folder of `final`, with which the old folder goes. With `models`, the
+    names of those in it, what the old folder holds beside is kept: all but the old models' data.
     """
     for path in (*made.rglob("*"), made):
         _sync(path)
@@ -173,12 +176,12 @@ def put_folder(made: Path, final: Path, *, model: str | None = None, replace: bo
         if not os.path.lexists(folder_place(final, replace=replace)):
             made.rename(final)
         else:
-            if model is not None:
-                _keep_others(final, made, model)
+            if models:
+                _keep_others(final, made, models)
             _like(final, made)
             old = _change_places(made, final)
-            if model is not None:
-                _keep_others(old, final, model)  # what has come meanwhile
+            if models:
+                _keep_others(old, final, models)  # what has come meanwhile
         _sync(final.parent)
 
 
@@ -205,9 +208,9 @@ def _change_places(made: Path, final: Path) -> Path:
     return old
 
 
-def _keep_others(old: Path, new: Path, model: str) -> None:
+def _keep_others(old: Path, new: Path, models: Sequence[str]) -> None:
     """Link into one folder what another holds beside: files of the user, other models."""
-    data = [path for path in old.iterdir() if is_data_of(path.name, model)]
+    data = [path for path in old.iterdir() if any(is_data_of(path.name, model) for model in models)]
     for path in old.iterdir():
         if path not in data and not os.path.lexists(new / path.name):
             _link(path, new / path.name)

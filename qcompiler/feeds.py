@@ -7,8 +7,8 @@ masks and positions that agree with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -124,6 +124,14 @@ class Signature:
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name, or None."""
         return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def without(self, names: Collection[str]) -> Signature:
+        """What is left to feed where something else gives the inputs of these names."""
+        inputs = tuple(spec for spec in self.inputs if spec.name not in names)
+        caches = tuple(cache for cache in self.caches if cache.past not in names)
+        logits = next((spec for spec in self.outputs if spec.name == "logits"), None)
+        kind = _kind({spec.name for spec in inputs}, logits, caches)
+        return replace(self, kind=kind, inputs=inputs, caches=caches)
 
     def feeds(
         self,
@@ -310,15 +318,17 @@ def _signature(
         for spec in inputs
         if (present := _present_of(spec.name, by_name)) is not None
     ]
-    kind: Kind = "other"
-    if IDS in names:
-        logits = by_name.get("logits")
-        token_wise = logits is not None and logits.rank in (None, _LAST_AXIS_IS_TOKENS)
-        kind = "decoder" if caches or (token_wise and TYPES not in names) else "encoder"
-    known = names <= {IDS, MASK, POSITIONS, TYPES, *SWITCHES, *(c.past for c in caches)}
-    if not known:
-        kind = "other"
+    kind = _kind(names, by_name.get("logits"), caches)
     return Signature(kind, inputs, outputs, tuple(caches), shares_buffer and bool(caches))
+
+
+def _kind(names: Set[str], logits: TensorSpec | None, caches: Sequence[CacheSpec]) -> Kind:
+    """What reads inputs of these names."""
+    known = names <= {IDS, MASK, POSITIONS, TYPES, *SWITCHES, *(c.past for c in caches)}
+    if IDS not in names or not known:
+        return "other"
+    token_wise = logits is not None and logits.rank in (None, _LAST_AXIS_IS_TOKENS)
+    return "decoder" if caches or (token_wise and TYPES not in names) else "encoder"
 
 
 def _present_of(past: str, outputs: Iterable[str]) -> str | None:

@@ -20,7 +20,7 @@ from qcompiler.analysis.qdq import quantized_layer
 from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import PassError
 from qcompiler.formats import Granularity, WeightFormat
-from qcompiler.models import open_package
+from qcompiler.models import ModelPackage, open_package, open_packages
 from qcompiler.passmanager import PassContext, PassManager, Record
 from qcompiler.recipe import parse_pipeline
 from qcompiler.remarks import Divided, LeftAlone
@@ -92,8 +92,16 @@ class Inspection:
 
 
 def inspect(model: str | Path) -> Inspection:
-    """Look into an ONNX file or model folder; ModelError if it is none."""
-    package = open_package(model)
+    """Look into an ONNX file or the folder of one model; ModelError if it is none."""
+    return _inspected(open_package(model))
+
+
+def inspect_all(model: str | Path) -> list[Inspection]:
+    """Look into all models of a folder; ModelError where there is none."""
+    return [_inspected(package) for package in open_packages(model)]
+
+
+def _inspected(package: ModelPackage) -> Inspection:
     proto, path = package.outline, package.onnx_path
     graph = ir.read_model(path)
     facts = Inspection(

@@ -1,4 +1,4 @@
-"""A model on disk: an ONNX file, or a folder in onnxruntime-genai's layout.
+"""A model on disk: an ONNX file, or a folder of one or of several that feed one another.
 
 `open_package` answers, from the files alone, what every command asks first: which ONNX file, which
 tokenizer, which special tokens, how many bytes. Weights are never read here.
@@ -19,14 +19,13 @@ from qcompiler import settings
 from qcompiler.commit import is_data_of
 from qcompiler.errors import ModelError, shown
 from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, read_text
+from qcompiler.folders import GENAI_CONFIG, model_files
 from qcompiler.foreign import foreign_errors, silenced
 from qcompiler.protos import outlined, read_proto
 from qcompiler.settings import Settings
 from qcompiler.soundness import check_model
 from qcompiler.stored import external_files
 
-_LONGEST_NAME = 200  # of a file; systems take 255 bytes
-GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 SIDE_FILES = (
     TOKENIZER,
@@ -94,6 +93,11 @@ class ModelPackage:
         """The external-data files the model refers to, each found to hold what is claimed."""
         return external_files(self.outline, self.onnx_path)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The ONNX file and its data."""
+        return (self.onnx_path, *self.data_files)
+
     def refuse_overwriting(self, output: Path) -> None:
         """ModelError where writing `output` would replace the model, its folder, or its data.
 
@@ -102,7 +106,7 @@ class ModelPackage:
         if output.suffix == ".onnx" and not _is_text(output.name):
             raise ModelError(f"output '{output}' has a name that is not UTF-8; choose one with -o")
         place = Path(os.path.realpath(output))  # of a link to itself, too
-        files = [file.resolve() for file in (self.onnx_path, *self.data_files)]
+        files = [file.resolve() for file in self.files]
         taken = place in files
         if self.folder is not None:
             taken |= self.folder.resolve().is_relative_to(place)
@@ -114,7 +118,7 @@ class ModelPackage:
 
     def size_bytes(self) -> int:
         """Bytes of the ONNX file and of the external-data files it refers to."""
-        return sum(file.stat().st_size for file in (self.onnx_path, *self.data_files))
+        return sum(file.stat().st_size for file in self.files)
 
     def bos_id(self) -> int | None:
         """The begin-of-text token, or None where the model's files name none."""
@@ -199,9 +203,27 @@ def _is_text(name: str) -> bool:
 def open_package(path: str | Path) -> ModelPackage:
     """Find the ONNX file, config and tokenizer that `path` (a file or a folder) stands for.
 
-    Raises ModelError if nothing is there, or it is no sound ONNX model (`soundness`).
+    Raises ModelError if nothing is there, or several models, or it is no sound ONNX model
+    (`soundness`).
     """
-    package = find_package(path)
+    return _opened(find_package(path))
+
+
+def open_packages(path: str | Path) -> tuple[ModelPackage, ...]:
+    """The same for a folder that may hold several models: all that belong together."""
+    return tuple(_opened(package) for package in _find(Path(path)))
+
+
+def find_package(path: str | Path) -> ModelPackage:
+    """What `open_package` gives, for a model that has been opened already: nothing is read."""
+    first, *more = _find(Path(path))
+    if more:
+        names = ", ".join(package.onnx_path.name for package in (first, *more))
+        raise ModelError(f"{path} holds {1 + len(more)} models ({names}): name the file of one")
+    return first
+
+
+def _opened(package: ModelPackage) -> ModelPackage:
     model = package.proto()
     # As if these had been asked for: the file is read once.
     vars(package)["data_files"] = check_model(model, package.onnx_path)
@@ -209,27 +231,25 @@ def open_package(path: str | Path) -> ModelPackage:
     return package
 
 
-def find_package(path: str | Path) -> ModelPackage:
-    """The same for a model that has been opened already: nothing is read."""
-    path = Path(path)
+def _find(path: Path) -> tuple[ModelPackage, ...]:
     if path.is_dir():
-        folder: Path | None = path
         config = _genai_config(path)
-        onnx_path = path / _onnx_name(path, config)
+        files = [path / name for name in model_files(path, config)]
     elif path.is_file():
-        folder, onnx_path = None, path
         # A compiled variant beside its source is the same network: the config holds for it too.
         config = _genai_config(path.parent)
+        files = [path]
     else:
         raise ModelError(f"{path}: no such file or folder")
-    if not onnx_path.is_file():
-        raise ModelError(f"{path}: the folder holds no {onnx_path.name}; name the ONNX file itself")
-    tokenizer = onnx_path.parent / TOKENIZER
-    return ModelPackage(
-        onnx_path=onnx_path,
-        folder=folder,
-        config=config,
-        tokenizer_file=tokenizer if tokenizer.is_file() else None,
+    tokenizer = files[0].parent / TOKENIZER
+    return tuple(
+        ModelPackage(
+            onnx_path=file,
+            folder=path if path.is_dir() else None,
+            config=config,
+            tokenizer_file=tokenizer if tokenizer.is_file() else None,
+        )
+        for file in files
     )
 
 
@@ -247,11 +267,3 @@ def _genai_config(folder: Path) -> Settings | None:
             )
         found = inner or {}
     return config
-
-
-def _onnx_name(folder: Path, config: Settings | None) -> str:
-    found = settings.table(config or {}, "model", "decoder").get("filename", "model.onnx")
-    plain = isinstance(found, str) and Path(found).name == found and len(found) < _LONGEST_NAME
-    if not plain:
-        raise ModelError(f"{folder / GENAI_CONFIG}: the decoder's filename must be a plain name")
-    return found

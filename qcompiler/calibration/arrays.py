@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
 
-from qcompiler.archives import read_npz
+from qcompiler.archives import npz_names, read_npz
 from qcompiler.calibration.budget import MOST_BYTES
 from qcompiler.errors import CalibrationError
 from qcompiler.feeds import IDS, MASK, POSITIONS, TYPES, Array, Signature, TensorSpec, untensored
@@ -18,7 +18,11 @@ _BATCH = 8
 
 
 def load_arrays(
-    path: Path, signature: Signature, rows: Mapping[str, int], samples: int
+    path: Path,
+    signature: Signature,
+    rows: Mapping[str, int],
+    samples: int,
+    others: Set[str] = frozenset(),
 ) -> tuple[list[dict[str, Array]], str]:
     """At most `samples` feeds from an .npz file or a directory of them (in order of name).
 
@@ -26,7 +30,8 @@ def load_arrays(
     stacked along the first); where a rank is unknown, a file is one feed. Language models need
     `input_ids` only; the rest is derived. Texts that `attention_mask` says are padded become feeds
     of their own without the padding, where the model's sizes are open. `rows`: by input, how many
-    ids there are, where that is known.
+    ids there are, where that is known. Arrays for `others`, inputs of other models, are
+    passed over.
 
     Raises CalibrationError naming the file and the input that does not fit.
     """
@@ -38,7 +43,7 @@ def load_arrays(
     for file in files:
         if len(feeds) > samples:
             break
-        found = _file_feeds(file, signature, rows, room)
+        found = _file_feeds(file, signature, rows, room, others)
         room -= sum(value.nbytes for feed in found for value in feed.values())
         if room < 0:
             raise CalibrationError(
@@ -53,11 +58,18 @@ def load_arrays(
     return used, f"{path}: {len(used)}{more} feeds from {len(files)} file(s)"
 
 
+def array_names(path: Path) -> frozenset[str]:
+    """The names of the arrays in an .npz file, or in the first of a directory of them."""
+    file = min(path.glob("*.npz"), default=path) if path.is_dir() else path
+    return frozenset(npz_names(file, CalibrationError))
+
+
 def _file_feeds(
-    file: Path, signature: Signature, rows: Mapping[str, int], room: int
+    file: Path, signature: Signature, rows: Mapping[str, int], room: int, others: Set[str]
 ) -> list[dict[str, Array]]:
     arrays = read_npz(file, room, CalibrationError)
     specs = {spec.name: spec for spec in signature.inputs}
+    arrays = {name: array for name, array in arrays.items() if name in specs or name not in others}
     for name in arrays:
         if name not in specs:
             raise CalibrationError(

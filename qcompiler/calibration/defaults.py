@@ -40,6 +40,7 @@ _IMAGE_RANK = 4
 _LENGTH = re.compile(r"(^|_)len(s|gths?)?($|_)|length")
 _TOKEN_ROLES = ("ids", "positions", "zeros")
 _FOLLOWING = ("ones", "lengths")
+_DRAWN = ("noise", "ids", "words", "guess")
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,20 @@ def _is_wave(each: _Input) -> bool:
 class Defaults:
     """Draws feeds for a model of any kind."""
 
-    def __init__(self, signature: Signature, lookups: Lookups, *, length: int) -> None:
-        """`length` of texts, at most. CalibrationError for an input that can't be drawn."""
+    def __init__(
+        self,
+        signature: Signature,
+        lookups: Lookups,
+        *,
+        length: int,
+        given: Mapping[str, Array] | None = None,
+    ) -> None:
+        """`length` of texts, at most. `given`: inputs that are known, whose sizes hold for others.
+
+        CalibrationError for an input that can't be drawn.
+        """
         self._signature = signature
+        self._given = given or {}
         self._inputs = [_read(spec, signature, lookups) for spec in signature.inputs]
         self._tokens = min(length, lookups.positions or TOKENS)
         self._sizes = self._open_sizes()
@@ -83,13 +95,15 @@ class Defaults:
         self, rng: np.random.Generator, like: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         """One feed. `like` another: of its sizes, with ids and noise alone drawn anew."""
-        given = like or {}
+        given = {**(like or {}), **self._given}
         shapes = {
             each.name: given[each.name].shape if each.name in given else self._shape(each)
             for each in self._inputs
         }
         return {
-            each.name: given[each.name]
+            each.name: self._given[each.name]
+            if each.name in self._given
+            else given[each.name]
             if each.name in given and not _redrawn(each, given[each.name])
             else self._drawn(each, shapes, rng, given.get(each.name))
             for each in self._inputs
@@ -98,22 +112,34 @@ class Defaults:
     @property
     def shapes(self) -> list[Shape]:
         """The shapes of what is drawn for one feed."""
-        return [self._shape(each) for each in self._inputs if each.role != "cache"]
+        return [self._shape(each) for each in self._drawn_inputs() if each.role != "cache"]
+
+    @property
+    def meaningless(self) -> bool:
+        """Whether there is anything that real data would have other values for."""
+        return any(each.role in _DRAWN for each in self._drawn_inputs())
 
     @property
     def description(self) -> str:
-        """What the inputs are taken for."""
+        """What the inputs are taken for that are drawn."""
         named: dict[str, list[str]] = {}
-        for each in self._inputs:
+        for each in self._drawn_inputs():
             below = f" below {each.rows}" if each.role == "ids" else ""
             named.setdefault(_TOLD.get(each.role, each.role) + below, []).append(f"'{each.name}'")
         if list(named) == [_TOLD["noise"]]:
             return _TOLD["noise"]
         return ", ".join(f"{told} for {' and '.join(names)}" for told, names in named.items())
 
+    def _drawn_inputs(self) -> list[_Input]:
+        return [each for each in self._inputs if each.name not in self._given]
+
     def _open_sizes(self) -> dict[object, int]:
         """Sizes of open dimensions: by symbol, or by input and axis where there is none."""
         sizes: dict[object, int] = {}
+        for each in self._inputs:
+            if each.name in self._given:
+                for axis, size in enumerate(self._given[each.name].shape):
+                    sizes.setdefault(_key(each, axis), size)
         first = [each for each in self._inputs if each.role in _TOKEN_ROLES]
         last = [each for each in self._inputs if each.role in _FOLLOWING]
         others = [each for each in self._inputs if each not in first and each not in last]

@@ -18,16 +18,18 @@ No feed holds padding: statistics are over all positions, and count what a mask 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from qcompiler.calibration import texts
-from qcompiler.calibration.arrays import load_arrays
+from qcompiler.calibration.arrays import array_names, load_arrays
 from qcompiler.calibration.budget import require_room
 from qcompiler.calibration.defaults import Defaults
+from qcompiler.calibration.handed import joined
 from qcompiler.calibration.texts import Feed
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text
@@ -48,14 +50,40 @@ class CalibrationData:
         return len(self.feeds)
 
 
-def default_spec(package: ModelPackage, preferred: str | None = None) -> str:
+def default_spec(
+    package: ModelPackage, preferred: str | None = None, handed: Collection[str] = ()
+) -> str:
     """The source to use when the user names none.
 
     `preferred` is what a recipe would have; it needs a model that reads tokens, and its tokenizer.
+    `handed`: inputs that other models give.
     """
-    if Signature.of(package).kind == "other":
+    if Signature.of(package).without(handed).kind == "other":
         return "random"
     return preferred if preferred and package.tokenizer_file is not None else "random-tokens"
+
+
+def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ()) -> bool:
+    """Whether a source that is meant for several models is for this one, of which others give the
+    inputs `handed`.
+
+    CalibrationError for an .npz file that can't be read.
+    """
+    left = Signature.of(package).without(handed)
+    if _holds_arrays(Path(spec)):
+        return not arrays_in(spec).isdisjoint(each.name for each in left.inputs)
+    if str(spec) == "self":
+        return left.kind == "decoder" and not handed
+    return (left.kind == "other") == (str(spec) == "random")
+
+
+def arrays_in(spec: str | Path) -> frozenset[str]:
+    """The inputs that a source has arrays for; CalibrationError for an .npz that can't be read."""
+    return array_names(Path(spec)) if _holds_arrays(Path(spec)) else frozenset()
+
+
+def _holds_arrays(path: Path) -> bool:
+    return path.suffix == ".npz" or path.is_dir()
 
 
 def load_source(
@@ -67,23 +95,32 @@ def load_source(
     seed: int = 0,
     held_back: int = 0,
     like: Sequence[Mapping[str, Array]] = (),
+    handed: Sequence[Mapping[str, Array]] = (),
+    others: frozenset[str] = frozenset(),
 ) -> CalibrationData:
     """Build at most `samples` feeds of at most `length` tokens from `spec` (see the module).
 
     `held_back` of the samples come beside those that were asked for. `length` is cut to what the
-    model can read. Noise is `like` other feeds where there are some, in sizes, mean and spread. The
-    same arguments give the same data. Raises CalibrationError, naming the input or the file, when
-    the data is missing, malformed, too little or too large, or does not fit the model.
+    model can read. Noise is `like` other feeds where there are some, in sizes, mean and spread.
+    `handed` is what other models give to this one, sample by sample: the source feeds the rest. An
+    .npz may hold arrays for the inputs `others` of these. The same arguments give the same data.
+    Raises CalibrationError, naming the input or the file, when the data is missing, malformed, too
+    little or too large, or does not fit the model.
     """
     if samples < 1 or length < 2:
         raise CalibrationError(f"{samples} samples of {length} tokens: need at least 1 of 2")
     if seed < 0:
         raise CalibrationError(f"the seed must not be negative, as {seed} is")
-    signature, lookups = Signature.of(package), Lookups.of(package.outline)
+    whole, lookups = Signature.of(package), Lookups.of(package.outline)
+    left = whole.without(handed[0]) if handed else whole
     source = str(spec)
-    request = texts.Request(package, signature, lookups, samples, length, seed, held_back, like)
+    request = texts.Request(
+        package, left, lookups, samples, length, seed, held_back, like, handed, others
+    )
     try:
         feeds, description = _load(source, request.fitted())
+        if handed:
+            feeds = joined(feeds, handed, whole)
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
     return CalibrationData(tuple(feeds), description, digest(feeds))
@@ -104,8 +141,10 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
     path = Path(spec)
     if not spec:
         raise CalibrationError("the calibration source is empty; leave --calib out for the default")
-    if path.suffix == ".npz" or path.is_dir():
-        return _varied(*load_arrays(path, want.signature, want.lookups.rows, want.samples))
+    if _holds_arrays(path):
+        return _varied(
+            *load_arrays(path, want.signature, want.lookups.rows, want.samples, want.others)
+        )
     if spec == "random":
         return _random(want)
     if want.signature.kind == "other":
@@ -146,19 +185,28 @@ def _random(want: texts.Request) -> tuple[list[Feed], str]:
             "'random' is for models other than language models; use random-tokens"
         )
     rng = np.random.default_rng(want.seed)
-    defaults = Defaults(want.signature, want.lookups, length=want.length)
-    require_room(
-        defaults.shapes,
-        want.samples,
-        want.held_back,
-        "export the model for smaller inputs, or with open sizes",
-    )
-    given = want.like or (None,)
-    feeds = [defaults.draw(rng, given[index % len(given)]) for index in range(want.samples)]
-    return feeds, (
-        f"random: {want.samples} feeds of {defaults.description}, seed {want.seed}. WARNING: noise "
-        "is not your data; ranges and transforms fitted to it may be wrong: give an .npz"
-    )
+    whole = Signature.of(want.package)
+    given = [
+        Defaults(whole, want.lookups, length=want.length, given=each)
+        for each in want.handed or ({},)
+    ]
+    for each in given:
+        require_room(
+            each.shapes,
+            want.samples,
+            want.held_back,
+            "export the model for smaller inputs, or with open sizes",
+        )
+    like = want.like or (None,)
+    pairs = zip(itertools.cycle(given), itertools.cycle(like), range(want.samples))
+    feeds = [each.draw(rng, other) for each, other, _ in pairs]
+    told = f"random: {want.samples} feeds of {given[0].description or 'nothing'}, seed {want.seed}"
+    if given[0].meaningless or not want.handed:
+        told += (
+            ". WARNING: noise is not your data; ranges and transforms fitted to it may be wrong: "
+            "give an .npz"
+        )
+    return feeds, told
 
 
 def _varied(feeds: list[Feed], description: str) -> tuple[list[Feed], str]:

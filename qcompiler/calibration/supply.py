@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.autodiff import divergence_probe, gradients
+from qcompiler.calibration.handed import Handed
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
 from qcompiler.calibration.sources import CalibrationData, load_source
@@ -78,10 +79,13 @@ class Supply:
         held_back: int = 0,
         usual: str | None = None,
         progress: Progress | None = None,
+        handed: Handed | None = None,
+        others: frozenset[str] = frozenset(),
     ) -> None:
         """`held_back` samples are loaded beside, and kept from the passes.
 
-        `usual` is the source that the model has by default.
+        `usual` is the source that the model has by default. `handed` is what other models of the
+        folder give to this one; an .npz may hold arrays for the inputs `others` of these.
         """
         self._package = package
         self._spec = spec
@@ -89,6 +93,7 @@ class Supply:
         self._held_back = held_back
         self._usual = usual
         self._progress = progress
+        self._handed, self._others = handed, others
         self._data: CalibrationData | None = None
         self.used = False
 
@@ -101,17 +106,32 @@ class Supply:
                 length=self._length,
                 seed=self._seed,
                 held_back=self._held_back,
+                handed=() if self._handed is None else self._handed.feeds(),
+                others=self._others,
             )
         return self._data
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """All feeds, those held back at the end."""
+        return self._load().feeds
+
+    @property
+    def told(self) -> str:
+        """What the data is, used or not."""
+        data = self._load()
+        held = f"; {self._held_back} of them held back" if self._spares(data) else ""
+        return self._beside(data.description + held)
+
+    def _beside(self, told: str) -> str:
+        return told if self._handed is None else f"{told}; {self._handed.description}"
 
     @property
     def description(self) -> str:
         """What the statistics come from, "none" where no pass asked."""
         if not self.used:
             return "none"
-        data = self._load()
-        held = f"; {self._held_back} of them held back" if self._spares(data) else ""
-        return data.description + held
+        return self.told
 
     @property
     def sha256(self) -> str:
@@ -156,7 +176,7 @@ class Supply:
             if self._progress is not None:
                 self._progress("calibrating", done, len(feeds))
 
-        return FeedData(feeds, data.description, tick)
+        return FeedData(feeds, self._beside(data.description), tick)
 
     def _spares(self, data: CalibrationData) -> bool:
         """Whether there is something to hold back, and more than that."""
@@ -169,13 +189,16 @@ class Supply:
         """
         if not self.used or self._usual in (None, str(self._spec)):
             return None
+        kept = self.kept()[0]
+        names = () if self._handed is None else self._handed.links
         return load_source(
             self._usual,
             self._package,
             samples=max(self._held_back, 1),
             length=self._length,
             seed=self._seed + 1,
-            like=self.kept()[0],
+            like=kept,
+            handed=[{name: feed[name] for name in names} for feed in kept] if names else (),
         )
 
     def kept(self) -> tuple[list[Feed], bool]:

@@ -42,6 +42,10 @@ class Request:
     held_back: int = 0
     """Samples beside those that were asked for."""
     like: Sequence[Mapping[str, Array]] = ()
+    handed: Sequence[Mapping[str, Array]] = ()
+    """What other models give to this one, sample by sample; its other inputs are `signature`'s."""
+    others: frozenset[str] = frozenset()
+    """Inputs of these models: arrays may be meant for them."""
     batch: int = 1
     """Texts of a feed, where each has its own."""
 

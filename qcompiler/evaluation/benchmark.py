@@ -127,9 +127,14 @@ def take_turns(
 
 
 def load(
-    model: str | Path, setting: Setting, *, threads: int | None = None, provider: str = "cpu"
+    model: str | Path,
+    setting: Setting,
+    *,
+    threads: int | None = None,
+    library: bool | None = None,
+    provider: str = "cpu",
 ) -> Subject:
-    """Open a model and run each of its actions once.
+    """Open a model and run each of its actions once. `library` is as in `create_session`.
 
     Raises ModelError for a model that can't be loaded or fed.
     """
@@ -140,6 +145,7 @@ def load(
     session = create_session(
         package.onnx_path,
         threads=threads,
+        library=library,
         options={"session.force_spinning_stop": "1"},
         providers=providers_of(provider),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.report.build import (
     SCHEMA_VERSION,
+    FolderReport,
     PassTime,
     Report,
     account,
@@ -17,6 +18,7 @@ from qcompiler.report.weights import Weights
 
 __all__ = [
     "SCHEMA_VERSION",
+    "FolderReport",
     "Layer",
     "PassTime",
     "Report",

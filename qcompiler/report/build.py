@@ -47,6 +47,13 @@ class Report:
     layers: tuple[Layer, ...]
     weights: Weights | None
     """None where no pass has counted what the source stores."""
+    copied: str | None = None
+    """Why the model is as it was, where it is: one of several in a folder may be."""
+
+    @property
+    def models(self) -> tuple[Report, ...]:
+        """The models that it tells of: this one."""
+        return (self,)
 
     @property
     def ratio(self) -> float:
@@ -87,6 +94,7 @@ class Report:
                 "source_bytes": self.source_bytes,
                 "output_bytes": self.output_bytes,
                 "ratio": self.ratio,
+                "copied": self.copied,
                 "calibration": self.calibration,
                 "verification": self.verification,
                 "seconds": self.seconds,
@@ -95,6 +103,41 @@ class Report:
                 "weights": None if self.weights is None else self.weights.to_dict(),
                 "passes": [dict(vars(step)) for step in self.passes],
                 "layers": [layer.to_dict() for layer in self.layers],
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderReport:
+    """What became of the models of a folder that were compiled as one."""
+
+    source: Path
+    output: Path
+    source_bytes: int
+    output_bytes: int
+    """Of the models with their data, each file once."""
+    seconds: float
+    models: tuple[Report, ...]
+    """In the order in which they feed one another."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the models are together."""
+        return self.source_bytes / max(self.output_bytes, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with the report of each model."""
+        return plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "qcompiler_version": __version__,
+                "source": str(self.source),
+                "output": str(self.output),
+                "source_bytes": self.source_bytes,
+                "output_bytes": self.output_bytes,
+                "ratio": self.ratio,
+                "seconds": self.seconds,
+                "models": [model.to_dict() for model in self.models],
             }
         )
 
@@ -111,6 +154,7 @@ def build_report(
     calibration: str = "none",
     verification: Mapping[str, Any] | None = None,
     seconds: float = 0.0,
+    copied: str | None = None,
 ) -> Report:
     """The report of a pipeline's history; sizes in bytes, weights included."""
     layers, weights = account(history)
@@ -130,6 +174,7 @@ def build_report(
         ),
         layers=layers,
         weights=weights,
+        copied=copied,
     )
 
 
@@ -144,6 +189,6 @@ def account(history: Sequence[Record]) -> tuple[tuple[Layer, ...], Weights | Non
     return weigh(layers, counted[0], parts)
 
 
-def write_json(report: Report, path: Path) -> None:
+def write_json(report: Report | FolderReport, path: Path) -> None:
     """Write the report as JSON."""
     put_text(path, json_text(report.to_dict()) + "\n")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from qcompiler.commit import put_text
 from qcompiler.escapes import printable
-from qcompiler.report.build import Report
+from qcompiler.report.build import FolderReport, Report
 from qcompiler.report.layers import Layer
 from qcompiler.report.text import COLUMNS, summary, table, told_share, told_size
 
@@ -47,22 +48,37 @@ def _safe(text: str) -> str:
     return html.escape(printable(text))
 
 
-def write_html(report: Report, path: Path) -> None:
+def write_html(report: Report | FolderReport, path: Path) -> None:
     """Write the report as a self-contained page."""
     put_text(path, render(report))
 
 
-def render(report: Report) -> str:
+def render(report: Report | FolderReport) -> str:
     """The page's text."""
     title = _safe(f"qc: {report.output.name}")
-    lines = "".join(f"<p>{_safe(line)}</p>" for line in summary(report))
-    lines = f'<div class="summary">{lines}</div>'
+    if isinstance(report, FolderReport):
+        body = _lines(summary(report)[:1])
+        for model in report.models:
+            body += f"<h1>{_safe(model.output.name)}</h1>\n{_model(model)}\n"
+    else:
+        body = _model(report)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n{lines}\n"
-        f"{_weights(report)}<h2>Layers</h2>\n{_layers(report)}\n<h2>Passes</h2>\n{_passes(report)}\n"
+        f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n{body}\n"
         "</body></html>\n"
     )
+
+
+def _model(report: Report) -> str:
+    """All about one model."""
+    return (
+        f"{_lines(summary(report))}\n{_weights(report)}<h2>Layers</h2>\n{_layers(report)}\n"
+        f"<h2>Passes</h2>\n{_passes(report)}"
+    )
+
+
+def _lines(told: Sequence[str]) -> str:
+    return f'<div class="summary">{"".join(f"<p>{_safe(line)}</p>" for line in told)}</div>'
 
 
 def _weights(report: Report) -> str:

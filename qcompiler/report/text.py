@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qcompiler.report.build import Report
+from qcompiler.report.build import FolderReport, Report
 from qcompiler.report.layers import Layer
 from qcompiler.report.weights import Weights
 
@@ -24,9 +24,14 @@ _ASIDE = {
 }
 
 
-def summary(report: Report) -> list[str]:
-    """The outcome in a few lines: sizes, counts, quality."""
-    before, after = report.source_bytes / 1e6, report.output_bytes / 1e6
+def summary(report: Report | FolderReport) -> list[str]:
+    """The outcome in a few lines: sizes, counts, quality; of a folder, first of it and then of each
+    model."""
+    if isinstance(report, FolderReport):
+        each = [line for model in report.models for line in summary(model)]
+        return [f"{_sizes(report)}, {len(report.models)} models", *each]
+    if report.copied is not None:
+        return [f"{report.output}: {told_size(report.output_bytes)}, as it was: {report.copied}"]
     counts = report.counts
     linears = f"{counts['linear_quantized']} of {counts['linear']} linear layers"
     tables = f"{counts['embedding_quantized']} of {counts['embedding']} embeddings"
@@ -34,8 +39,7 @@ def summary(report: Report) -> list[str]:
     if report.weights is not None:
         done += f": {told_share(report.weights)}"
     lines = [
-        f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
-        f"in {report.seconds:.1f} s",
+        _sizes(report),
         f"recipe {report.recipe['name']}, target {report.target}, calibration {report.calibration}",
         done + _transforms(counts),
     ]
@@ -46,6 +50,14 @@ def summary(report: Report) -> list[str]:
         lines.append("ops: " + ", ".join(f"{count} {op}" for op, count in report.ops.items()))
     lines += _verification(report)
     return lines
+
+
+def _sizes(report: Report | FolderReport) -> str:
+    before, after = report.source_bytes / 1e6, report.output_bytes / 1e6
+    return (
+        f"{report.output}: {before:.1f} MB -> {after:.1f} MB ({report.ratio:.1f} times smaller) "
+        f"in {report.seconds:.1f} s"
+    )
 
 
 def told_share(weights: Weights) -> str:

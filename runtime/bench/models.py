@@ -1,5 +1,7 @@
 """Speed of whole models: ours against the float model, ONNX Runtime's int4 and llama.cpp's Q4_0.
 
+Ours runs a second time as stock ONNX Runtime would run it, by its function bodies.
+
     python runtime/bench/models.py MODEL... OURS [--gguf FILE] [--threads 1 2] [--out FILE]
 
 All take turns, as in `qc bench`. llama.cpp needs the package llama-cpp-python and a GGUF file of
@@ -44,6 +46,7 @@ def _run(
     models: Sequence[Path], q4_0: Path | None, threads: int, setting: Setting
 ) -> dict[str, Any]:
     subjects = [load(model, setting, threads=threads) for model in models]
+    subjects.insert(-1, load(models[-1], setting, threads=threads, library=False))
     contenders = [subject.actions for subject in subjects]
     if q4_0 is None:
         medians = take_turns(contenders, setting.rounds)
@@ -51,7 +54,8 @@ def _run(
         known, actions = llama.load(q4_0, setting, threads)
         medians = take_turns([*contenders, actions], setting.rounds)
     results = [result(*pair, setting).to_dict() for pair in zip(subjects, medians, strict=False)]
-    ours = results[-1]
+    ours, by_bodies = results[-1], results[-2]
+    by_bodies["model"] += ", no library"
     if q4_0 is not None:
         results.append(llama.figures(known, medians[-1], setting))
     return {

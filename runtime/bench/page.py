@@ -55,7 +55,8 @@ MODELS = """\
 SmolLM2-135M, as `make demo` leaves it.
 
 Prefill of {prompt_length} tokens, decoding {steps} tokens after {context}. Each ratio is the
-compiled model's speed over the other's.
+compiled model's speed over the other's. "No library" is the same file in ONNX Runtime as it comes,
+where each of our ops runs by its function body.
 
 """
 KERNELS = """\

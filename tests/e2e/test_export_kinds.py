@@ -11,10 +11,13 @@ import onnxruntime as ort
 import pytest
 from tiny_families import FAMILIES, tokenizer
 
+import qcompiler
 from qcompiler.errors import ExportError
 from qcompiler.export import export_model
 from qcompiler.feeds import Signature
 from qcompiler.models import open_package
+from qcompiler.numerics.rounding import sqnr_db
+from qcompiler.session import create_session
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -130,23 +133,33 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_pairs_step_by_step(tmp_path, name):
-    model = saved(tmp_path / "hf", *PAIRS[name])
-    export_model(tmp_path / "hf", tmp_path / "out")
-    encoder = session(tmp_path / "out" / "encoder.onnx")
-    decoder = session(tmp_path / "out" / "decoder.onnx")
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request, tmp_path_factory):
+    """A pair's name, its model, and the folder of its export."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = saved(folder / "hf", *PAIRS[request.param])
+    export_model(folder / "hf", folder / "out")
+    return request.param, model, folder / "out"
+
+
+def pair_feeds(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What an encoder reads, and the first tokens of an answer."""
     rng = np.random.default_rng(0)
     if name == "t5":
         feeds = {"input_ids": text(rng, 9), "attention_mask": np.ones((3, 9), np.int64)}
         feeds["attention_mask"][0, 6:] = 0
     else:
         feeds = {"input_features": rng.standard_normal((3, 8, 60)).astype(np.float32)}
-    ids = text(rng, 6)
-    wanted = called(model, feeds | {"decoder_input_ids": ids}, use_cache=False)
-    read = {"encoder_hidden_states": run(encoder, feeds)["last_hidden_state"]}
-    same(read["encoder_hidden_states"], wanted.encoder_last_hidden_state)
-    if name == "t5":
+    return feeds, text(rng, 6)
+
+
+def answered(folder: Path, feeds: dict[str, np.ndarray], ids: np.ndarray) -> tuple[Any, Any]:
+    """The encoder's vectors, and the decoder's logits, in steps."""
+    encoder = create_session(folder / "encoder.onnx")
+    decoder = create_session(folder / "decoder.onnx")
+    states = run(encoder, feeds)["last_hidden_state"]
+    read = {"encoder_hidden_states": states}
+    if "attention_mask" in feeds:
         read["encoder_attention_mask"] = feeds["attention_mask"]
     past = {
         value.name: np.zeros((3, value.shape[1], 0, value.shape[3]), np.float32)
@@ -154,10 +167,36 @@ def test_pairs_step_by_step(tmp_path, name):
         if value.name.startswith("past_key_values.")
     }
     assert past
+    logits: list[np.ndarray] = []
     for start, end in ((0, 3), (3, 4), (4, 5), (5, 6)):
         step = run(decoder, {"input_ids": ids[:, start:end], **read, **past})
-        same(step["logits"], wanted.logits[:, start:end])
+        logits.append(step["logits"])
         past = {each: step[each.replace("past_key_values", "present")] for each in past}
+    return states, np.concatenate(logits, axis=1)
+
+
+def test_pairs_step_by_step(pair):
+    name, model, folder = pair
+    feeds, ids = pair_feeds(name)
+    wanted = called(model, feeds | {"decoder_input_ids": ids}, use_cache=False)
+    states, logits = answered(folder, feeds, ids)
+    same(states, wanted.encoder_last_hidden_state)
+    same(logits, wanted.logits)
+
+
+def test_pairs_compile_as_one(pair, tmp_path):
+    name, _, folder = pair
+    result = qcompiler.compile(folder, output=tmp_path / "out", calib_samples=8, calib_length=32)
+    encoder, decoder = result.report.models
+    assert encoder.output == tmp_path / "out" / "encoder.onnx"
+    for report in (encoder, decoder):
+        assert report.counts["linear_quantized"] == report.counts["linear"] > 0
+    assert "encoder_hidden_states" in decoder.calibration
+    assert f"from encoder.onnx on {encoder.calibration.partition(';')[0]}" in decoder.calibration
+    feeds, ids = pair_feeds(name)
+    exact, found = answered(folder, feeds, ids), answered(tmp_path / "out", feeds, ids)
+    for kept, given in zip(exact, found, strict=True):
+        assert sqnr_db(kept, given) > 17
 
 
 PIXELS = {"pixel_values": (3, 3, 32, 32)}

@@ -33,7 +33,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import commit, entry
-from qcompiler.models import open_package
+from qcompiler.models import open_package, open_packages
 from qcompiler.session import create_session
 
 SLOW = 0.01
@@ -164,7 +164,7 @@ class Case:
             wanted |= set(open_package(output).data_files)
         found = set(folder.iterdir()) - wanted
         if self.is_folder and output.is_dir():
-            named = {each.name for each in open_package(output).data_files}
+            named = {file.name for each in open_packages(output) for file in each.data_files}
             found |= {
                 each
                 for each in output.iterdir()
@@ -174,7 +174,9 @@ class Case:
 
 
 def answer(model: Path) -> np.ndarray:
-    """What a model gives for fixed inputs."""
+    """What a model gives for fixed inputs; of a folder, what all in it give."""
+    if model.is_dir():
+        return np.concatenate([answer(each.onnx_path) for each in open_packages(model)])
     session = create_session(model, threads=1)
     feeds = {}
     for each in session.get_inputs():
@@ -256,6 +258,11 @@ def cases(folder: Path, *, export: bool) -> list[Case]:
         package.mkdir()
         shutil.copyfile(source, package / "model.onnx")
         (package / "config.json").write_text("{}")
+    several = (folder / "several-a", folder / "several-b")
+    for source, other, place in zip(layers, reversed(layers), several, strict=True):
+        place.mkdir()
+        shutil.copyfile(source, place / "encoder.onnx")
+        shutil.copyfile(other, place / "decoder.onnx")
     quick = ["-r", "rtn", "--calib-samples", "8"]
 
     def compiled(source: Path, output: Path) -> list[str]:
@@ -270,6 +277,7 @@ def cases(folder: Path, *, export: bool) -> list[Case]:
     made = [
         Case("compile a file", layers, compiled, "out.onnx"),
         Case("compile a folder", packages, compiled, "out", keeps=True),
+        Case("compile a folder of several", several, compiled, "out", keeps=True),
         Case("opt", layers, optimized, "out.onnx"),
     ]
     if export:

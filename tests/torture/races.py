@@ -14,6 +14,8 @@ from random import Random
 
 from commands import SLOW, Case, attack, start
 
+from qcompiler.models import open_packages
+
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
@@ -36,7 +38,9 @@ def pair(case: Case, random: Random, folder: Path, _took: float) -> list[str]:
         seed = random.randrange(1 << 30)
         children.append(start(case.arguments(which, place), log, SLOW, seed))
         time.sleep(random.uniform(0, 0.05))
-    model = place / case.output / "model.onnx" if case.is_folder else place / case.output
+    model = place / case.output
+    if case.is_folder:
+        model /= open_packages(folder / case.name / "0" / case.output)[0].onnx_path.name
     while None in [child.wait(nohang=True) for child in children]:
         assert model.exists() or not there, "lost: for a moment there is no model"
         time.sleep(0.0005)

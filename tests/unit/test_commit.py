@@ -62,7 +62,7 @@ def write_folder(final: Path, content: str) -> None:
         (work / "made").mkdir()
         make(work / "made", "model.onnx", content)
         (work / "made" / "config.json").write_text(content)
-        put_folder(work / "made", final, model="model.onnx")
+        put_folder(work / "made", final, models=["model.onnx"])
 
 
 def write_export(final: Path, content: str) -> None:

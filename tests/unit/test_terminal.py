@@ -131,7 +131,7 @@ def test_results_are_alone_on_standard_output(model, monkeypatch):
         os.write(1, b"more noise\n")
         raise ModelError("no")
 
-    monkeypatch.setattr("qcompiler.inspection.inspect", noisy)
+    monkeypatch.setattr("qcompiler.inspection.inspect_all", noisy)
     done = qc("inspect", model, "--json")
     assert done.stdout == "" and done.exit_code == 1
 
@@ -206,7 +206,7 @@ def test_a_mistake_of_ours_is_one_line(model, monkeypatch):
     def fails(_path):
         raise TypeError("oh\nno \x1b")
 
-    monkeypatch.setattr("qcompiler.inspection.inspect", fails)
+    monkeypatch.setattr("qcompiler.inspection.inspect_all", fails)
     from typer.testing import CliRunner
 
     from qcompiler.cli import app
