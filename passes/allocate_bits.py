@@ -264,10 +264,7 @@ def _known(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> Mapping[str
     """What outputs [N] of each layer count, and which tokens; nothing without gradients."""
     layers = [layer for unit in units for layer in unit.layers]
     try:
-        return {
-            name: replace(known, outputs=np.diagonal(known.outputs).copy())
-            for name, known in curvatures(graph, layers, ctx, _SAMPLES)
-        }
+        return dict(curvatures(graph, layers, ctx, _SAMPLES))
     except GradientError as error:
         _log.warning("%s: each unit is rounded by itself to measure its sensitivity", error)
         return {}

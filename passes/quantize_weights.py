@@ -24,18 +24,15 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.activation_qdq import insert_activations
-from qcompiler.analysis.curvatures import curvatures
 from qcompiler.analysis.experts import ENOUGH, RoutedRows, routed_rows
 from qcompiler.analysis.layers import Layer, by_input, find_layers, layer_of
 from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
 from qcompiler.analysis.rounded import described
-from qcompiler.calibration.held import Held, Room
 from qcompiler.errors import CalibrationError
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import Moments, gptq, improved, moments
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
-from qcompiler.numerics.two_sided import MOST_OUTPUTS, by_columns, shrunk
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Remark, Rounded
 
@@ -63,11 +60,6 @@ class QuantizeWeights(Pass):
     """Of GPTAQ: the share of earlier layers' errors that is compensated."""
     sweeps: int = 0
     """Of both: rounds of coordinate descent over the codes afterwards."""
-    gradient_samples: int = 0
-    """Of both: calibration samples from which gradients say what a layer's outputs count at the
-    model's output, and together with which; 0: all count alike."""
-    shrinkage: float = 0.5
-    """The share by which what outputs have to do with one another is taken for less."""
 
     def __post_init__(self) -> None:
         if not self.dampening > 0.0:
@@ -121,7 +113,6 @@ class QuantizeWeights(Pass):
         here, ahead = _by_name(graph), _by_name(shipped)
         floats = {layer.name: layer for layer in find_layers(source)[0]}
         said = {name: each for name, each in remarks.items() if isinstance(each, Rounded)}
-        counts = self._counts(source, [floats[name] for name in said], ctx)
         groups = by_input(shipped, said)
         finished = 0
         for names, found, tokens in self._moments(shipped, source, floats, groups, ctx):
@@ -133,22 +124,9 @@ class QuantizeWeights(Pass):
                     floats[name],
                     found,
                     replace(said[name], tokens=tokens),
-                    counts.get(name),
                 )
             del found  # before the next
         ctx.tick(f"rounding weights ({self.rounding})", len(said), len(said))
-
-    def _counts(
-        self, source: gs.Graph, layers: Sequence[Layer], ctx: PassContext
-    ) -> Mapping[str, Held]:
-        """What outputs of each layer count, [N, N] by its name; heads have too many of them."""
-        if not self.gradient_samples:
-            return {}
-        room, found = Room(), dict[str, Held]()
-        asked = [layer for layer in layers if layer.shape[1] <= MOST_OUTPUTS]
-        for name, known in curvatures(source, asked, ctx, self.gradient_samples):
-            found[name] = room.put(shrunk(known.outputs, self.shrinkage))
-        return found
 
     def _moments(
         self,
@@ -188,12 +166,7 @@ class QuantizeWeights(Pass):
             yield names, found.filled(ENOUGH * rows.shape[0], alike), found.tokens
 
     def _refined(
-        self,
-        copies: tuple[Layer, Layer],
-        source: Layer,
-        found: Moments,
-        remark: Rounded,
-        counts: Held | None,
+        self, copies: tuple[Layer, Layer], source: Layer, found: Moments, remark: Rounded
     ) -> Rounded:
         """Round one layer once more in both graphs; its remark with the output errors."""
         here, ahead = (weight_dq(layer.weight) for layer in copies)
@@ -203,12 +176,8 @@ class QuantizeWeights(Pass):
         try:
             if len(ir.consumers(source.weight)) > 1:
                 raise ValueError("other nodes read the same weight")
-            outputs = None if counts is None else counts.array()
             chosen, before, after = improved(
-                values,
-                nearest,
-                found,
-                lambda: self._rounded(values, nearest, remark.form, found, outputs),
+                values, nearest, found, lambda: self._rounded(values, nearest, remark.form, found)
             )
         except ValueError as reason:
             return remark.fallen_back(reason)
@@ -219,35 +188,24 @@ class QuantizeWeights(Pass):
         return again.improved("gptq" if found.drift is None else self.rounding, before, after)
 
     def _rounded(
-        self,
-        values: Any,
-        nearest: QuantizedWeight,
-        form: WeightFormat,
-        found: Moments,
-        outputs: Any | None,
+        self, values: Any, nearest: QuantizedWeight, form: WeightFormat, found: Moments
     ) -> QuantizedWeight:
         alpha = self.alpha if found.drift is not None else 0.0
         # Importance as measured now; and a graph says nothing of how far codes may reach.
         nearest = quantize_weight(values, form, search=self.search, importance=found.mean_square)
-
-        def chosen(target: Any, start: QuantizedWeight) -> QuantizedWeight:
-            made = gptq(
-                target,
-                start,
-                found,
-                dampening=self.dampening,
-                act_order=self.act_order,
-                alpha=alpha,
-            )
-            if not self.sweeps:
-                return made
-            return descend(
-                target, made, found, dampening=self.dampening, alpha=alpha, sweeps=self.sweeps
-            )
-
-        if outputs is None:
-            return chosen(values, nearest)
-        return by_columns(values, nearest, outputs, chosen)
+        chosen = gptq(
+            values,
+            nearest,
+            found,
+            dampening=self.dampening,
+            act_order=self.act_order,
+            alpha=alpha,
+        )
+        if not self.sweeps:
+            return chosen
+        return descend(
+            values, chosen, found, dampening=self.dampening, alpha=alpha, sweeps=self.sweeps
+        )
 
     def _quantize(
         self,

@@ -6,15 +6,14 @@ gradients g of a probe of it (`autodiff.divergence_probe`), a feed's is
 
     Σ_t E[(g_tᵀ Eᵀ x_t)²] / 2
 
-where what the changes of different tokens do is unrelated. The gradients are kept in factors, in
-which that becomes scale / (2 T) · Σ_t s_t tr(H_O Eᵀ x_t x_tᵀ E):
+where what the changes of different tokens do is unrelated. For errors that have nothing to do with
+one another, the gradients come in factors to scale / (2 T) · Σ_tkn s_t o_n x_tk² E_kn²:
 
     scale   the sum over a feed's tokens of the mean square over n of g_tn
     s_t     that mean square, over its mean: which tokens matter
-    H_O     Σ_t g_t g_tᵀ over its mean diagonal: which outputs matter, and which together
+    o_n     Σ_t g_tn², over its mean: which outputs matter
 
-Sources: the moments of GuidedQuant, arXiv 2505.07004, with one block of outputs; the factored
-Hessian of YAQA, arXiv 2505.22988, its sketch that takes tokens as independent.
+Source of the weights by token: GuidedQuant, arXiv 2505.07004, with one block of outputs.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Double = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Curvature:
@@ -35,8 +32,8 @@ class Curvature:
 
     tokens: Sequence[NDArray[np.float32]]
     """What each token counts, one array a feed, of mean 1."""
-    outputs: Double
-    """[N, N]: what outputs count, of mean diagonal 1."""
+    outputs: NDArray[np.float64]
+    """[N]: what each output counts, of mean 1."""
     scale: float
     """The sum over a feed's tokens, in the mean over feeds, of the gradients' mean square."""
 
@@ -46,19 +43,18 @@ def curvature(gradients: Iterable[NDArray[Any]]) -> Curvature:
 
     ValueError where all of them are zero.
     """
-    squares: list[NDArray[np.float64]] = []
-    outputs: Double | None = None
+    tokens: list[NDArray[np.float64]] = []
+    outputs: Any = 0.0
     for each in gradients:
-        rows = np.asarray(each, np.float32).reshape(-1, each.shape[-1])
-        squares.append(np.mean(np.square(rows, dtype=np.float64), axis=1))
-        part = (rows.T @ rows).astype(np.float64)
-        outputs = part if outputs is None else np.add(outputs, part, out=outputs)
-    mean = float(np.mean(np.concatenate(squares))) if squares else 0.0
-    if outputs is None or not mean > 0.0:
+        squares = np.square(each, dtype=np.float64).reshape(-1, each.shape[-1])
+        tokens.append(squares.mean(axis=1))
+        outputs = outputs + squares.sum(axis=0)
+    mean = float(np.mean(np.concatenate(tokens))) if tokens else 0.0
+    if not mean > 0.0:
         raise ValueError("no gradient reaches its output")
-    outputs /= float(np.trace(outputs)) / len(outputs)
-    scale = sum(float(np.sum(each)) for each in squares) / len(squares)
-    return Curvature([(each / mean).astype(np.float32) for each in squares], outputs, scale)
+    scale = sum(float(np.sum(each)) for each in tokens) / len(tokens)
+    by_token = [(each / mean).astype(np.float32) for each in tokens]
+    return Curvature(by_token, outputs / np.mean(outputs), scale)
 
 
 def weighed(rows: NDArray[Any], tokens: NDArray[np.float32]) -> NDArray[np.float32]:
