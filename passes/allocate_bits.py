@@ -1,15 +1,19 @@
 """allocate-bits: choose the weight format of each layer by its effect on the model's output.
 
-Layers that read the same activation form one unit. Each unit in turn is rounded to `probe` while
-the rest stays in float. The divergence this causes at the output is its sensitivity. What another
-format would cost is estimated from the errors of the weights, and losses are assumed to add up. The
-formats with the least total loss within the budget go into the plan, which `quantize-weights`
-follows. The graph is not changed.
+Layers that read the same activation form one unit. What a format would cost is the divergence at
+the output that its errors cause there, to second order: gradients say what outputs of a layer and
+which tokens count (`numerics.curvature`), second moments of the input what its channels do. Losses
+are assumed to add up. The formats with the least total loss within the budget go into the plan,
+which `quantize-weights` follows. The graph is not changed.
 
 Where codes are rounded to nearest, errors count by the mean square of their channel. Where GPTQ is
 to choose them, they count by what is left of that once other channels have made up for it
-(`Moments.uncompensated`), and those of the unit that was tried, which was rounded to nearest, by
-all second moments. Some inputs let GPTQ take away nearly everything, others next to nothing.
+(`Moments.uncompensated`). Some inputs let GPTQ take away nearly everything, others next to nothing.
+
+The sensitivity of a unit is what rounding it to nearest in the format `probe` costs. With
+`sensitivity` "measured" it is not estimated: each unit in turn is rounded while the rest stays in
+float, and all costs of a unit are brought into proportion. That takes longer, and is how models
+with an operator that has no gradient are treated.
 
 Int8 activations take no bits, but their error counts against a divergence. It is measured on
 calibration data, in the same units as the weights' errors.
@@ -17,6 +21,7 @@ calibration data, in the same units as the weights' errors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -26,11 +31,13 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from qcompiler import ir
+from qcompiler.analysis.curvatures import curvatures
 from qcompiler.analysis.layers import Layer, find_layers, is_head
-from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.errors import CalibrationError, GradientError, RecipeError
 from qcompiler.formats import Granularity, LayerPlan, WeightFormat
 from qcompiler.numerics.activation_choice import TOKENS, activation_loss
 from qcompiler.numerics.allocation import allocate
+from qcompiler.numerics.curvature import Curvature, weighed
 from qcompiler.numerics.divergence import divergence
 from qcompiler.numerics.gptq import moments
 from qcompiler.numerics.parallel import mapped
@@ -50,7 +57,10 @@ _FORMATS = (
     "int8 sym",
 )
 
+_log = logging.getLogger(__name__)
+
 _COLUMNS = 256  # of a weight, evenly spaced, that tell the formats apart
+_SAMPLES = 8  # that gradients are taken of
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,10 @@ class AllocateBits(Pass):
     max_kl: float = 0.0
     """Estimated divergence at the output; 0: no limit. The smallest model within it is taken."""
     formats: tuple[str, ...] = _FORMATS
+    sensitivity: Literal["gradients", "measured"] = "gradients"
+    """How the divergence that a unit causes is found."""
     probe: str = "int4 g128 sym"
-    """The format that a unit is rounded to, to measure its sensitivity."""
+    """The format that a unit is rounded to, to tell its sensitivity."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """How codes are chosen afterwards; gptaq is like gptq."""
 
@@ -110,13 +122,16 @@ class AllocateBits(Pass):
         if not units:
             return PassResult(graph=graph, changed=False)
         formats = [WeightFormat.parse(text) for text in self.formats]
-        sensitivity = self._sensitivity(graph, units, ctx)
-        errors = np.array(list(mapped(self._errors, self._judged(graph, units, ctx))))
-        # Relative to the error of the format that was tried.
-        scale = np.array(sensitivity)[:, None] / errors[:, :1]
-        costs = scale * errors[:, 1:]
+        known = _known(graph, units, ctx) if self.sensitivity == "gradients" else {}
+        judged = self._judged(graph, units, ctx, known)
+        costs = np.array(list(mapped(self._errors, judged)))
+        factor = np.ones((len(units), 1))
+        if not known:
+            measured = np.array(self._measured(graph, units, ctx))
+            factor = measured[:, None] / np.maximum(costs[:, :1], 1e-300)
+        sensitivity, costs = (factor * costs[:, :1])[:, 0], factor * costs[:, 1:]
         if self.max_kl:
-            costs += scale * np.array(_activation_losses(graph, units, ctx))[:, None]
+            costs += factor * np.array(_activation_losses(graph, units, ctx, known))[:, None]
         sizes = np.array(
             [[sum(f.nbytes(*each.shape) for each in u.layers) for f in formats] for u in units]
         )
@@ -134,7 +149,7 @@ class AllocateBits(Pass):
             ) from None
         plan = dict(ctx.plan)
         remarks: list[Planned] = []
-        ranks = np.argsort(np.argsort(-np.array(sensitivity), kind="stable"), kind="stable")
+        ranks = np.argsort(np.argsort(-sensitivity, kind="stable"), kind="stable")
         for index, (unit, form) in enumerate(zip(units, chosen, strict=True)):
             for layer in unit.layers:
                 weight = formats[form]
@@ -146,14 +161,14 @@ class AllocateBits(Pass):
                         message=message,
                         shape=layer.shape,
                         weight=weight,
-                        sensitivity=sensitivity[index],
+                        sensitivity=float(sensitivity[index]),
                         sensitivity_rank=int(ranks[index]) + 1,
                         unit=tuple(each.name for each in unit.layers),
                     )
                 )
         return PassResult(graph=graph, changed=False, plan=plan, remarks=tuple(remarks))
 
-    def _sensitivity(self, graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
+    def _measured(self, graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
         """Divergence at the first output when one unit alone is rounded, for each unit."""
         form = WeightFormat.parse(self.probe)
 
@@ -179,66 +194,90 @@ class AllocateBits(Pass):
         return found
 
     def _judged(
-        self, graph: gs.Graph, units: list[_Unit], ctx: PassContext
-    ) -> Iterator[tuple[_Unit, _Judge]]:
-        """Each unit with what its errors weigh."""
-        if self.rounding == "nearest":
-            known = ctx.statistics.tensors if ctx.statistics is not None else {}
-            for unit in units:
-                found = known.get(unit.x)
-                yield unit, _Judge(None, None if found is None else found.mean_square)
-            return
+        self,
+        graph: gs.Graph,
+        units: list[_Unit],
+        ctx: PassContext,
+        known: Mapping[str, Curvature],
+    ) -> Iterator[tuple[_Unit, list[_Judge]]]:
+        """Each unit with what errors of its layers cost."""
         inputs = ctx.data.stream(graph, [unit.x for unit in units])
         for index, (unit, values) in enumerate(zip(units, inputs, strict=True)):
             ctx.tick("measuring moments", index, len(units))
             try:
-                given = moments(map(unit.layers[0].rows, values))
-                judge = _Judge(given.hessian / given.tokens, given.uncompensated() / given.tokens)
+                yield (
+                    unit,
+                    [self._judge(each, values, known.get(each.name)) for each in unit.layers],
+                )
             except ValueError as error:
                 raise CalibrationError(f"layer '{unit.name}': {error}") from None
-            yield unit, judge
         ctx.tick("measuring moments", len(units), len(units))
 
-    def _errors(self, given: tuple[_Unit, _Judge]) -> list[float]:
-        """What rounding leaves in the unit's outputs: as tried, then in each of `formats`."""
-        unit, judge = given
+    def _judge(self, layer: Layer, values: Sequence[Any], known: Curvature | None) -> _Judge:
+        if known is None:
+            given = moments(map(layer.rows, values))
+            scale, outputs = 1.0, np.ones(layer.shape[1])
+        else:
+            # Gradients are of some of the feeds.
+            given = moments(map(weighed, map(layer.rows, values), known.tokens))
+            scale, outputs = known.scale / 2, known.outputs
+        nearest = self.rounding == "nearest"
+        weight = np.diagonal(given.hessian) if nearest else given.uncompensated()
+        per_token = scale / given.tokens
+        return _Judge(given.hessian * per_token, weight * per_token, outputs)
+
+    def _errors(self, given: tuple[_Unit, list[_Judge]]) -> list[float]:
+        """What rounding costs in the unit's outputs: as tried, then in each of `formats`."""
+        unit, judges = given
         tried, formats = WeightFormat.parse(self.probe), list(map(WeightFormat.parse, self.formats))
         totals = np.zeros(1 + len(formats))
-        for _, values in unit.weights():
-            part = judged_columns(values, _COLUMNS)
+        for (_, values), judge in zip(unit.weights(), judges, strict=True):
+            part, outputs = (judged_columns(x, _COLUMNS) for x in (values, judge.outputs[None]))
             errors = {f: _rounded(part, f).dequantize() - part for f in {tried, *formats}}
-            energies = [judge.tried(errors[tried]), *(judge.expected(errors[f]) for f in formats)]
+            energies = [judge.tried(errors[tried], outputs[0])]
+            energies += [judge.expected(errors[form], outputs[0]) for form in formats]
             totals += np.array(energies) * (values.shape[1] / part.shape[1])
-        return [max(totals[0], 1e-300), *totals[1:]]
+        return [float(each) for each in totals]
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """What errors of weights [K, n] are in the outputs: their energy for a token."""
+    """What errors of weights [K, n] cost in the outputs, a token."""
 
-    hessian: NDArray[Any] | None
-    """[K, K]; None: only what channels count is known."""
-    weight: NDArray[Any] | None
-    """[K]: what the channels count; None: all alike."""
+    hessian: NDArray[Any]
+    """[K, K]."""
+    weight: NDArray[Any]
+    """[K]: what the channels count."""
+    outputs: NDArray[Any]
+    """[N]: what the outputs count."""
 
-    def tried(self, error: NDArray[Any]) -> float:
+    def tried(self, error: NDArray[Any], outputs: NDArray[Any]) -> float:
         """Of errors as they are."""
-        if self.hessian is None:
-            return self.expected(error)
-        return float(np.sum((self.hessian @ error) * error))
+        return float(np.sum((self.hessian @ error) * error, axis=0) @ outputs)
 
-    def expected(self, error: NDArray[Any]) -> float:
+    def expected(self, error: NDArray[Any], outputs: NDArray[Any]) -> float:
         """Of errors that are yet to be made up for."""
-        squares = np.square(error, dtype=np.float64)
-        return float(np.sum(squares if self.weight is None else squares * self.weight[:, None]))
+        return float(self.weight @ np.square(error, dtype=np.float64) @ outputs)
+
+
+def _known(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> Mapping[str, Curvature]:
+    """What outputs [N] of each layer count, and which tokens; nothing without gradients."""
+    layers = [layer for unit in units for layer in unit.layers]
+    try:
+        return dict(curvatures(graph, layers, ctx, _SAMPLES))
+    except GradientError as error:
+        _log.warning("%s: each unit is rounded by itself to measure its sensitivity", error)
+        return {}
 
 
 def _rounded(values: Any, form: WeightFormat) -> Any:
     return quantize_weight(values, form, search="mse")
 
 
-def _activation_losses(graph: gs.Graph, units: list[_Unit], ctx: PassContext) -> list[float]:
-    """What rounding each unit's input adds to its outputs, where each row has its own scale."""
+def _activation_losses(
+    graph: gs.Graph, units: list[_Unit], ctx: PassContext, known: Mapping[str, Curvature]
+) -> list[float]:
+    """What rounding each unit's input costs in its outputs, where each row has its own scale."""
     dynamic = [unit for unit in units if ctx.plan[unit.name].activation is Granularity.PER_TOKEN]
     found: dict[str, float] = {}
     inputs = ctx.data.stream(graph, [unit.x for unit in dynamic])
@@ -249,8 +288,12 @@ def _activation_losses(graph: gs.Graph, units: list[_Unit], ctx: PassContext) ->
             raise CalibrationError(
                 f"layer '{unit.name}': its input is not finite on the calibration data"
             )
-        if len(x):
-            found[unit.name] = activation_loss(x, [weight for _, weight in unit.weights()])
+        if not len(x):
+            continue
+        for layer, (_, weight) in zip(unit.layers, unit.weights(), strict=True):
+            scale = known[layer.name].scale / 2 if layer.name in known else 1.0
+            loss = scale * activation_loss(x, [weight])
+            found[unit.name] = found.get(unit.name, 0.0) + loss
     ctx.tick("measuring activations", len(dynamic), len(dynamic))
     return [found.get(unit.name, 0.0) for unit in units]
 

@@ -31,6 +31,10 @@ class CalibrationError(QcError):
     """Calibration data is missing, too small, or does not fit the model."""
 
 
+class GradientError(CalibrationError):
+    """An operator on the way to the output has no gradient here."""
+
+
 class PassError(QcError):
     """A pass failed or broke the graph; names the pass and the node."""
 

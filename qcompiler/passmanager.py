@@ -75,6 +75,12 @@ class Data(Protocol):
         """Values of tensors, one after the other: `calibration.stream`."""
         ...
 
+    def gradients(
+        self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None
+    ) -> Iterator[tuple[str, Sequence[Array]]]:
+        """Gradients at tensors of a probe of the divergence at an output: `autodiff`."""
+        ...
+
     def probe(
         self,
         graph: gs.Graph,
@@ -95,6 +101,12 @@ class NoData:
         raise self._missing()
 
     def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[Sequence[Array]]:
+        """Never returns."""
+        raise self._missing()
+
+    def gradients(
+        self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None
+    ) -> Iterator[tuple[str, Sequence[Array]]]:
         """Never returns."""
         raise self._missing()
 

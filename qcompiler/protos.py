@@ -177,6 +177,17 @@ def nodes_below(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return found
 
 
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The names a node reads, in its subgraphs too (and some that those make themselves)."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            names |= {output.name for output in attribute.g.output}
+            for inner in attribute.g.node:
+                names |= reads(inner)
+    return names
+
+
 def all_attributes(model: onnx.ModelProto) -> list[onnx.AttributeProto]:
     """Every attribute of every node."""
     return [each for node in all_nodes(model) for each in node.attribute or ()]

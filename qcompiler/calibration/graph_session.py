@@ -20,6 +20,7 @@ from qcompiler.calibration.draws import fix_seeds
 from qcompiler.errors import CalibrationError
 from qcompiler.foreign import runtime_errors
 from qcompiler.ir import scratch
+from qcompiler.protos import reads
 from qcompiler.session import EXTERNAL_FOLDER, load_soon
 
 REPAIR = "repair it, or export it in float32"
@@ -37,21 +38,10 @@ def _prune(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):  # in order: what a node reads is made before it
         if not needed.isdisjoint(node.output):
             kept.append(node)
-            needed |= _reads(node)
+            needed |= reads(node)
     if len(kept) < len(graph.node):
         del graph.node[:]
         graph.node.extend(reversed(kept))
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """The names a node reads, in its subgraphs too (and some that those make themselves)."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            names |= {output.name for output in attribute.g.output}
-            for inner in attribute.g.node:
-                names |= _reads(inner)
-    return names
 
 
 def _look_up_columns(graph: onnx.GraphProto) -> None:

@@ -10,8 +10,6 @@ layer sees its inputs as the layers before it, quantized in the meantime, comput
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,26 +19,13 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir, memory
 from qcompiler.calibration.graph_session import NOT_RUNNING, REPAIR, graph_session
 from qcompiler.calibration.held import Arrays, Held, Room
+from qcompiler.calibration.stages import Stage, cut, part
 from qcompiler.errors import CalibrationError
 from qcompiler.foreign import runtime_errors
 from qcompiler.ir import interface
-from qcompiler.ir.order import outer_reads, topological
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """The nodes some wanted tensors add to those before them, and the tensors at the cuts."""
-
-    wanted: tuple[str, ...]
-    nodes: tuple[gs.Node, ...]
-    reads: tuple[str, ...]
-    leaves: tuple[str, ...]
-    """What the stage computes that it or a later one hands on."""
-    done: frozenset[str]
-    """What is there up to this stage, and no later one reads."""
 
 
 def stream(
@@ -69,7 +54,7 @@ def stream_together(
     memory.release()
     room = Room()
     unfed = {str(each.name): ir.array(each) for each in interface.defaults(graph)}
-    stages = _stages(graph, groups)
+    stages = cut(graph, groups)
     read = {name for stage in stages for name in stage.done}
     live: list[_Live] = [
         {name: Held(_read_only(v)) for name, v in {**unfed, **feed}.items() if name in read}
@@ -100,72 +85,10 @@ def _read_only(values: Array) -> Array:
     return view
 
 
-def _stages(graph: gs.Graph, groups: Sequence[tuple[str, ...]]) -> list[_Stage]:
-    nodes: list[Any] = topological(graph)
-    makers = {output.name: node for node in nodes for output in node.outputs if output.name}
-    inputs: list[Any] = graph.inputs
-    given = {str(tensor.name) for tensor in inputs}
-    for name in chain.from_iterable(groups):
-        if name not in makers and name not in given:
-            raise CalibrationError(f"the graph computes no tensor '{name}'")
-    first: dict[int, int] = {}  # the stage of each needed node
-    for index, group in enumerate(groups):
-        for name in group:
-            _claim(name, index, makers, first)
-    reads: list[dict[str, None]] = [{} for _ in groups]
-    for node in nodes:
-        if id(node) in first:
-            stage = first[id(node)]
-            for tensor in outer_reads(node):
-                maker = makers.get(tensor.name)
-                if tensor.name in given if maker is None else first[id(maker)] != stage:
-                    reads[stage][str(tensor.name)] = None
-    last = {name: at for at, group in enumerate(groups) for name in (*reads[at], *group)}
-    done: list[list[str]] = [[] for _ in groups]
-    for name, at in last.items():
-        done[at].append(name)
-    own: list[list[gs.Node]] = [[] for _ in groups]
-    for node in nodes:
-        if id(node) in first:
-            own[first[id(node)]].append(node)
-    stages: list[_Stage] = []
-    for index, group in enumerate(groups):
-        made = dict.fromkeys(output.name for node in own[index] for output in node.outputs)
-        wanted = set(group)
-        stages.append(
-            _Stage(
-                wanted=group,
-                nodes=tuple(own[index]),
-                reads=tuple(reads[index]),
-                leaves=tuple(t for t in made if last.get(t, -1) > index or t in wanted),
-                done=frozenset(done[index]),
-            )
-        )
-    return stages
-
-
-def _claim(name: str, stage: int, makers: Mapping[str, gs.Node], first: dict[int, int]) -> None:
-    """Give a stage to every node a tensor needs that has none yet."""
-    waiting = [name]
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is None or id(node) in first:
-            continue
-        first[id(node)] = stage
-        waiting += [tensor.name for tensor in outer_reads(node) if tensor.name in makers]
-
-
-def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
+def _run(graph: gs.Graph, stage: Stage, live: list[_Live], room: Room) -> None:
     """Run a stage over every feed; its results join the live tensors."""
-    part = gs.Graph(
-        nodes=list(stage.nodes),
-        opset=graph.opset,
-        import_domains=graph.import_domains,
-        functions=graph.functions,
-        ir_version=graph.ir_version,
-    )
 
-    def cut(model: onnx.ModelProto) -> onnx.ModelProto:
+    def bounded(model: onnx.ModelProto) -> onnx.ModelProto:
         ends = {*stage.reads, *stage.leaves}
         inner = [info for info in model.graph.value_info if info.name not in ends]
         del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
@@ -179,7 +102,7 @@ def _run(graph: gs.Graph, stage: _Stage, live: list[_Live], room: Room) -> None:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in stage.leaves)
         return model
 
-    with graph_session(part, cut) as session:
+    with graph_session(part(graph, stage), bounded) as session:
         for values in live:
             with runtime_errors(CalibrationError, NOT_RUNNING, REPAIR):
                 results = session.run(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler.autodiff import divergence_probe, gradients
 from qcompiler.calibration.handed import Handed
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
@@ -23,6 +24,7 @@ Feed = Mapping[str, np.ndarray[Any, Any]]
 
 _PROBED = 3  # samples
 _SHORT = 128  # tokens
+_SEED = 0  # of the probes that gradients are taken of
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class FeedData:
     ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
         """Values of activations, one after the other."""
         return stream(graph, names, self.feeds)
+
+    def gradients(
+        self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None
+    ) -> Iterator[tuple[str, Sequence[np.ndarray[Any, Any]]]]:
+        """Gradients at activations of a probe of the divergence at an output, over all feeds or
+        `most` of them."""
+        return gradients(graph, names, output, self.feeds[:most], divergence_probe(_SEED))
 
     def probe(
         self,
@@ -138,6 +147,13 @@ class Supply:
     ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
         """Values of activations over the data not held back, one after the other."""
         return self._given().stream(graph, names)
+
+    def gradients(
+        self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None
+    ) -> Iterator[tuple[str, Sequence[np.ndarray[Any, Any]]]]:
+        """Gradients at activations of a probe of the divergence at an output, the last of the graph
+        first, over the data not held back or `most` samples of it."""
+        return self._given().gradients(graph, names, output, most)
 
     def probe(
         self,

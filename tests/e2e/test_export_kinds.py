@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from tiny_families import FAMILIES
+from tiny_families import FAMILIES, tokenizer
 
 import qcompiler
 from qcompiler.errors import ExportError
@@ -125,15 +125,6 @@ def test_a_window_in_all_layers_survives_the_builder(tmp_path):
     feeds = Signature.of(open_package(tmp_path / "out")).feeds(ids)
     found = run(session(tmp_path / "out" / "model.onnx"), feeds)["logits"]
     same(found, called(model, {"input_ids": ids}).logits)
-
-
-def tokenizer(folder: Path) -> None:
-    """The least that the builder takes for one."""
-    from tokenizers import Tokenizer, models
-
-    words = {f"w{index}": index for index in range(300)}
-    fast = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=fast).save_pretrained(folder)
 
 
 PAIRS = {

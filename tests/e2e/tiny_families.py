@@ -100,6 +100,16 @@ FAMILIES = {
 }
 
 
+def tokenizer(folder: Path) -> None:
+    """The least that the builder takes for one."""
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{index}": index for index in range(300)}
+    fast = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=fast).save_pretrained(folder)
+
+
 def _values(torch: Any) -> dict[str, Any]:
     ids = torch.randint(5, 1000, (2, 12))
     return {

@@ -19,6 +19,7 @@ from golden_case import Case, generate, read_case, same_text
 from onnx import shape_inference
 
 from qcompiler.analysis.layers import find_layers
+from qcompiler.autodiff import divergence_probe, gradients
 from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
@@ -92,6 +93,9 @@ class Batches:
 
     def stream(self, graph, names):
         return stream(graph, names, self.feeds())
+
+    def gradients(self, graph, names, output, most=None):
+        return gradients(graph, names, output, self.feeds()[:most], divergence_probe(0))
 
     def probe(self, graph, output, names, variants):
         return probe(graph, output, names, self.feeds(), variants)

@@ -15,6 +15,7 @@ from qcompiler.analysis.activation_qdq import activation_qdq
 from qcompiler.analysis.layers import find_layers
 from qcompiler.analysis.qdq import quantized_layer, weight_dq
 from qcompiler.calibration import stream as streaming
+from qcompiler.calibration.stages import cut
 from qcompiler.calibration.stream import stream
 from qcompiler.calibration.supply import FeedData
 from qcompiler.compiler import compile as compile_model
@@ -73,7 +74,7 @@ def test_stages_compute_what_the_whole_graph_computes(name: str, pipeline: str) 
 def test_every_node_runs_once_and_only_what_is_read_stays(name: str) -> None:
     graph, _ = prepared(name)
     names = matmul_inputs(graph)
-    stages = streaming._stages(graph, [(name,) for name in names])
+    stages = cut(graph, [(name,) for name in names])
     ran = [node.name for stage in stages for node in stage.nodes]
     assert len(ran) == len(set(ran))
     there: set[str] = set()

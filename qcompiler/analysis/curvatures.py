@@ -1,0 +1,32 @@
+"""What the outputs of layers count at the output of the model, from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.analysis.layers import Layer
+from qcompiler.errors import CalibrationError
+from qcompiler.numerics.curvature import Curvature, curvature
+from qcompiler.passmanager import PassContext
+
+
+def curvatures(
+    graph: gs.Graph, layers: Sequence[Layer], ctx: PassContext, samples: int
+) -> Iterator[tuple[str, Curvature]]:
+    """Layers of a float graph by name, the last first, over so many calibration samples.
+
+    CalibrationError where the first output of the model does not depend on one.
+    """
+    names = {str(layer.node.outputs[0].name): layer.name for layer in layers}
+    output = str(graph.outputs[0].name)
+    found = ctx.data.gradients(graph, list(names), output, samples)
+    for index, (tensor, gradients) in enumerate(found):
+        ctx.tick("differentiating", index, len(names))
+        try:
+            known = curvature(gradients)
+        except ValueError as error:
+            raise CalibrationError(f"layer '{names[tensor]}': {error}; exclude it") from None
+        yield names[tensor], known
+    ctx.tick("differentiating", len(names), len(names))
