@@ -309,9 +309,13 @@ def _by_experts(whole: Any) -> bool:
         if node.op == "Concat":
             return True
         variable = [t for t in node.inputs if not t.is_empty() and not ir.is_constant(t)]
-        if not variable or (node.op not in _BY_ROW and moved_rows(node) is None):
+        found = moved_rows(node)
+        if found is not None:
+            node = ir.producer(node.inputs[found[0][0]])
+        elif variable and node.op in _BY_ROW:
+            node = ir.producer(variable[0])
+        else:
             return False
-        node = ir.producer(variable[0])
     return False
 
 

@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
 from qcompiler.analysis.norms import RMS_NORM, last_axis
-from qcompiler.analysis.rows import moved_rows, origin, readers_of_rows
+from qcompiler.analysis.rows import is_zeros, moved_rows, origin, readers_of_rows
 from qcompiler.analysis.tables import find_tables
 from qcompiler.ir.matcher import find
 
@@ -338,7 +338,8 @@ class _Walk:
         for position in positions:
             term = node.inputs[position]
             if _is_variable(term):
-                self._push(term)
+                if not is_zeros(term):  # zeros stay zeros, however they are rotated
+                    self._push(term)
             elif len(term.shape):
                 self._use(node, position, len(term.shape) - 1, writes=True)
             else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir
@@ -37,8 +38,8 @@ def readers_of_rows(tensor: Any) -> Iterator[tuple[gs.Node, Any]]:
                 waiting += found[1]
 
 
-_CHANGES = ("ReduceSum", "Mul")
-"""Operators that make other rows of rows: sums and multiples."""
+_CHANGES = ("ReduceSum", "Mul", "ScatterND", "ScatterElements")
+"""Operators that make other rows of rows: sums, multiples, and zeros where there were none."""
 
 
 def origin(tensor: Any, *, unchanged: bool = False) -> Any:
@@ -52,6 +53,21 @@ def origin(tensor: Any, *, unchanged: bool = False) -> Any:
         tensor = node.inputs[found[0][0]]
         node = ir.producer(tensor)
     return tensor
+
+
+_FILLS = ("Expand", "Reshape", "Cast")
+"""Operators that make zeros of zeros."""
+
+
+def is_zeros(tensor: Any) -> bool:
+    """Whether a tensor is known to be zeros, whatever its shape."""
+    node = ir.producer(tensor)
+    while node is not None and node.op in _FILLS and not node.domain:
+        tensor = node.inputs[0]
+        node = ir.producer(tensor)
+    if node is not None and node.op == "ConstantOfShape" and not node.domain:
+        tensor = ir.attribute(node, "value")
+    return tensor is None or (ir.is_constant(tensor) and not np.any(ir.array(tensor)))
 
 
 def _width(tensor: Any) -> int | None:
@@ -72,6 +88,33 @@ def _beside_last(node: gs.Node) -> list[int]:
     if rank is None or axis in (-1, rank - 1):
         return []
     return list(range(len(node.inputs))) if node.op == "Concat" else _first(node)
+
+
+def _taken(node: gs.Node) -> list[int]:
+    """Of nodes that read at places."""
+    return _first(node) if _in_rows(node) else []
+
+
+def _put(node: gs.Node) -> list[int]:
+    """Of nodes that write at places, or add there: rows among other rows, or among zeros."""
+    target, _, rows = node.inputs
+    adds = ir.attribute(node, "reduction", "none") in ("none", "add")
+    if not adds or ir.is_constant(rows) or not _in_rows(node):
+        return []
+    return [2] if is_zeros(target) else [0, 2]
+
+
+def _in_rows(node: gs.Node) -> bool:
+    """Whether the places that a node reads or writes at are whole rows."""
+    rank, places = ir.tensor_rank(node.inputs[0]), node.inputs[1]
+    if rank is None:
+        return False
+    if node.op in ("GatherElements", "ScatterElements"):
+        expand = ir.producer(places, "Expand")  # to the same place in every channel
+        spread = expand is not None and not expand.domain and _width(expand.inputs[0]) == 1
+        return spread and ir.attribute(node, "axis", 0) not in (-1, rank - 1)
+    axes = _width(places)
+    return axes is not None and ir.attribute(node, "batch_dims", 0) + axes < rank
 
 
 def _beside_last_of(node: gs.Node) -> list[int]:
@@ -101,4 +144,8 @@ _POSITIONS = {
     "Unsqueeze": _beside_last_of,
     "ReduceSum": _beside_last_of,
     "Mul": _times_a_number,
+    "GatherND": _taken,
+    "GatherElements": _taken,
+    "ScatterND": _put,
+    "ScatterElements": _put,
 }

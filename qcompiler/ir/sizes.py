@@ -51,6 +51,7 @@ def settle_sizes(graph: gs.Graph, declared: Set[str]) -> None:
         "Slice": settler.cut,
         "Range": settler.count,
         "ConstantOfShape": settler.fill,
+        **dict.fromkeys(("ScatterND", "ScatterElements"), settler.replace),
         **dict.fromkeys(_BROADCASTS, settler.combine),
     }
     for node in nodes:
@@ -224,6 +225,11 @@ class _Settler:
         """ConstantOfShape: the shape asked for."""
         if (sizes := self._values(node.inputs[0])) is not None:
             self._state(node.outputs[0], sizes)
+
+    def replace(self, node: gs.Node) -> None:
+        """ScatterND and ScatterElements: as large as what they replace parts of."""
+        if (shape := self._shape(node.inputs[0])) is not None:
+            self._state(node.outputs[0], shape)
 
 
 def _share(shape: list[Size] | None, others: list[Size]) -> Size:

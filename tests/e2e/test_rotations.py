@@ -107,3 +107,33 @@ def test_a_small_decoder(tmp_path, tied):
     second = session.run(["logits"], signature.feeds(ids[:, 10:], past=past))[0]
     whole = create_session(exported, library=False).run(["logits"], signature.feeds(ids))[0]
     np.testing.assert_allclose(second, whole[:, 10:], rtol=0, atol=EXACT * np.abs(whole).max())
+
+
+def test_experts_one_by_one(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.OlmoeConfig(
+        vocab_size=200,
+        hidden_size=48,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_experts=2,
+        num_experts_per_tok=1,
+        max_position_embeddings=128,
+    )
+    model = transformers.OlmoeForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    source, exported, result = (tmp_path / each for each in ("source", "exported", "rotated"))
+    exported.mkdir()
+    result.mkdir()
+    model.save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    export_torch(source, exported)
+    path, layers = rotated(exported / "model.onnx", result)
+    # The table, the head, four layers of attention, the router and two of each expert.
+    assert len(set(layers["stream"])) == 2 + 4 + 1 + 2 * 2
+    ids = np.random.default_rng(0).integers(0, 200, (2, 16))
+    assert_same(exported / "model.onnx", path, Signature.of(open_package(exported)).feeds(ids))

@@ -62,6 +62,7 @@ INTEGERS = {
     "slots": [1, 2, 1],
     "matrix": [-1, HIDDEN],
     "by_slot": [-1, 2, HIDDEN],
+    "width": [1, HIDDEN],
 }
 
 
@@ -227,37 +228,104 @@ def test_experts_that_no_token_reaches(recipe: str) -> None:
     assert np.isfinite(run(made, feeds(1, 30)[0])).all()
 
 
-def block() -> onnx.ModelProto:
+def block(body: str) -> onnx.ModelProto:
     """Rows of a table, experts between two norms, and a head."""
     norm = "SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5>"
     model = onnx.parser.parse_model(
         f"{HEADER} g (int64[b, n] ids) => (float[b, n, 96] y) {{"
         f"[embed] x0 = Gather(table, ids) [norm1] x = {norm} (x0, g)"
         f"[router] scores0 = MatMul(x, gate) scores = Reshape(scores0, rows_of_scores)"
-        f"{fused(FORMS['silu, normalized'])}"
-        f"x1 = Add(x0, out) [norm2] x2 = {norm} (x1, g) [head] y = MatMul(x2, last) }}"
+        f"{body} x1 = Add(x0, out) [norm2] x2 = {norm} (x1, g) [head] y = MatMul(x2, last) }}"
     )
     rng = np.random.default_rng(5)
     constants = {each.name: each for each in model_of(fused(FORMS["relu"])).graph.initializer}
     extra = {"table": rng.standard_normal((40, HIDDEN)), "g": rng.uniform(0.5, 3, HIDDEN)}
+    extra["zero"] = np.zeros(())
+    for at in range(EXPERTS):
+        extra[f"up{at}"] = rng.standard_normal((HIDDEN, INNER)) / 8
+        extra[f"down{at}"] = rng.standard_normal((INNER, HIDDEN)) / 8
     constants |= {k: numpy_helper.from_array(v.astype(np.float32), k) for k, v in extra.items()}
-    model.graph.initializer.extend(constants.values())
+    whole = {**INTEGERS, "one": [1]} | {f"e{at}": at for at in range(EXPERTS)}
+    constants |= {k: numpy_helper.from_array(np.asarray(v), k) for k, v in whole.items()}
+    read = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(each for name, each in constants.items() if name in read)
     return model
 
 
-def test_norms_fold_and_the_stream_rotates_through_experts() -> None:
-    model = block()
-    passes = parse_pipeline("import,fold-constants,split-experts,canonicalize,fold-norm,rotate")
-    made, history = compiled(model, passes)
+def unrolled(zeros: str, take: str, put: str) -> str:
+    """Experts one by one, each on the tokens routed to it: `take` reads rows of `flat` at
+    `places`, and `put` adds to the sum or replaces rows of it."""
+    body = f"""
+        best, chosen = TopK(scores, two)
+        shares = Softmax <axis = -1> (best)
+        share = Unsqueeze(shares, two)
+        flat = Reshape(x, matrix)
+        size = Shape(flat)
+        sum0 = {zeros}
+    """
+    for at in range(EXPERTS):
+        expert = f"""
+            hit# = Equal(chosen, e#)
+            found# = NonZero(hit#)
+            places# = Transpose <perm = [1, 0]> (found#)
+            tokens# = Gather <axis = 1> (places#, e0)
+            token# = Unsqueeze(tokens#, one)
+            wide# = Expand(token#, width)
+            rows# = {take}
+            [up#] u# = MatMul(rows#, up#) a# = Relu(u#) [down#] d# = MatMul(a#, down#)
+            p# = GatherND(share, places#)
+            part# = Mul(d#, p#)
+        """
+        body += expert.replace("#", str(at)) + put.replace("##", str(at + 1)).replace("#", str(at))
+    return f"{body} shape = Shape(x) out = Reshape(sum{EXPERTS}, shape)"
+
+
+TAKEN = "GatherND(flat, token#)"
+ADDED = 'sum## = ScatterND <reduction = "add"> (sum#, token#, part#)'
+UNROLLED = {
+    "as torch exports them": unrolled("Expand(zero, size)", TAKEN, ADDED),
+    "replaced": unrolled("ConstantOfShape(size)", TAKEN, "sum## = ScatterND(sum#, token#, part#)"),
+    "replaced in the stream": unrolled(
+        "Reshape(x0, matrix)", TAKEN, "sum## = ScatterND(sum#, token#, part#)"
+    ),
+    "added to zeros": unrolled(
+        "ConstantOfShape(size)",
+        TAKEN,
+        "none# = ConstantOfShape(size) "
+        "to# = ScatterND(none#, token#, part#) sum## = Add(sum#, to#)",
+    ),
+    "element by element": unrolled(
+        "Expand(zero, size)",
+        "GatherElements <axis = 0> (flat, wide#)",
+        'sum## = ScatterElements <reduction = "add"> (sum#, wide#, part#)',
+    ),
+}
+ROTATION = "import,fold-constants,split-experts,canonicalize,fold-norm,rotate"
+
+
+def assert_rotated(model: onnx.ModelProto, ups: set[str], downs: set[str]) -> None:
+    """All of a block, and that it computes what it did."""
+    made, history = compiled(model, parse_pipeline(ROTATION))
     said = [remark for step in history for remark in step.remarks if remark.applied]
     folded = {each.layer for each in said if isinstance(each, Folded)}
     rotated = {each.layer for each in said if isinstance(each, Rotated)}
-    ups = {f"moe/experts.{each}/up_proj" for each in range(EXPERTS)}
     assert folded == {"router", "head", *ups}
-    assert rotated == {"embed", *folded, *(name.replace("up", "down") for name in ups)}
+    assert rotated == {"embed", *folded, *downs}
     feed = {"ids": np.random.default_rng(2).integers(0, 40, (2, 9))}
     expected, actual = run(model, feed), run(made, feed)
     assert np.abs(actual - expected).max() <= EXACT * np.abs(expected).max()
+
+
+def test_norms_fold_and_the_stream_rotates_through_experts() -> None:
+    ups = {f"moe/experts.{each}/up_proj" for each in range(EXPERTS)}
+    downs = {name.replace("up", "down") for name in ups}
+    assert_rotated(block(fused(FORMS["silu, normalized"])), ups, downs)
+
+
+@pytest.mark.parametrize("form", UNROLLED)
+def test_the_stream_rotates_through_experts_one_by_one(form: str) -> None:
+    names = [{f"{kind}{at}" for at in range(EXPERTS)} for kind in ("up", "down")]
+    assert_rotated(block(UNROLLED[form]), *names)
 
 
 def test_experts_picked_one_by_one_are_layers_too() -> None:

@@ -24,9 +24,11 @@ SHAPES = {
     "one": (4,),
     "w": (4, 4),
     "wh": (4, 2),
+    "wo": (2, 4),
     "number": (),
     "narrow": (1,),
 }
+PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
 NORM = "SimplifiedLayerNormalization <axis = -1, epsilon = 1e-5>"
 
 
@@ -38,7 +40,9 @@ def graph_of(body: str, outputs: str = "float[N, 2] y", inputs: str = "int64[N] 
         if name in read:
             values = np.ones(shape) if len(shape) == 1 else np.full(shape, 0.5)
             model.graph.initializer.append(numpy_helper.from_array(values.astype("f4"), name))
-    return import_proto(onnx.shape_inference.infer_shapes(model))
+    if "pairs" in read:
+        model.graph.initializer.append(numpy_helper.from_array(PAIRS, "pairs"))
+    return import_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
 
 def stream_of(*args: str):
@@ -67,6 +71,71 @@ def test_a_stream_and_its_parts():
     found = sorted((str(use.constant.name), use.axis) for use in stream.uses)
     assert found == [("one", 0), ("table", 1), ("w", 0), ("w", 1), ("wh", 0)]
     assert sorted(len(uses) for uses in stream.constants()) == [1, 1, 1, 2]
+
+
+ROUTED = """
+    [up] u = MatMul(rows, wh)
+    [down] d = MatMul(u, wo)
+    put = PUT
+    x2 = Add(x, put)
+    [n2] h2 = NORM (x2, one)
+    [head] y = MatMul(h2, wh)
+"""
+TAKE = "rows = GatherND(h, places)"
+FILL = "z = ConstantOfShape(size)"
+ZEROS = f"size = Shape(x) {FILL}"
+
+
+def routed(take: str, put: str):
+    """The stream through a layer that reads some rows of a norm, and is added to these."""
+    body = f"x = Gather(table, ids) [n1] h = NORM (x, one) {take} {ROUTED}"
+    body = body.replace("PUT", put).replace("NORM", "LayerNormalization")
+    inputs = "int64[N] ids, int64[M, 1] places, float[N, 4] outside"
+    return stream_of(body, "float[N, 2] y", inputs)
+
+
+@pytest.mark.parametrize(
+    ("take", "put"),
+    [
+        (f"{TAKE} {ZEROS}", 'ScatterND <reduction = "add"> (z, places, d)'),
+        (f"{TAKE} {ZEROS}", "ScatterND(z, places, d)"),
+        (f"{TAKE} t = Mul(x, number)", 'ScatterND <reduction = "add"> (t, places, d)'),
+        (f"{TAKE} {ZEROS} s = ScatterND(z, places, d)", "Add(z, s)"),
+        (
+            f"size = Shape(x) i = Expand(places, size) rows = GatherElements(h, i) {FILL}",
+            'ScatterElements <reduction = "add"> (z, i, d)',
+        ),
+    ],
+)
+def test_rows_are_taken_and_put_back(take: str, put: str):
+    stream = routed(take, put)
+    assert stream.veto is None
+    assert [layer.name for layer in stream.layers] == ["up", "down", "head"]
+    assert {(use.node.name, use.axis) for use in stream.uses if use.node.op == "MatMul"} == {
+        *(("up", 0), ("down", 1), ("head", 0))
+    }
+
+
+ONES = "size = Shape(x) z = ConstantOfShape <value = float[1] {1}> (size)"
+COLUMNS = "ScatterElements <axis = 1> (z, i, d)"
+MAX = 'ScatterND <reduction = "max"> (z, places, d)'
+
+
+@pytest.mark.parametrize(
+    ("take", "put", "reason"),
+    [
+        (f"{TAKE} {ZEROS}", MAX, "ScatterND '' writes to the residual stream"),
+        (f"{TAKE} {ZEROS} e = GatherND(outside, pairs)", "ScatterND(z, pairs, e)", "writes"),
+        (f"{TAKE} {ZEROS} i = Expand(places, size)", COLUMNS, "ScatterElements '' writes"),
+        (f"{TAKE} {ONES}", "ScatterND(z, places, d)", "ConstantOfShape '' writes"),
+        (TAKE, "ScatterND(outside, places, d)", "'outside' is an input of the model"),
+        (f"{TAKE} {ZEROS} r = Relu(z)", "ScatterND(r, places, d)", "Relu '' writes"),
+    ],
+)
+def test_rows_that_are_not_understood(take: str, put: str, reason: str):
+    veto = routed(take, put).veto
+    assert veto is not None
+    assert reason in veto
 
 
 def test_two_streams():

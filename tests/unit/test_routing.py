@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from qcompiler.analysis.experts import is_router, routed_rows
-from qcompiler.analysis.rows import origin
+from qcompiler.analysis.rows import is_zeros, origin
 from qcompiler.calibration.statistics import TensorStatistics
 from qcompiler.ir import tensors_of
 from qcompiler.ir.io import import_proto
@@ -21,6 +21,12 @@ VECTORS = {
     "flat": [-1, 4],
     "halves": [2, 2],
     "twice": [2, 1, 1],
+    "firsts": [[0], [1]],
+    "pairs": [[0, 1], [1, 0]],
+    "triples": [[0, 1, 2], [1, 0, 3], [0, 0, 0], [1, 1, 1]],
+    "cells": [[[0, 1], [0, 2], [1, 0], [1, 3]]] * 2,
+    "third": [[[2]]],
+    "four": [[[0, 1, 2, 3]]],
 }
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
@@ -68,6 +74,9 @@ def test_routers() -> None:
     assert not is_router(best_words["scores"])
 
 
+ZEROS = "s = Shape(x) z = ConstantOfShape(s)"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -77,6 +86,13 @@ def test_routers() -> None:
         "y = Expand(x, twice)",
         "y, z = Split <axis = 1, num_outputs = 2> (x)",
         "a = Reshape(x, flat) y = Gather(a, one)",
+        "y = GatherND(x, firsts)",
+        "y = GatherND(x, pairs)",
+        "y = GatherND <batch_dims = 1> (x, firsts)",
+        "s = Shape(x) i = Expand(third, s) y = GatherElements <axis = 1> (x, i)",
+        f"{ZEROS} y = ScatterND(z, firsts, x)",
+        f'{ZEROS} y = ScatterND <reduction = "add"> (z, firsts, x)',
+        f"{ZEROS} i = Expand(third, s) y = ScatterElements <axis = 1> (z, i, x)",
     ],
 )
 def test_nodes_that_move_rows(body: str) -> None:
@@ -92,10 +108,42 @@ def test_nodes_that_move_rows(body: str) -> None:
         "y, z = Split <axis = -1> (x, halves)",
         "y = Relu(x)",
         "y = ReduceSum(x, all)",
+        "y = GatherND(x, triples)",
+        "y = GatherND <batch_dims = 1> (x, cells)",
+        "y = GatherElements <axis = 1> (x, four)",
+        "s = Shape(x) i = Expand(third, s) y = GatherElements <axis = 2> (x, i)",
+        "s = Shape(x) i = Expand(four, s) y = GatherElements <axis = 1> (x, i)",
+        f'{ZEROS} y = ScatterND <reduction = "max"> (z, firsts, x)',
+        f"{ZEROS} some = GatherND(x, triples) y = ScatterND(z, triples, some)",
+        f"{ZEROS} i = Expand(four, s) y = ScatterElements <axis = 1> (z, i, x)",
+        f"{ZEROS} i = Expand(third, s) y = ScatterElements <axis = 2> (z, i, x)",
+        "z = Relu(x) y = ScatterND(z, firsts, x)",
     ],
 )
 def test_nodes_that_change_channels(body: str) -> None:
     assert origin(tensors(body)["y"]).name == "y"
+
+
+def test_rows_among_zeros_are_not_those_that_were() -> None:
+    y = tensors(f"{ZEROS} y = ScatterND(z, firsts, x)")["y"]
+    assert origin(y).name == "x"
+    assert origin(y, unchanged=True) is y
+
+
+@pytest.mark.parametrize(
+    ("body", "known"),
+    [
+        ("y = ConstantOfShape(halves)", True),
+        ("y = ConstantOfShape <value = float[1] {0}> (halves)", True),
+        ("y = ConstantOfShape <value = float[1] {1}> (halves)", False),
+        ("s = Shape(x) y = Expand(zero, s)", True),
+        ("s = Shape(x) y = Expand(one, s)", False),
+        ("s = Shape(x) z0 = Cast <to = 1> (zero) z1 = Expand(z0, s) y = Reshape(z1, flat)", True),
+        ("y = Sub(x, x)", False),  # not where it is infinite
+    ],
+)
+def test_zeros(body: str, known: bool) -> None:
+    assert is_zeros(tensors(body)["y"]) == known
 
 
 def test_statistics_are_filled_up_with_those_of_all_tokens() -> None:

@@ -186,6 +186,16 @@ CASES = {
         INDICES | {"three": ints(3), "rest": ints(-1), "width": ints(64), "row": normal(64)},
         {"target": [3], "wide": ["batch", 1, 64]},
     ),
+    "parts replaced": (
+        "g (float[batch, seq, 64] x) => (float[batch, seq, 64] y) { "
+        "a = com.microsoft.QuickGelu(x) size = Shape(a) zeros = ConstantOfShape(size) "
+        "part = Gather(x, first) "
+        'sum = ScatterND <reduction = "add"> (zeros, at, part) '
+        "all = ScatterElements(sum, cell, one) y = Relu(all) }",
+        {"first": ints(0), "at": ints(0)[None], "cell": ints(0)[None, None]}
+        | {"one": np.ones((1, 1, 1), np.float32)},
+        {"sum": ["batch", "seq", 64], "all": ["batch", "seq", 64]},
+    ),
     "halves in turn": (
         ROTARY,
         {"first": ints(0), "half": ints(32), "end": ints(2**63 - 1), "last": ints(-1)},
