@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -20,7 +21,8 @@ def curvatures(
     CalibrationError where the first output of the model does not depend on one.
     """
     names = {str(layer.node.outputs[0].name): layer.name for layer in layers}
-    output = str(graph.outputs[0].name)
+    outputs: list[Any] = graph.outputs
+    output = str(outputs[0].name)
     found = ctx.data.gradients(graph, list(names), output, samples)
     for index, (tensor, gradients) in enumerate(found):
         ctx.tick("differentiating", index, len(names))
