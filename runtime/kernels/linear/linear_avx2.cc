@@ -27,6 +27,26 @@ QC_INLINE void add_products(__m256i& sum, __m256i unsigned_bytes, __m256i signed
       : "x"(unsigned_bytes), "x"(signed_bytes));
 }
 
+// Products of signed words, added in pairs to a total, or taken from it. In assembly for the same
+// reason.
+QC_INLINE void add_words(__m256i& total, __m256i a, __m256i b) {
+  __m256i products;
+  __asm__(
+      "vpmaddwd %3, %2, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+x"(total), "=&x"(products)
+      : "x"(a), "x"(b));
+}
+
+QC_INLINE void take_words(__m256i& total, __m256i a, __m256i b) {
+  __m256i products;
+  __asm__(
+      "vpmaddwd %3, %2, %1\n\t"
+      "vpsubd %1, %0, %0"
+      : "+x"(total), "=&x"(products)
+      : "x"(a), "x"(b));
+}
+
 // Quads whose pairs of products fit into int16 together: 2 * 127 * the largest code each.
 constexpr int quads_in_word(int bits) {
   const int fit = 32767 / (2 * 127 * ((1 << bits) - 1));
@@ -58,12 +78,9 @@ class Rows {
     if constexpr (!P::kGrouped) {
       for (int64_t s = 0; s < strips; ++s) signed_strip(totals);
     } else if (w_.group_size < kStrip) {
-      for (int64_t g = 0; g < groups_; g += 2) {
-        group<0, kQuads / 2>(totals, g, 1);
-        if (g + 1 == groups_) return;
-        group<kQuads / 2, kQuads>(totals, g + 1, 1);
-        advance();
-      }
+      int64_t g = 0;
+      for (; g + 1 < groups_; g += 2) two_groups(totals, g);
+      if (g < groups_) group<0, kQuads / 2>(totals, g, 1);
     } else {
       const int64_t per_group = w_.group_size / kStrip;
       for (int64_t g = 0, s = 0; g < groups_; ++g, s += per_group) {
@@ -106,13 +123,42 @@ class Rows {
       const __m256i both = Bytes256::times(f.zero_points, f.multiples);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        totals[r][h] = _mm256_sub_epi32(totals[r][h], Avx2::times(both, sums_[r][g]));
+        take_words(totals[r][h], both, Avx2::set_ints(sums_[r][g]));
       }
     }
     for (int64_t s = 0; s < strips; ++s) {
       runs<kBegin, kEnd>(totals, multiples);
       if constexpr (kEnd - kBegin == kQuads) advance();
     }
+  }
+
+  // The two groups of a strip. Their zero points times the sums of their activations, which int16
+  // holds, are one vpmaddwd.
+  QC_INLINE void two_groups(__m256i (&totals)[kRows][kHalves], int64_t g) {
+    __m256i multiples[2][kHalves], both[kHalves];
+#pragma GCC unroll 2
+    for (int h = 0; h < kHalves; ++h) {
+      const std::uint8_t* bytes = bytes_ + g * kPanel + h * Avx2::kLanes;
+      const Factors<Bytes256, kWidth> first(bytes), second(bytes + kPanel);
+      multiples[0][h] = Bytes256::spread_words(first.multiples);
+      multiples[1][h] = Bytes256::spread_words(second.multiples);
+      both[h] = Bytes256::or_(
+          Bytes256::times(first.zero_points, first.multiples),
+          _mm256_slli_epi32(Bytes256::times(second.zero_points, second.multiples), 16));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i wide =
+          _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sums_[r] + g)));
+      const __m256i sums = _mm256_packs_epi32(wide, wide);
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        take_words(totals[r][h], both[h], sums);
+      }
+    }
+    runs<0, kQuads / 2>(totals, multiples[0]);
+    runs<kQuads / 2, kQuads>(totals, multiples[1]);
+    advance();
   }
 
   // As many quads at a time as int16 holds.
@@ -137,9 +183,7 @@ class Rows {
           }
         }
       });
-      for_all([&](int r, int h) {
-        totals[r][h] = _mm256_add_epi32(totals[r][h], _mm256_madd_epi16(words[r][h], multiples[h]));
-      });
+      for_all([&](int r, int h) { add_words(totals[r][h], words[r][h], multiples[h]); });
       runs<kStop, kEnd>(totals, multiples);
     }
   }
