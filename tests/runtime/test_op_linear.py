@@ -125,7 +125,8 @@ def test_beside_int8_kernels_of_onnxruntime(session):
     """Both may use registers that have to be set up first, on the same threads."""
     w, bias = make_layer(256, 64, 32)
     model = linear_model(w, bias, leading=("rows",))
-    b = RNG.integers(-127, 128, (256, 64), dtype=np.int8)
+    # Of 7 bits: with 8, pairs of theirs saturate on CPUs without VNNI.
+    b = RNG.integers(-63, 64, (256, 64), dtype=np.int8)
     weights = {"B": b, "b_scale": np.full(1, 0.01, np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     node = helper.make_node(
@@ -142,7 +143,7 @@ def test_beside_int8_kernels_of_onnxruntime(session):
         y, other = runner.run(None, {"X": x[:count]})
         assert_same_bits(y, wanted(x[:count], w, bias))
         error = np.linalg.norm(other - theirs[:count]) / np.linalg.norm(theirs[:count])
-        assert error < 0.1  # it saturates on some CPUs; without its setup nothing would be right
+        assert error < 0.03  # without its setup nothing would be right
 
 
 @EVERY_WIDTH
