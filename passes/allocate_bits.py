@@ -205,25 +205,26 @@ class AllocateBits(Pass):
         for index, (unit, values) in enumerate(zip(units, inputs, strict=True)):
             ctx.tick("measuring moments", index, len(units))
             try:
-                yield (
-                    unit,
-                    [self._judge(each, values, known.get(each.name)) for each in unit.layers],
-                )
+                if known:
+                    judges = [self._judge(each, values, known[each.name]) for each in unit.layers]
+                else:  # the same for all of them
+                    judges = [self._judge(unit.layers[0], values, None)] * len(unit.layers)
             except ValueError as error:
                 raise CalibrationError(f"layer '{unit.name}': {error}") from None
+            yield unit, judges
         ctx.tick("measuring moments", len(units), len(units))
 
     def _judge(self, layer: Layer, values: Sequence[Any], known: Curvature | None) -> _Judge:
         if known is None:
             given = moments(map(layer.rows, values))
-            scale, outputs = 1.0, np.ones(layer.shape[1])
+            scale, outputs = 1.0, None
         else:
             # Gradients are of some of the feeds.
             given = moments(map(weighed, map(layer.rows, values), known.tokens))
             scale, outputs = known.scale / 2, known.outputs
         nearest = self.rounding == "nearest"
         weight = np.diagonal(given.hessian) if nearest else given.uncompensated()
-        per_token = scale / given.tokens
+        per_token = scale / max(given.tokens, 1)
         return _Judge(given.hessian * per_token, weight * per_token, outputs)
 
     def _errors(self, given: tuple[_Unit, list[_Judge]]) -> list[float]:
@@ -232,10 +233,12 @@ class AllocateBits(Pass):
         tried, formats = WeightFormat.parse(self.probe), list(map(WeightFormat.parse, self.formats))
         totals = np.zeros(1 + len(formats))
         for (_, values), judge in zip(unit.weights(), judges, strict=True):
-            part, outputs = (judged_columns(x, _COLUMNS) for x in (values, judge.outputs[None]))
+            part = judged_columns(values, _COLUMNS)
+            counts = np.ones(values.shape[1]) if judge.outputs is None else judge.outputs
+            (outputs,) = judged_columns(counts[None], _COLUMNS)
             errors = {f: _rounded(part, f).dequantize() - part for f in {tried, *formats}}
-            energies = [judge.tried(errors[tried], outputs[0])]
-            energies += [judge.expected(errors[form], outputs[0]) for form in formats]
+            energies = [judge.tried(errors[tried], outputs)]
+            energies += [judge.expected(errors[form], outputs) for form in formats]
             totals += np.array(energies) * (values.shape[1] / part.shape[1])
         return [float(each) for each in totals]
 
@@ -248,8 +251,8 @@ class _Judge:
     """[K, K]."""
     weight: NDArray[Any]
     """[K]: what the channels count."""
-    outputs: NDArray[Any]
-    """[N]: what the outputs count."""
+    outputs: NDArray[Any] | None
+    """[N]: what the outputs count; None: all alike."""
 
     def tried(self, error: NDArray[Any], outputs: NDArray[Any]) -> float:
         """Of errors as they are."""

@@ -41,7 +41,7 @@ class Curvature:
 def curvature(gradients: Iterable[NDArray[Any]]) -> Curvature:
     """From the gradients [..., N] at a layer's output, one array a feed.
 
-    ValueError where all of them are zero.
+    Where all of them are zero nothing that happens there costs anything: `scale` is 0.
     """
     tokens: list[NDArray[np.float64]] = []
     outputs: Any = 0.0
@@ -49,10 +49,11 @@ def curvature(gradients: Iterable[NDArray[Any]]) -> Curvature:
         squares = np.square(each, dtype=np.float64).reshape(-1, each.shape[-1])
         tokens.append(squares.mean(axis=1))
         outputs = outputs + squares.sum(axis=0)
-    mean = float(np.mean(np.concatenate(tokens))) if tokens else 0.0
-    if not mean > 0.0:
-        raise ValueError("no gradient reaches its output")
-    scale = sum(float(np.sum(each)) for each in tokens) / len(tokens)
+    scale = float(np.mean([each.sum() for each in tokens]))
+    if scale == 0.0:
+        ones = [np.ones(len(each), np.float32) for each in tokens]
+        return Curvature(ones, np.ones_like(outputs), 0.0)
+    mean = np.mean(np.concatenate(tokens))
     by_token = [(each / mean).astype(np.float32) for each in tokens]
     return Curvature(by_token, outputs / np.mean(outputs), scale)
 
