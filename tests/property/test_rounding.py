@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat
-from qcompiler.numerics.planes import most_multiple
 from qcompiler.numerics.progressive import protected
 from qcompiler.numerics.rounding import quantize_weight, sqnr_db
 
@@ -63,10 +62,10 @@ def test_narrow_weights_on_the_grid_come_back_exactly(
     low = 1 - form.middle if symmetric else -form.middle
     codes = rng.integers(low, form.middle, (count, group_size, columns))
     codes[:, 0], codes[:, 1] = form.middle - 1, low
-    most = min(most_multiple(bits), protected(bits) // -low)
+    most = min(form.most_multiple, protected(form) // -low)
     steps = rng.integers(1, most + 1, (count, 1, columns))
     # One more group with the largest weight of the column, which makes `unit` its s1.
-    largest = np.full((1, group_size, columns), protected(bits))
+    largest = np.full((1, group_size, columns), protected(form))
     unit = rng.integers(64, 128, columns) * 2.0 ** rng.integers(-90, 80, columns)
     w = (np.concatenate([codes * steps, largest]) * unit).astype(np.float32)
     q = quantize_weight(w.reshape(-1, columns), form, search=search)
@@ -131,7 +130,7 @@ def test_constant_and_zero_weights(bits, symmetric):
         np.testing.assert_allclose(same, 0.75, rtol=1e-3)
     else:
         # Half of s1 in every step between zero and the value.
-        np.testing.assert_allclose(same, 0.75, atol=form.top * 0.75 / protected(bits) / 2)
+        np.testing.assert_allclose(same, 0.75, atol=form.top * 0.75 / protected(form) / 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
