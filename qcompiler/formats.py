@@ -222,6 +222,8 @@ class WeightFormat:
         symmetry = "symmetric" if self.symmetric else "asymmetric"
         if self.grid is not None:
             symmetry = f"{self.grid.name} grid"
+            if self.grid.name == "learned":
+                symmetry += f" {' '.join(map(str, self.grid.levels))}"
         group = "per channel" if self.group_size is None else f"group {self.group_size}"
         return f"int{self.bits} {symmetry}, {group}"
 
