@@ -52,8 +52,8 @@ class PlanWeights(Pass):
     symmetric: bool = True
     """Without zero points, as 8 bits are in any case."""
     grid: GridName = "even"
-    """Which whole numbers codes are: all of them, or some with zero points of their own. `bits` are
-    those of the grid; heads and tables have it where theirs are."""
+    """Which whole numbers codes are: all of them, or some with zero points of their own; `bits` are
+    those of the grid. Heads and tables are even."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
     that only such layers read, such as the one that `rotate` puts before a head."""
@@ -75,20 +75,19 @@ class PlanWeights(Pass):
     @property
     def linear(self) -> WeightFormat:
         """The format of most layers."""
-        return self._format(self.bits, self.group_size, symmetric=self.symmetric)
+        return WeightFormat.planned(
+            self.bits, self.group_size, symmetric=self.symmetric, grid=self.grid
+        )
 
     @property
     def head(self) -> WeightFormat:
         """The format of heads."""
-        return self._format(self.head_bits, self.group_size, symmetric=self.symmetric)
+        return WeightFormat.planned(self.head_bits, self.group_size, symmetric=self.symmetric)
 
     @property
     def table(self) -> WeightFormat:
         """The format of tables."""
-        return self._format(self.table_bits, self.table_group_size, symmetric=False)
-
-    def _format(self, bits: int, group_size: int, *, symmetric: bool) -> WeightFormat:
-        return WeightFormat.planned(bits, group_size, symmetric=symmetric, grid=self.grid)
+        return WeightFormat.planned(self.table_bits, self.table_group_size, symmetric=False)
 
     def suited(self, target: Target) -> PlanWeights:
         free = self.grid in ("gaussian", "learned") and not target.grids

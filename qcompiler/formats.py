@@ -280,12 +280,12 @@ class WeightFormat:
         return rows * columns * self.bits // 8 + groups * columns + 4 * columns
 
 
-_WORTHWHILE: tuple[tuple[int, tuple[GroupSize, ...]], ...] = (
-    (2, (32, 16)),
-    (3, (64, 32, 16)),
-    (4, (128, 64, 32, 16)),
-    (5, (32,)),
-    (6, (64,)),
+_WORTHWHILE: tuple[tuple[int, GridName, tuple[GroupSize, ...]], ...] = (
+    (2, "gaussian", (32, 16)),
+    (3, "gaussian", (64, 32, 16)),
+    (4, "even", (128, 64, 32, 16)),
+    (5, "even", (32,)),
+    (6, "even", (64,)),
 )
 
 
@@ -294,10 +294,9 @@ def candidates(grids: bool) -> tuple[WeightFormat, ...]:
 
     `grids`: codes may be other than all whole numbers.
     """
-    grid: GridName = "gaussian" if grids else "even"
     narrow = (
-        WeightFormat.planned(bits, size, symmetric=False, grid=grid)
-        for bits, sizes in _WORTHWHILE
+        WeightFormat.planned(bits, size, symmetric=False, grid=grid if grids else "even")
+        for bits, grid, sizes in _WORTHWHILE
         for size in sizes
     )
     return (*narrow, WeightFormat(bits=8))
