@@ -54,7 +54,7 @@ LEVELS = [
     ({"levels": [0, 3, 6, 33]}, "levels=[0, 3, 6, 33] must ascend within 0 .. 32"),
     ({"levels": [0, 3, 6, 2**32 + 9]}, "levels=[0, 3, 6, 4294967305] must ascend within 0 .. 32"),
     ({"levels": [-(2**63), 3, 6, 9]}, "must ascend within 0 .. 32"),
-    ({"levels": 3}, "levels is missing or not a list of integers"),
+    ({"levels": 3}, "levels has 0 values, expected 4"),
     ({"levels": [0.0, 3.0, 6.0, 9.0]}, "levels has 0 values, expected 4"),
     ({"levels": None}, "levels is missing"),
     ({"zero": -1}, "zero=-1 is out of range 0 .. 32"),
