@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat
-from qcompiler.numerics.progressive import protected
-from qcompiler.numerics.rounding import quantize_weight, sqnr_db
+from qcompiler.numerics.progressive import protected, units
+from qcompiler.numerics.rounding import decibel, quantize_weight, sqnr_db
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 40))
 groups = st.sampled_from(GROUP_SIZES)
@@ -157,3 +157,19 @@ def test_result_does_not_depend_on_chunks(monkeypatch):
     parts = quantize_weight(w, WeightFormat(bits=4, group_size=32), search="mse")
     np.testing.assert_array_equal(whole.codes, parts.codes)
     np.testing.assert_array_equal(whole.scales, parts.scales)
+
+
+@pytest.mark.parametrize(("bits", "lost"), [(2, 0.25), (3, 0.1), (4, 0.2)])
+def test_the_search_is_close_to_trying_everything(bits, lost):
+    """Every multiple with every zero point, in groups of Gaussian weights."""
+    w = weights((16 * 12, 40), 0)
+    form = WeightFormat(bits=bits, group_size=16, symmetric=False)
+    grouped, unit = w.reshape(12, 16, 40), units(w, form)
+    best = np.full((12, 1, 40), np.inf)
+    for multiple, zero in itertools.product(range(1, form.most_multiple + 1), form.zeros):
+        scale, reach = multiple * unit, 127 // multiple
+        codes = np.clip(np.rint(grouped / scale) + zero, max(zero - reach, 0), zero + reach)
+        rounded = (np.minimum(codes, form.top) - zero) * scale
+        best = np.minimum(best, np.square(rounded - grouped).sum(axis=1, keepdims=True))
+    found = quantize_weight(w, form, search="mse").dequantize() - w
+    assert decibel(float(np.square(found).sum()), float(best.sum())) < lost
