@@ -28,8 +28,7 @@ The closed form and the search are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from numpy.typing import NDArray
 
 from qcompiler.numerics.gptq import COLUMNS, Double, Moments
 from qcompiler.numerics.levels import nearest
+from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.progressive import code_reach, units
 from qcompiler.numerics.rounding import QuantizedWeight
 
@@ -70,78 +70,81 @@ def compensated(weight: NDArray[Any], start: QuantizedWeight, found: Moments) ->
     weight = np.asarray(weight, np.float32)
     unit = units(weight, start.form) if start.form.narrow else start.scales
     start = replace(start, reach=code_reach(start.scales, unit))
-    if not _is_nearest(weight, start):
-        raise ValueError("its codes have been chosen from data already")
-    lost, costs = _lost(weight, start, found.hessian)
-    a, b = _shift(lost, found)
-    codes = start.codes.copy()
-    for step in STEPS:
-        for part in _parts(rows, columns):
-            old = start.columns(part)
-            moved = weight[:, part] + np.multiply.outer(a, step * b[part]).astype(np.float32)
-            tried = _rounded(moved, old)
-            error = (tried.dequantize() - weight[:, part]).astype(np.float64)
-            cost = np.sum(error * (found.hessian @ error), axis=0)
-            better = cost < costs[part]
-            costs[part] = np.where(better, cost, costs[part])
-            codes[:, part] = np.where(better, tried.codes, codes[:, part])
-    return replace(start, codes=codes)
-
-
-def _parts(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, COLUMNS // max(rows, 1))
-    return (slice(first, first + step) for first in range(0, columns, step))
+    parts = [
+        _Part(weight[:, part], start.columns(part), found.hessian)
+        for part in (slice(first, first + step) for first in range(0, columns, step))
+    ]
+    if not all(mapped(_Part.is_nearest, parts)):
+        raise ValueError("its codes have been chosen from data already")
+    a, b = _shift(np.concatenate(list(mapped(_Part.lost, parts)), axis=1), found)
+    shifts = zip(parts, np.split(b, range(step, columns, step)), strict=True)
+    codes = mapped(lambda each: each[0].best(a, each[1]), shifts)
+    return replace(start, codes=np.concatenate(list(codes), axis=1))
 
 
-def _is_nearest(weight: Float, start: QuantizedWeight) -> bool:
-    """Whether no weight has another code much nearer to it than the one it has."""
-    for part in _parts(*weight.shape):
-        old, values = start.columns(part), weight[:, part]
-        far, near = (np.abs(each.dequantize() - values) for each in (old, _rounded(values, old)))
-        if np.any(far - near > _TIE * np.abs(old.spread(old.scales))):
-            return False
-    return True
+@dataclass(frozen=True)
+class _Part:
+    """Some columns of a weight, and what they are rounded to."""
 
+    weight: Float
+    start: QuantizedWeight
+    hessian: Double
 
-def _lost(weight: Float, start: QuantizedWeight, hessian: Double) -> tuple[Double, Double]:
-    """H E [K, N], and what the error of each column costs [N]."""
-    lost, costs = np.empty(weight.shape), np.empty(weight.shape[1])
-    for part in _parts(*weight.shape):
-        error = (start.columns(part).dequantize() - weight[:, part]).astype(np.float64)
-        lost[:, part] = hessian @ error
-        costs[part] = np.sum(error * lost[:, part], axis=0)
-    return lost, costs
+    def is_nearest(self) -> bool:
+        """Whether no weight has another code much nearer to it than the one it has."""
+        far, near = (
+            np.abs(each.dequantize() - self.weight) for each in (self.start, self._of(self.weight))
+        )
+        return not np.any(far - near > _TIE * np.abs(self.start.spread(self.start.scales)))
+
+    def lost(self) -> Double:
+        """H E."""
+        return np.asarray(self.hessian @ self._error(self.start), np.float64)
+
+    def best(self, a: Double, b: Double) -> NDArray[np.uint8]:
+        """For each column the codes of the step of `a` times `b` [n] that costs least."""
+        codes, costs = self.start.codes, self._costs(self.start)
+        for step in STEPS:
+            tried = self._of(self.weight + np.multiply.outer(a, step * b).astype(np.float32))
+            cost = self._costs(tried)
+            better = cost < costs
+            codes = np.where(better, tried.codes, codes)
+            costs = np.where(better, cost, costs)
+        return codes
+
+    def _error(self, rounded: QuantizedWeight) -> Double:
+        return np.subtract(rounded.dequantize(), self.weight, dtype=np.float64)
+
+    def _costs(self, rounded: QuantizedWeight) -> Double:
+        """What the error of each column costs, [n]."""
+        error = self._error(rounded)
+        return np.asarray(np.sum(error * (self.hessian @ error), axis=0), np.float64)
+
+    def _of(self, values: Float) -> QuantizedWeight:
+        """The codes next to `values` on the scales and zero points there are."""
+        start = self.start
+        least, greatest = (start.spread(each.astype(np.float32)) for each in start.limits())
+        zero: Any = np.float32(start.form.middle)
+        if start.zero_points is not None:
+            zero = start.spread(start.zero_points.astype(np.float32))
+        codes = nearest(values / start.spread(start.scales) + zero, least, greatest, start.form)
+        return replace(start, codes=codes.astype(np.uint8))
 
 
 def _shift(lost: Double, found: Moments) -> tuple[Double, Double]:
-    """a [K] and b [N], zeros where there is no error to take back."""
+    """a [K] and b [N] from H E, zeros where there is no error to take back."""
     _, factor = found.factor(DAMPENING, act_order=False)  # (H + μ D)⁻¹ = Uᵀ U
-    b = np.zeros(lost.shape[1])
+    a, b = np.zeros(len(lost)), np.zeros(lost.shape[1])
     b[np.argmax(np.square(lost).sum(axis=0))] = 1.0
-    a = np.zeros(len(lost))
     for _ in range(_ITERATIONS):
         pull = factor @ (lost @ b)
         size = float(np.linalg.norm(pull))
         if size == 0.0:
-            return np.zeros_like(a), np.zeros_like(b)
-        # aᵀ (H + μ D) a = 1 for this length.
-        a = -(factor.T @ (pull / size))
+            return a, np.zeros_like(b)
+        a = -(factor.T @ (pull / size))  # so long that aᵀ (H + μ D) a = 1
         b = -(lost.T @ a)
-        length = float(np.linalg.norm(b))
-        if length == 0.0:
-            break
-        b /= length
-    return a, b * length
-
-
-def _rounded(values: Float, start: QuantizedWeight) -> QuantizedWeight:
-    """The codes next to `values` on the scales and zero points of `start`."""
-    least, greatest = (start.spread(each.astype(np.float32)) for each in start.limits())
-    zero: Any = np.float32(start.form.middle)
-    if start.zero_points is not None:
-        zero = start.spread(start.zero_points.astype(np.float32))
-    codes = nearest(values / start.spread(start.scales) + zero, least, greatest, start.form)
-    return replace(start, codes=codes.astype(np.uint8))
+    return a, b
 
 
 __all__ = ["DAMPENING", "STEPS", "compensated"]
