@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -31,7 +31,7 @@ from qcompiler.analysis.qdq import Counterpart, find_counterparts, replace_weigh
 from qcompiler.analysis.rounded import described
 from qcompiler.errors import CalibrationError
 from qcompiler.numerics.compensation import compensated
-from qcompiler.numerics.gptq import moments, output_errors
+from qcompiler.numerics.gptq import Moments, moments, output_errors
 from qcompiler.numerics.holdout import split
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.patterns import matches, require_pattern
@@ -64,26 +64,26 @@ class Compensate(Pass):
 
     def run(self, graph: gs.Graph, ctx: PassContext) -> PassResult:
         known = find_counterparts(graph, ctx.reference)
-        chosen = self._chosen(known, ctx.reference)
+        assert ctx.reference is not None  # `find_counterparts` has seen to it
         remarks: list[Remark] = []
         open_layers: list[Counterpart] = []
-        for each in chosen:
+        for each in self._chosen(known, ctx.reference):
             reason = _unfit(each, ctx)
             if reason is None:
                 open_layers.append(each)
             else:
                 remarks.append(_left(each, reason))
         changed = False
-        for index, (each, values) in enumerate(_inputs(graph, open_layers, ctx)):
+        for index, (each, fitted, held_out) in enumerate(_moments(graph, open_layers, ctx)):
             ctx.tick("compensating", index, len(open_layers))
-            remark = _compensate(each, values, ctx)
+            remark = _compensate(each, fitted, held_out, ctx)
             changed = changed or remark.applied
             remarks.append(remark)
         if open_layers:
             ctx.tick("compensating", len(open_layers), len(open_layers))
         return PassResult(graph=graph, changed=changed, remarks=tuple(remarks))
 
-    def _chosen(self, known: Sequence[Counterpart], reference: Any) -> list[Counterpart]:
+    def _chosen(self, known: Sequence[Counterpart], reference: gs.Graph) -> list[Counterpart]:
         """The first and the last of those that the options mean, in order."""
         if self.layers:
             meant = [each for each in known if matches(self.layers, each.name)]
@@ -106,10 +106,10 @@ def _unfit(each: Counterpart, ctx: PassContext) -> str | None:
     return None
 
 
-def _inputs(
+def _moments(
     graph: gs.Graph, layers: Sequence[Counterpart], ctx: PassContext
-) -> Iterator[tuple[Counterpart, Sequence[Any]]]:
-    """Layers in order with what each reads."""
+) -> Iterator[tuple[Counterpart, Moments, Moments]]:
+    """Layers in order, with the moments of what each reads: to fit by, and to judge by."""
     groups: dict[str, list[Counterpart]] = {}
     for each in layers:
         groups.setdefault(str(each.layer.x.name), []).append(each)
@@ -117,18 +117,17 @@ def _inputs(
         return
     streams = ctx.data.stream(graph, list(groups))
     for group, values in zip(groups.values(), streams, strict=True):
+        try:
+            fitted, held_out = (moments(part) for part in split(values))
+        except ValueError as error:
+            raise CalibrationError(f"layer '{group[0].name}': {error}") from None
         for each in group:
-            yield each, values
+            yield each, fitted, held_out
 
 
-def _compensate(each: Counterpart, values: Sequence[Any], ctx: PassContext) -> Remark:
+def _compensate(each: Counterpart, fitted: Moments, held_out: Moments, ctx: PassContext) -> Remark:
     """Give a layer the better codes, if there are any."""
-    form = ctx.plan[each.name].weight
-    weight, old = each.source.matrix(), each.weight.load(form)
-    try:
-        fitted, held_out = (moments(part) for part in split(values))
-    except ValueError as error:
-        raise CalibrationError(f"layer '{each.name}': {error}") from None
+    weight, old = each.source.matrix(), each.weight.load(ctx.plan[each.name].weight)
     try:
         new = compensated(weight, old, fitted)
     except ValueError as reason:
