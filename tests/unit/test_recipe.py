@@ -63,7 +63,7 @@ def test_recipes_that_fit_weights_or_biases_to_data_name_text() -> None:
     for name in available():
         recipe = load(name)
         fitted = any(
-            step.name in ("correct-bias", "tweak-norms")
+            step.name in ("compensate", "correct-bias", "tweak-norms")
             or options_of(step).get("rounding", "nearest") != "nearest"
             for step in recipe.passes
         )
