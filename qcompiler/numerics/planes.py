@@ -22,6 +22,7 @@ Rows beyond K hold codes of 0, columns beyond N as well and groups of 0: nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ class Grid:
 
     def numbers(self, codes: U8Array) -> U8Array:
         """The levels of codes, which must have one."""
-        return np.array(self.levels, np.uint8)[codes]
+        return translated(codes, self.levels)
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,12 @@ class PlaneMatrix:
     def dequantized(self) -> NDArray[np.float32]:
         """The float matrix this stands for: float32 [K, N]."""
         return self.weights() * self.scales
+
+
+def translated(codes: U8Array, table: Sequence[int]) -> U8Array:
+    """``table[code]`` of each code: numpy would make indices of eight bytes of them."""
+    values = codes.tobytes().translate(bytes(table).ljust(256, b"\0"))
+    return np.frombuffer(values, np.uint8).reshape(codes.shape)
 
 
 def pack_planes(codes: U8Array, bits: int) -> U8Array:
