@@ -12,6 +12,7 @@ numbers of the levels of a grid.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,12 @@ from qcompiler.numerics.planes import (
     farthest,
     highest,
     most_multiple,
+    translated,
 )
 from qcompiler.numerics.rounding import QuantizedWeight
 
 _SIGNIFICANT = 24  # bits of a float32
-_ROWS = 1 << 10  # of codes that are looked at together
+_CHUNK = 1 << 18  # codes that are looked at together
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,8 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
         return PlaneMatrix.of_int8(values.view(np.int8), found.units)
     codes, zeros, grid = found.codes, found.zero_points, found.grid
     if grid is not None:
-        numbers = np.zeros(grid.levels[-1] + 1, np.uint8)
-        numbers[list(grid.levels)] = range(len(grid.levels))
-        codes, zeros = numbers[codes], zeros - np.uint8(grid.zero)
+        numbers = [bisect_left(grid.levels, level) for level in range(MOST_LEVEL + 1)]
+        codes, zeros = translated(codes, numbers), zeros - np.uint8(grid.zero)
     multiples, size = found.multiples, weight.form.group_size
     if size is None:  # any groups will do
         size = GROUP_SIZES[-1]
@@ -105,30 +106,40 @@ def _integers(weight: QuantizedWeight) -> _Integers | None:
     most, multiple = max(codes.max(), zeros.max()), multiples.max()
     fit = (b for b in WIDTHS if most < 1 << b and multiple <= most_multiple(b))
     bits = next((b for b in fit if grouped or b == 8), None)
-    table = _table(codes, zeros, multiples, weight.block) if grouped else None
-    if table is not None and (bits is None or table[0] < bits):
+    table = _table(codes, zeros, multiples, weight.block, bits or WIDTHS[-1]) if grouped else None
+    if table is not None:
         return _Integers(codes, zeros, multiples, units, *table)
-    if bits is None:
-        return None
-    return _Integers(codes, zeros, multiples, units, bits, None)
+    return None if bits is None else _Integers(codes, zeros, multiples, units, bits, None)
 
 
 def _table(
-    codes: U8Array, zeros: U8Array, multiples: U8Array, block: int
+    codes: U8Array, zeros: U8Array, multiples: U8Array, block: int, limit: int
 ) -> tuple[int, Grid] | None:
-    """Fewest bits that number the codes in use, and the grid of these; None where 4 are too few."""
+    """Fewest bits that number the codes in use, and the grid of these; None for `limit` or more."""
     zero = int(zeros.min())
     span, multiple = int(zeros.max()) - zero, multiples.max()
-    if max(int(codes.max()), zero) > MOST_LEVEL or (highest(codes, block) * multiples).max() > 255:
+    widths = [
+        bits
+        for bits in TABLE_WIDTHS
+        if bits < limit and span < 1 << bits and multiple <= most_multiple(bits)
+    ]
+    if not widths or max(int(codes.max()), zero) > MOST_LEVEL:
         return None
-    used = np.zeros(MOST_LEVEL + 1, np.bool_)
-    for start in range(0, len(codes), _ROWS):
-        used[codes[start : start + _ROWS]] = True
-    levels = tuple(np.flatnonzero(used).tolist())
-    for bits in TABLE_WIDTHS:
-        if max(len(levels) - 1, span) < 1 << bits and multiple <= most_multiple(bits):
-            return bits, Grid(levels, zero)
-    return None
+    levels = _used(codes, 1 << widths[-1])
+    if levels is None or (highest(codes, block) * multiples).max() > 255:
+        return None
+    return next(bits for bits in widths if len(levels) <= 1 << bits), Grid(levels, zero)
+
+
+def _used(codes: U8Array, most: int) -> tuple[int, ...] | None:
+    """The codes in use, None for more than `most`."""
+    used = np.zeros(256, np.bool_)
+    step = max(1, _CHUNK // codes.shape[1])
+    for start in range(0, len(codes), step):
+        used |= np.bincount(codes[start : start + step].ravel(), minlength=256) > 0
+        if used.sum() > most:
+            return None
+    return tuple(np.flatnonzero(used).tolist())
 
 
 def _multiples(

@@ -7,7 +7,7 @@ Codes have b = 2 .. 6 bits. A group of a column has one byte: b bits of zero poi
 them 8 - b bits of m - 1. Eight-bit codes are the int8 themselves and have no groups. What a byte
 makes of a code is taken modulo 256, whatever it says.
 
-With a grid, of 2 .. 4 bits, codes and zero points are numbers of its levels:
+With a grid, of 2 .. 4 bits, codes number its levels, and zero points count from its zero:
 
     w[k, n] = (levels[code[k, n]] - (z[g, n] + zero)) · m[g, n]
 
@@ -22,6 +22,7 @@ Rows beyond K hold codes of 0, columns beyond N as well and groups of 0: nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def most_multiple(bits: int) -> int:
 class Grid:
     """What codes and zero points stand for where they are no numbers themselves.
 
-    ValueError for levels that don't ascend, or that leave 0 .. 32, as `zero` must not either.
+    ValueError for levels that don't ascend, and where they or `zero` leave 0 .. 32.
     """
 
     levels: tuple[int, ...]
@@ -95,7 +96,7 @@ class Grid:
 
     def numbers(self, codes: U8Array) -> U8Array:
         """The levels of codes, which must have one."""
-        return np.array(self.levels, np.uint8)[codes]
+        return translated(codes, self.levels)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class PlaneMatrix:
 
         With a grid codes number its levels, zero points count from its zero, and bits are 2 .. 4.
         ValueError for sizes that disagree, a value that its bits don't hold, a weight that is no
-        int8 in -127 .. 127, a level that is beyond 255 times its multiple, or a scale that is not
+        int8 in -127 .. 127, a level that times its multiple is beyond 255, or a scale that is not
         finite.
         """
         k, n = codes.shape
@@ -184,6 +185,12 @@ class PlaneMatrix:
     def dequantized(self) -> NDArray[np.float32]:
         """The float matrix this stands for: float32 [K, N]."""
         return self.weights() * self.scales
+
+
+def translated(codes: U8Array, table: Sequence[int]) -> U8Array:
+    """``table[code]`` of each code: numpy would make indices of eight bytes of them."""
+    values = codes.tobytes().translate(bytes(table).ljust(256, b"\0"))
+    return np.frombuffer(values, np.uint8).reshape(codes.shape)
 
 
 def pack_planes(codes: U8Array, bits: int) -> U8Array:

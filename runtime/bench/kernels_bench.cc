@@ -4,8 +4,8 @@
 //   qcompiler_kernels_bench [--quick] [options of google-benchmark]
 //
 // A name reads W4/avx512vnni/4096x4096/g32/M1/hot: form of the weights (T4: with levels), ISA, KxN,
-// group size (or "none"), rows, and where weights lie: in the caches as far as they fit (hot), or in
-// so many copies that every run reads from memory (memory; one row only).
+// group size (or "none"), rows, and where weights lie: in the caches as far as they fit (hot), or
+// in so many copies that every run reads from memory (memory; one row only).
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -23,8 +23,8 @@ namespace {
 
 using qc::bench::Problem;
 using qc::bench::Shape;
-using qc::kernels::kFormT;
 using qc::kernels::KernelTable;
+using qc::kernels::kFormT;
 
 struct Effort {
   std::size_t footprint;  // bytes, more than any cache holds
@@ -63,8 +63,8 @@ std::string name(const Case& c) {
   const Shape& s = c.shape;
   const bool grouped = qc::bench::has_groups(s.form);
   const char* letter = s.form < kFormT ? "W" : "T";
-  return letter + std::to_string(s.form % kFormT) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
-         std::to_string(s.n) + "/" + (grouped ? "g" + std::to_string(s.group_size) : "none") +
+  return letter + std::to_string(s.form % kFormT) + "/" + c.table->isa + "/" + std::to_string(s.k) +
+         "x" + std::to_string(s.n) + "/" + (grouped ? "g" + std::to_string(s.group_size) : "none") +
          "/M" + std::to_string(s.rows) + (c.from_memory ? "/memory" : "/hot");
 }
 

@@ -12,7 +12,8 @@ using kernels::kPanel;
 
 constexpr float kScale = 0.00390625f;  // 2^-8
 constexpr std::uint8_t kGroup = 1;     // zero point 1, multiple 1: any code is an int8
-constexpr kernels::Levels kLevels = {{0, 3, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 32}, 3};
+constexpr kernels::Levels kLevels = {{0, 3, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 32},
+                                     3};
 
 std::size_t code_bytes(const Shape& s) {
   const std::int64_t panel = kernels::with_planes(

@@ -17,9 +17,9 @@ struct EmbeddingLookUp {
   const std::uint8_t* codes;
   const std::uint8_t* groups;  // null for 8 bits
   const float* scales;
-  float* out;             // [count, k]; NaN for an id outside -n .. n-1
-  std::int32_t wide_ids;  // int64 rather than int32
-  std::int32_t form;      // of the weights, see kernels/planes.h
+  float* out;              // [count, k]; NaN for an id outside -n .. n-1
+  std::int32_t wide_ids;   // int64 rather than int32
+  std::int32_t form;       // of the weights, see kernels/planes.h
   kernels::Levels levels;  // of the forms that have them
 };
 

@@ -23,10 +23,10 @@ struct LinearProduct {
   const float* scales;
   const float* bias;
   Output outputs[kOutputs];
-  Element element;        // of x and the outputs
-  float static_scale;     // 0: computed
-  std::int32_t form;      // of the weights, see kernels/planes.h
-  std::int32_t one_bias;  // bias holds one value for all columns
+  Element element;         // of x and the outputs
+  float static_scale;      // 0: computed
+  std::int32_t form;       // of the weights, see kernels/planes.h
+  std::int32_t one_bias;   // bias holds one value for all columns
   kernels::Levels levels;  // of the forms that have them
 };
 

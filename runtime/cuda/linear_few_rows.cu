@@ -5,6 +5,8 @@
 // multiplied as they are, the zero point and the multiple of a group applied to its sum:
 //
 //   sum of q (code - z) m  =  m (sum of q code  -  z sum of q)
+//
+// Where codes number levels, those stand for them.
 #include "cuda/linear_job.h"
 
 namespace qc::cuda {

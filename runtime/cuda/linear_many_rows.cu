@@ -80,11 +80,11 @@ __device__ inline void expand(const LinearJob& job, const ColumnLoads<kForm>& w,
   for (int i = 0; i < kQuads; ++i) {
     std::uint32_t quad = quad_of<kForm>(job, w.blocks, i);
     if constexpr (P::kGrouped) {
-      // No number times the multiple leaves its byte.
+      // No number times the multiple leaves its byte. A zero point may, where there are levels.
       const int byte = w.groups[i * 2 / kQuads];
       const auto multiple = static_cast<std::uint32_t>(P::multiple(byte));
       auto zero = static_cast<std::uint32_t>(P::zero_point(byte, job.levels)) * multiple;
-      if constexpr (P::kHasLevels) zero &= 0xff;  // nor does what is left of a zero point's
+      if constexpr (P::kHasLevels) zero &= 0xff;
       quad = subtract_bytes(quad * multiple, zero * 0x01010101);
     }
     store(to + i * kQuadStride, quad);

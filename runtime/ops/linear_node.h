@@ -21,7 +21,7 @@ struct LinearForm {
   int weights;  // their form
   bool is_static;
 };
-#define QC_LINEAR_FORMS(letter, bits, ...)                            \
+#define QC_LINEAR_FORMS(letter, bits, ...)                             \
   {"Linear" #letter #bits "A8", kernels::kForm##letter + bits, false}, \
       {"Linear" #letter #bits "A8Static", kernels::kForm##letter + bits, true},
 inline constexpr LinearForm kLinearForms[] = {QC_EACH_FORM(QC_LINEAR_FORMS)};

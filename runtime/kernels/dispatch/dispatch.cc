@@ -28,7 +28,7 @@ constexpr bool kBest = false, kForced = true;  // KernelTable::only_forced
     table.isa = name;                                                               \
     table.needs = kNeeds_##base | kNeeds_##simd | (more);                           \
     table.only_forced = chosen;                                                     \
-    QC_EACH_FORM(QC_ADD_LINEAR, symbol)                                            \
+    QC_EACH_FORM(QC_ADD_LINEAR, symbol)                                             \
     add_##simd(table);                                                              \
     return table;                                                                   \
   }                                                                                 \

@@ -77,8 +77,7 @@ template <typename Bytes, int kForm>
 struct Numbers<Bytes, kForm, true> {
   using Reg = typename Bytes::Reg;
 
-  explicit QC_INLINE Numbers(const PlaneWeights& w)
-      : zero(Bytes::Lanes::set_ints(w.levels.zero)) {
+  explicit QC_INLINE Numbers(const PlaneWeights& w) : zero(Bytes::Lanes::set_ints(w.levels.zero)) {
     levels[0] = Bytes::table(w.levels.values);
     if constexpr (kTwoCodes) {
       static constexpr std::uint8_t kFirst[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
@@ -93,7 +92,8 @@ struct Numbers<Bytes, kForm, true> {
     if constexpr (kTwoCodes) {
       using P = Planes<kForm>;
       constexpr int kBlock = P::block(P::kLow, kIndex), kShift = P::shift(P::kLow, kIndex);
-      const auto both = field<Bytes, kShift / 4 * 4, 4, 0>(Bytes::load(strip + kBlock * kBlockBytes));
+      const auto both =
+          field<Bytes, kShift / 4 * 4, 4, 0>(Bytes::load(strip + kBlock * kBlockBytes));
       return Bytes::look_up(levels[kShift % 4 / 2], both);
     } else {
       return Bytes::look_up(levels[0], quad_codes<Bytes, kForm, kIndex>(strip));
@@ -132,7 +132,8 @@ QC_INLINE void expand_quads(const std::uint8_t* strip, const Numbers<Bytes, kFor
   const auto multiples = Bytes::spread_words(factors.multiples);
   auto zeros = Bytes::times(factors.zero_points, factors.multiples);
   if constexpr (Planes<kForm>::kHasLevels) {
-    zeros = Bytes::and_(zeros, Bytes::Lanes::set_ints(255));  // those may lie below all weights
+    // Zero points may lie beyond all levels, and their products beyond a byte.
+    zeros = Bytes::and_(zeros, Bytes::Lanes::set_ints(255));
   }
   const auto less = Bytes::sub(Bytes::spread_bytes(zeros), Bytes::all(kOffset));
   each_quad<kBegin, kEnd>([&](auto quad) {
@@ -178,8 +179,8 @@ void expand(const PlaneWeights& w, int64_t panel, int64_t first, int64_t last, s
         } else {
           constexpr int kHalf = kQuads / 2;
           expand_quads<Bytes, kForm, kOffset, 0, kHalf>(codes, numbers, factors(s * kStrip), out);
-          expand_quads<Bytes, kForm, kOffset, kHalf, kQuads>(
-              codes, numbers, factors(s * kStrip + kStrip / 2), out);
+          expand_quads<Bytes, kForm, kOffset, kHalf, kQuads>(codes, numbers,
+                                                             factors(s * kStrip + kStrip / 2), out);
         }
       }
     }

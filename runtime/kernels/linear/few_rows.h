@@ -34,7 +34,7 @@ class FewRows {
   static constexpr int kFields = 8 / P::kLow;
   static constexpr bool kInPlace = Isa::kOffset > 0 && P::kHigh == 0 && kFields > 1 &&
                                    !P::kHasLevels &&
-                                   (kFields + 2) * kRows* kVectors < Bytes::kRegisters;
+                                   (kFields + 2) * kRows * kVectors < Bytes::kRegisters;
   static constexpr int kChains = kInPlace                                       ? kFields
                                  : 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2
                                                                                 : 1;

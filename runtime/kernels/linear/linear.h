@@ -58,7 +58,7 @@ struct Tile {
 using Linear = void (*)(const QuantizedRows&, const PlaneWeights&, const Tile&);
 
 // linear_s8_<form>_f32_<isa>
-#define QC_DECLARE_LINEAR(letter, bits, symbol)                                    \
+#define QC_DECLARE_LINEAR(letter, bits, symbol)                                           \
   void linear_s8_##letter##bits##_f32_##symbol(const QuantizedRows&, const PlaneWeights&, \
                                                const Tile&);
 #define QC_ISA(name, symbol, ...) QC_EACH_FORM(QC_DECLARE_LINEAR, symbol)
