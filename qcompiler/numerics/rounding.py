@@ -278,7 +278,7 @@ def _ranges(
     top, zeros = form.top, form.zeros
     whole = -low / np.maximum(high - low, np.finfo(np.float32).tiny)
     if form.grid is None:
-        scale = storable((high - low) / top)
+        scale = storable(np.asarray((high - low) / top, np.float32))
         yield scale, np.clip(np.rint(-low / scale), 0, top)
     else:  # what is zero stays so, where a grid has a zero
         exact = [zero for zero in zeros if zero in form.levels] or list(zeros)
