@@ -76,6 +76,7 @@ STEPS = (
     Step("smoothquant+", "smoothquant+"),
     Step("aweq", "aweq"),
     Step("awq", "awq"),
+    Step("abq", "abq"),
     Step("gptq", "gptq"),
     Step("quarot", "quarot"),
     Step("qoq", "qoq"),

@@ -23,6 +23,7 @@ _PASSES: dict[str, str] = {
     "equalize": "equalize:Equalize",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "quantize-embedding": "quantize_embedding:QuantizeEmbedding",
+    "compensate": "compensate:Compensate",
     "insert-qdq": "insert_qdq:InsertQdq",
     "correct-bias": "correct_bias:CorrectBias",
     "tweak-norms": "tweak_norms:TweakNorms",

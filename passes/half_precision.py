@@ -43,8 +43,8 @@ _NORM = _Typed(outputs=(0,))
 
 _ALWAYS: dict[tuple[str, str], _Typed] = {
     **{
-        (ops.DOMAIN, ops.linear_op(bits, static=static)): _MATMUL
-        for bits in ops.WIDTHS
+        (ops.DOMAIN, ops.linear_op(bits, levels=levels, static=static)): _MATMUL
+        for bits, levels in ops.FORMS
         for static in (False, True)
     },
     (ops.CONTRIB_DOMAIN, "MatMulNBits"): _Typed(inputs=(0, 2, 5)),

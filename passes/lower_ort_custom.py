@@ -1,6 +1,7 @@
 """lower-ort-custom: Q/DQ patterns become ai.qcompiler ops with packed weights.
 
     [Split](MatMul(DQ(Q(X)), DQ(W)) [+ bias])      ->  LinearW4A8, LinearW8A8, ..
+    the same where few codes are in use            ->  LinearT2A8, ..
     the same with a static activation scale        ->  LinearW4A8Static, ..
     DQ(Gather(codes, ids), Gather(scales, ids))    ->  EmbeddingW8
     Gather(DQ(codes, scales, zeros), ids)          ->  EmbeddingW4, ..
@@ -71,10 +72,11 @@ class LowerOrtCustom(Pass):
 class _Packed:
     """A weight as our ops read it."""
 
-    bits: int
+    form: dict[str, Any]
+    """As arguments for the names of ops."""
     inputs: list[gs.Constant]
     """W, groups where it has them, scales."""
-    attrs: dict[str, int]
+    attrs: dict[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -100,10 +102,13 @@ class _Packer:
         groups = () if planes.groups is None else (("groups", planes.groups),)
         named = (("packed", planes.W), *groups, ("scales", planes.scales))
         inputs = [ir.constant(self.namer(f"{base}_{suffix}"), each) for suffix, each in named]
-        attrs = {"K": planes.K, "N": planes.N, "layout": ops.LAYOUT}
+        attrs: dict[str, Any] = {"K": planes.K, "N": planes.N, "layout": ops.LAYOUT}
         if groups:
             attrs["group_size"] = planes.group_size
-        return _Packed(planes.bits, inputs, attrs)
+        if planes.grid is not None:
+            attrs |= {"levels": list(planes.grid.levels), "zero": planes.grid.zero}
+        form = {"bits": planes.bits, "levels": planes.grid is not None}
+        return _Packed(form, inputs, attrs)
 
 
 _NO_UNIT = "the scales of each column must be small whole multiples of one number"
@@ -145,7 +150,7 @@ def _lower_layer(graph: gs.Graph, found: QuantizedLayer, packer: _Packer) -> Rem
             each.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
     outputs += [gs.Variable.empty()] * (3 - len(outputs))
-    op_type = ops.linear_op(packed.bits, static=activation.scale is not None)
+    op_type = ops.linear_op(**packed.form, static=activation.scale is not None)
     ir.add_node(graph, op_type, name, inputs, outputs, attrs=attrs, domain=ops.DOMAIN)
     return Lowered(layer=name, message=op_type, op=op_type, bytes_after=packed.nbytes)
 
@@ -197,6 +202,6 @@ def _look_up(
     node.inputs.clear()
     node.outputs.clear()
     name, node.name = node.name, packer.namer(f"{node.name}_float")
-    op_type, inputs = ops.embedding_op(packed.bits), [ids, *packed.inputs]
+    op_type, inputs = ops.embedding_op(**packed.form), [ids, *packed.inputs]
     ir.add_node(graph, op_type, name, inputs, [output], attrs=packed.attrs, domain=ops.DOMAIN)
     return Lowered(layer=name, message=op_type, op=op_type, bytes_after=packed.nbytes)

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.qdq import QuantizedLayer, insert_weight_dq, quantized_layers
-from qcompiler.numerics.integer_form import planes_width
+from qcompiler.numerics.integer_form import planes_form
 from qcompiler.numerics.rounding import joined
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Merged
@@ -57,18 +57,29 @@ def _siblings(graph: gs.Graph) -> list[list[QuantizedLayer]]:
         if len(ir.consumers(weight.codes)) != 1:  # a table tied to the embedding stays as it is
             continue
         groups.setdefault((id(found.layer.x), weight.form), []).append(found)
-    return [
-        alike for members in groups.values() if len(members) > 1 for alike in _by_width(members)
-    ]
+    return [alike for members in groups.values() if len(members) > 1 for alike in _by_form(members)]
 
 
-def _by_width(members: list[QuantizedLayer]) -> list[list[QuantizedLayer]]:
-    """Those of one width in the integer form: a wider one might leave no room for the multiples of
-    the others."""
-    groups: dict[int | None, list[QuantizedLayer]] = {}
+def _by_form(members: list[QuantizedLayer]) -> list[list[QuantizedLayer]]:
+    """Those of one integer form: a wider one might leave no room for the multiples of the others.
+
+    Grids that don't go together in as many bits stay apart.
+    """
+    groups: dict[tuple[int, bool] | None, list[list[QuantizedLayer]]] = {}
     for found in members:
-        groups.setdefault(planes_width(found.weight.load()), []).append(found)
-    return [alike for alike in groups.values() if len(alike) > 1]
+        form = planes_form(found.weight.load())
+        alike = groups.setdefault(form, [])
+        fits = (each for each in alike if form is None or not form[1] or _keep(form, each, found))
+        if (kept := next(fits, None)) is not None:
+            kept.append(found)
+        else:
+            alike.append([found])
+    return [each for alike in groups.values() for each in alike if len(each) > 1]
+
+
+def _keep(form: tuple[int, bool], members: list[QuantizedLayer], another: QuantizedLayer) -> bool:
+    """Whether weights of a form have it together, too."""
+    return planes_form(joined([each.weight.load() for each in (*members, another)])) == form
 
 
 def _merge(graph: gs.Graph, members: list[QuantizedLayer], namer: ir.Namer) -> list[Merged]:

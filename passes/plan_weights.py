@@ -10,9 +10,9 @@ The graph is not changed; the decisions travel in the context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -20,7 +20,7 @@ from qcompiler import ir
 from qcompiler.analysis.experts import is_router
 from qcompiler.analysis.layers import Layer, find_layers, is_head
 from qcompiler.analysis.tables import Table, find_tables
-from qcompiler.formats import Bits, GroupSize, LayerPlan, WeightFormat
+from qcompiler.formats import GRIDS, Bits, GridName, GroupSize, LayerPlan, WeightFormat
 from qcompiler.passmanager import (
     Fact,
     Numerics,
@@ -31,6 +31,9 @@ from qcompiler.passmanager import (
     require_matches,
 )
 from qcompiler.remarks import LeftAlone, Planned, Remark
+
+if TYPE_CHECKING:
+    from qcompiler.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,9 @@ class PlanWeights(Pass):
     """Input channels that share a scale; of 8 bits, a whole column does."""
     symmetric: bool = True
     """Without zero points, as 8 bits are in any case."""
+    grid: GridName = "even"
+    """Which whole numbers codes are: all of them, or some with zero points of their own; `bits` are
+    those of the grid. Heads and tables are even."""
     head_bits: Bits = 8
     """Bits of layers whose result is an output of the model (the language-model head), and of those
     that only such layers read, such as the one that `rotate` puts before a head."""
@@ -60,10 +66,18 @@ class PlanWeights(Pass):
     min_rows: int = 1024
     """Tables with fewer rows (positions, token types) are left in float."""
 
+    def __post_init__(self) -> None:
+        widths = sorted(bits for name, bits in GRIDS if name == self.grid)
+        if widths and self.bits not in widths:
+            some = " or ".join(map(str, widths))
+            raise ValueError(f"grid '{self.grid}' has {some} bits, not {self.bits}")
+
     @property
     def linear(self) -> WeightFormat:
         """The format of most layers."""
-        return WeightFormat.planned(self.bits, self.group_size, symmetric=self.symmetric)
+        return WeightFormat.planned(
+            self.bits, self.group_size, symmetric=self.symmetric, grid=self.grid
+        )
 
     @property
     def head(self) -> WeightFormat:
@@ -75,11 +89,13 @@ class PlanWeights(Pass):
         """The format of tables."""
         return WeightFormat.planned(self.table_bits, self.table_group_size, symmetric=False)
 
-    def with_groups(self, least: Callable[[int], GroupSize]) -> PlanWeights:
+    def suited(self, target: Target) -> PlanWeights:
+        free = self.grid in ("gaussian", "learned") and not target.grids
         return replace(
             self,
-            group_size=max(self.group_size, least(self.bits)),
-            table_group_size=max(self.table_group_size, least(self.table_bits)),
+            grid="even" if free else self.grid,
+            group_size=max(self.group_size, target.least_group(self.bits)),
+            table_group_size=max(self.table_group_size, target.least_group(self.table_bits)),
         )
 
     def may_plan(self) -> Sequence[LayerPlan]:

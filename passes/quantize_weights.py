@@ -32,6 +32,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import Moments, gptq, improved, moments
+from qcompiler.numerics.grid_search import fitted
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Remark, Rounded
@@ -219,6 +220,8 @@ class QuantizeWeights(Pass):
         if ctx.statistics is not None and layer.x.name in ctx.statistics.tensors:
             importance = ctx.statistics.tensors[layer.x.name].mean_square
         values = np.asarray(layer.matrix(), np.float32)
+        if form.grid is not None and form.grid.name == "learned":
+            form = fitted(values, form, importance)
         quantized = quantize_weight(values, form, search=self.search, importance=importance)
         remark = described(layer.name, quantized, values, kind="linear")
         return insert_weight_dq(graph, quantized, str(layer.weight.name), namer), remark

@@ -93,7 +93,7 @@ def open_job(
     """
     instruments: list[Instrument] = [VerifyInstrument()]
     if target is not None:
-        passes = [step.with_groups(target.least_group) for step in passes]
+        passes = [step.suited(target) for step in passes]
         for step in passes:
             target.require(step.may_plan(), f"layers that pass '{step.name}' plans")
         instruments.append(TargetInstrument(target))

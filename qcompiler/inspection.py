@@ -274,7 +274,7 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
-    """A node of ours: `LinearW4A8`, `LinearW8A8Static`, `EmbeddingW8`, ..."""
+    """A node of ours: `LinearW4A8`, `LinearT2A8Static`, `EmbeddingW8`, ..."""
     channels = int(attrs["K"])
     if ops.is_static(node.op):
         granularity = Granularity.PER_TENSOR

@@ -28,7 +28,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import CalibrationError, FaultError, QcError, RecipeError
-from qcompiler.formats import GroupSize, LayerPlan
+from qcompiler.formats import LayerPlan
 from qcompiler.ir.bodies import bodies_of, holds_matrices
 from qcompiler.ir.structures import copied
 from qcompiler.ir.walk import graphs
@@ -39,6 +39,7 @@ from qcompiler.remarks import Remark
 if TYPE_CHECKING:
     from qcompiler.analysis.inventory import Inventory
     from qcompiler.calibration.statistics import Statistics
+    from qcompiler.targets import Target
 
 
 class Numerics(enum.Enum):
@@ -202,9 +203,9 @@ class Pass(ABC):
         """What takes its place where there is no calibration data; None for nothing."""
         return self
 
-    def with_groups(self, least: Callable[[int], GroupSize]) -> Pass:
-        """The pass, which plans no groups of less channels than a target has kernels for, by
-        bits."""
+    def suited(self, target: Target) -> Pass:
+        """The pass, which plans nothing that a target has no kernels for where something else will
+        do: no smaller groups, and no grids that only make the most of the same bytes."""
         return self
 
     def may_plan(self) -> Sequence[LayerPlan]:

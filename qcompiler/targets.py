@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from qcompiler import runtime
 from qcompiler.errors import RecipeError, did_you_mean
 from qcompiler.formats import (
-    CANDIDATES,
     GROUP_SIZES,
     WIDTHS,
     GroupSize,
     LayerPlan,
     WeightFormat,
+    candidates,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Target:
     minimum_onnxruntime: str
     widths: frozenset[int] | None = None
     """Bits of weights it has kernels for; None: of any."""
+    grids: bool = True
+    """Whether codes may be other than all whole numbers."""
     later: Mapping[int, Later] = field(default_factory=dict[int, Later])
     """Those of its widths that need more than `minimum_onnxruntime`."""
     library: OpLibrary | None = None
@@ -70,6 +72,8 @@ class Target:
             return None
         if form.bits not in self.widths:
             return f"it has no kernels for weights of {form.bits} bits"
+        if form.grid is not None and not self.grids:
+            return f"it has no kernels for the grid '{form.grid.name}', only for 'even'"
         sizes = self._group_sizes(form.bits)
         if form.narrow and form.group_size not in sizes:
             some = ", ".join(map(str, sizes))
@@ -102,7 +106,9 @@ class Target:
 
     def candidates(self) -> tuple[WeightFormat, ...]:
         """The formats that it can run, of those worth choosing from."""
-        return tuple(each for each in CANDIDATES if self.accepts(LayerPlan(weight=each)) is None)
+        return tuple(
+            form for form in candidates(self.grids) if self.accepts(LayerPlan(weight=form)) is None
+        )
 
     def require(self, plans: Iterable[LayerPlan], where: str) -> None:
         """RecipeError for the first of `plans` that it can't run."""
@@ -150,6 +156,7 @@ _KNOWN = (
         lowering="fuse-norm,compute-rotary,lower-ort-contrib,decompose-norm",
         minimum_onnxruntime="1.23",
         widths=frozenset({2, 4, 8}),
+        grids=False,
         # Since 1.24 it takes 2 bits in any groups, but without kernels it makes a float matrix of
         # them at every run: some fifty times slower for one token.
         later={2: Later(minimum_onnxruntime="1.28", group_sizes=(32, 64, 128))},

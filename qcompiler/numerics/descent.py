@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.numerics.gptq import BLOCK, COLUMNS, Double, Moments
+from qcompiler.numerics.levels import nearest
 from qcompiler.numerics.rounding import QuantizedWeight
 
 
@@ -73,7 +74,7 @@ def _swept(
             for i, k in enumerate(block):
                 wanted = codes[k] + near[i] / (within[i, i] * scales[k])
                 group = k // size
-                code = np.clip(np.rint(wanted), least[group], greatest[group])
+                code = nearest(wanted, least[group], greatest[group], old.form)
                 changed = np.flatnonzero(code != codes[k])
                 if changed.size:
                     delta = (code[changed] - codes[k, changed]) * scales[k, changed]

@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.formats import WeightFormat
+from qcompiler.numerics.levels import nearest
 from qcompiler.numerics.parallel import mapped
 from qcompiler.numerics.rounding import QuantizedWeight
 
@@ -214,6 +216,7 @@ def gptq(
 class _Grid:
     """What codes stand for and how far they go, [G, n] each, and the group of each channel."""
 
+    form: WeightFormat
     group: NDArray[np.intp]
     scales: Double
     zeros: Double
@@ -227,14 +230,14 @@ class _Grid:
             zeros = np.broadcast_to(float(start.form.middle), scales.shape)
         else:
             zeros = start.zero_points.astype(np.float64)
-        return cls(group, scales, zeros, *start.limits())
+        return cls(start.form, group, scales, zeros, *start.limits())
 
     def round(self, k: int, values: Double) -> tuple[Double, Double]:
         """Codes [n] for the values [n] of channel `k`, and what they stand for."""
         group = self.group[k]
         scales, zeros = self.scales[group], self.zeros[group]
-        codes = np.rint(values / scales) + zeros
-        codes = np.asarray(np.clip(codes, self.least[group], self.greatest[group]))
+        codes = values / scales + zeros
+        codes = nearest(codes, self.least[group], self.greatest[group], self.form)
         return codes, (codes - zeros) * scales
 
 

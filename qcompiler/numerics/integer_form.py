@@ -6,11 +6,13 @@ The scales of a column are ± whole multiples m of one number. The largest such 
 greatest common divisor. A negative scale mirrors its codes: code' = top - code, z = top - zero.
 Weights of less than 8 bits that we round always fit, others where a column has one group, or by
 chance. A graph says nothing of a width that ONNX has no type for: codes get the narrowest width
-that holds them and their multiples.
+that holds them and their multiples. Where few of them are in use, a narrower one may hold them as
+numbers of the levels of a grid.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,27 +21,36 @@ from numpy.typing import NDArray
 
 from qcompiler.numerics.planes import (
     GROUP_SIZES,
+    MOST_LEVEL,
     MOST_ROWS,
+    TABLE_WIDTHS,
     WIDTHS,
+    Grid,
     PlaneMatrix,
+    U8Array,
     ceil_div,
     farthest,
+    highest,
     most_multiple,
+    translated,
 )
 from qcompiler.numerics.rounding import QuantizedWeight
 
 _SIGNIFICANT = 24  # bits of a float32
+_CHUNK = 1 << 18  # codes that are looked at together
 
 
 @dataclass(frozen=True)
 class _Integers:
     """A weight whose scales are multiples of one number a column."""
 
-    codes: NDArray[np.uint8]
-    zero_points: NDArray[np.uint8]
-    multiples: NDArray[np.uint8]
+    codes: U8Array
+    """Themselves, with a grid too."""
+    zero_points: U8Array
+    multiples: U8Array
     units: NDArray[np.float32]
     bits: int
+    grid: Grid | None
 
 
 def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
@@ -54,20 +65,24 @@ def planes_of(weight: QuantizedWeight) -> PlaneMatrix | None:
     if found.bits == 8:
         values = found.codes - weight.spread(found.zero_points)
         return PlaneMatrix.of_int8(values.view(np.int8), found.units)
-    zeros, multiples, size = found.zero_points, found.multiples, weight.form.group_size
+    codes, zeros, grid = found.codes, found.zero_points, found.grid
+    if grid is not None:
+        numbers = [bisect_left(grid.levels, level) for level in range(MOST_LEVEL + 1)]
+        codes, zeros = translated(codes, numbers), zeros - np.uint8(grid.zero)
+    multiples, size = found.multiples, weight.form.group_size
     if size is None:  # any groups will do
         size = GROUP_SIZES[-1]
         count = ceil_div(len(found.codes), size)
         zeros, multiples = (np.repeat(each, count, axis=0) for each in (zeros, multiples))
     return PlaneMatrix.pack(
-        found.codes, zeros, multiples, found.units, bits=found.bits, group_size=size
+        codes, zeros, multiples, found.units, bits=found.bits, group_size=size, grid=grid
     )
 
 
-def planes_width(weight: QuantizedWeight) -> int | None:
-    """Bits that a weight has in the integer form, None where it has none."""
+def planes_form(weight: QuantizedWeight) -> tuple[int, bool] | None:
+    """Bits that a weight has in the integer form and whether it has a grid; None: no such form."""
     found = _integers(weight)
-    return None if found is None else found.bits
+    return None if found is None else (found.bits, found.grid is not None)
 
 
 def _integers(weight: QuantizedWeight) -> _Integers | None:
@@ -87,12 +102,44 @@ def _integers(weight: QuantizedWeight) -> _Integers | None:
     if (farthest(codes, zeros, weight.block) * multiples).max() > 127:
         return None
     least = min(codes.min(), zeros.min())
-    most, multiple = max(codes.max(), zeros.max()) - least, multiples.max()
+    codes, zeros = codes - least, zeros - least
+    most, multiple = max(codes.max(), zeros.max()), multiples.max()
     fit = (b for b in WIDTHS if most < 1 << b and multiple <= most_multiple(b))
     bits = next((b for b in fit if grouped or b == 8), None)
-    if bits is None:
+    table = _table(codes, zeros, multiples, weight.block, bits or WIDTHS[-1]) if grouped else None
+    if table is not None:
+        return _Integers(codes, zeros, multiples, units, *table)
+    return None if bits is None else _Integers(codes, zeros, multiples, units, bits, None)
+
+
+def _table(
+    codes: U8Array, zeros: U8Array, multiples: U8Array, block: int, limit: int
+) -> tuple[int, Grid] | None:
+    """Fewest bits that number the codes in use, and the grid of these; None for `limit` or more."""
+    zero = int(zeros.min())
+    span, multiple = int(zeros.max()) - zero, multiples.max()
+    widths = [
+        bits
+        for bits in TABLE_WIDTHS
+        if bits < limit and span < 1 << bits and multiple <= most_multiple(bits)
+    ]
+    if not widths or max(int(codes.max()), zero) > MOST_LEVEL:
         return None
-    return _Integers(codes - least, zeros - least, multiples, units, bits)
+    levels = _used(codes, 1 << widths[-1])
+    if levels is None or (highest(codes, block) * multiples).max() > 255:
+        return None
+    return next(bits for bits in widths if len(levels) <= 1 << bits), Grid(levels, zero)
+
+
+def _used(codes: U8Array, most: int) -> tuple[int, ...] | None:
+    """The codes in use, None for more than `most`."""
+    used = np.zeros(256, np.bool_)
+    step = max(1, _CHUNK // codes.shape[1])
+    for start in range(0, len(codes), step):
+        used |= np.bincount(codes[start : start + step].ravel(), minlength=256) > 0
+        if used.sum() > most:
+            return None
+    return tuple(np.flatnonzero(used).tolist())
 
 
 def _multiples(
@@ -113,4 +160,4 @@ def _multiples(
     return multiples.astype(np.uint8), (divisors * last).astype(np.float32)
 
 
-__all__ = ["planes_of", "planes_width"]
+__all__ = ["planes_form", "planes_of"]

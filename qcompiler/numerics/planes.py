@@ -7,6 +7,10 @@ Codes have b = 2 .. 6 bits. A group of a column has one byte: b bits of zero poi
 them 8 - b bits of m - 1. Eight-bit codes are the int8 themselves and have no groups. What a byte
 makes of a code is taken modulo 256, whatever it says.
 
+With a grid, of 2 .. 4 bits, codes number its levels, and zero points count from its zero:
+
+    w[k, n] = (levels[code[k, n]] - (z[g, n] + zero)) · m[g, n]
+
 A ``K x N`` matrix is stored as panels of 16 columns, column 16p first, a panel as strips of 32 k. A
 strip is b blocks of 64 bytes, in which dword ``c`` belongs to column ``16p + c``. First comes the
 plane of the low bits of all codes (2 of them for 2 and 3 bits, 4 for 4, 5 and 6, else 8), then, for
@@ -18,6 +22,7 @@ Rows beyond K hold codes of 0, columns beyond N as well and groups of 0: nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +39,10 @@ STRIP = 32
 """Values of k in a strip."""
 WIDTHS = (2, 3, 4, 5, 6, 8)
 """Bits that codes may have."""
+TABLE_WIDTHS = (2, 3, 4)
+"""Bits that codes may have that number the levels of a grid."""
+MOST_LEVEL = 32
+"""The highest level, and the most that zero points may count from."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
 """Values of k that may share a zero point and a multiple."""
 MOST_ROWS = 1 << 17
@@ -57,6 +66,40 @@ def most_multiple(bits: int) -> int:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What codes and zero points stand for where they are no numbers themselves.
+
+    ValueError for levels that don't ascend, and where they or `zero` leave 0 .. 32.
+    """
+
+    levels: tuple[int, ...]
+    """Of code 0, 1, .."""
+    zero: int
+    """What a stored zero point of 0 stands for."""
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        if not levels or list(levels) != sorted(levels) or levels[0] < 0 or levels[-1] > MOST_LEVEL:
+            raise ValueError(f"levels must ascend within 0 .. {MOST_LEVEL}, unlike {list(levels)}")
+        if not 0 <= self.zero <= MOST_LEVEL:
+            raise ValueError(f"zero must lie in 0 .. {MOST_LEVEL}, unlike {self.zero}")
+
+    def filled(self, bits: int) -> Grid:
+        """With a level for every code of so many bits: the last one is repeated.
+
+        ValueError where codes of these bits can't number all levels.
+        """
+        missing = (1 << bits) - len(self.levels)
+        if bits not in TABLE_WIDTHS or missing < 0:
+            raise ValueError(f"no codes of {bits} bits for {len(self.levels)} levels")
+        return Grid(self.levels + self.levels[-1:] * missing, self.zero)
+
+    def numbers(self, codes: U8Array) -> U8Array:
+        """The levels of codes, which must have one."""
+        return translated(codes, self.levels)
+
+
+@dataclass(frozen=True)
 class PlaneMatrix:
     """A K x N matrix of int8 weights as the ops' inputs.
 
@@ -72,6 +115,8 @@ class PlaneMatrix:
     W: U8Array
     groups: U8Array | None
     scales: NDArray[np.float32]
+    grid: Grid | None = None
+    """With a level for every code; None: codes are numbers."""
 
     @classmethod
     def pack(
@@ -83,11 +128,14 @@ class PlaneMatrix:
         *,
         bits: int,
         group_size: int,
+        grid: Grid | None = None,
     ) -> PlaneMatrix:
         """Pack codes [K, N] of 2 .. 6 bits, zero points and multiples [G, N], scales [N].
 
+        With a grid codes number its levels, zero points count from its zero, and bits are 2 .. 4.
         ValueError for sizes that disagree, a value that its bits don't hold, a weight that is no
-        int8 in -127 .. 127, or a scale that is not finite.
+        int8 in -127 .. 127, a level that times its multiple is beyond 255, or a scale that is not
+        finite.
         """
         k, n = codes.shape
         shape = (ceil_div(k, group_size), n)
@@ -101,12 +149,17 @@ class PlaneMatrix:
                 raise ValueError(f"{name} must have shape {shape}, not {values.shape}")
             if values.min(initial=least) < least or values.max(initial=least) > greatest:
                 raise ValueError(f"{name} must lie in {least} .. {greatest}")
-        if (farthest(codes, zero_points, group_size) * multiples).max(initial=0) > 127:
+        W = pack_planes(codes, bits)
+        numbers, zeros = codes, zero_points
+        if grid is not None:
+            grid = grid.filled(bits)
+            numbers, zeros = grid.numbers(codes), zero_points + np.uint8(grid.zero)
+        if (farthest(numbers, zeros, group_size) * multiples).max(initial=0) > 127:
             raise ValueError("a code less its zero point times its multiple is beyond 127")
+        if (highest(numbers, group_size) * multiples).max(initial=0) > 255:
+            raise ValueError("a level times its multiple is beyond 255")
         byte = zero_points | (multiples - np.uint8(1)) << np.uint8(bits)
-        return cls(
-            bits, group_size, k, n, pack_planes(codes, bits), _to_panels(byte), _ok(scales, n)
-        )
+        return cls(bits, group_size, k, n, W, _to_panels(byte), _ok(scales, n), grid)
 
     @classmethod
     def of_int8(cls, weights: NDArray[np.int8], scales: NDArray[np.float32]) -> PlaneMatrix:
@@ -125,11 +178,19 @@ class PlaneMatrix:
         spread = np.repeat(np.arange(len(byte)), self.group_size)[: self.K]
         zero = (byte & np.uint8((1 << self.bits) - 1))[spread]
         multiple = ((byte >> np.uint8(self.bits)) + np.uint8(1))[spread]
+        if self.grid is not None:
+            codes, zero = self.grid.numbers(codes), zero + np.uint8(self.grid.zero)
         return ((codes - zero) * multiple).view(np.int8)  # modulo 256
 
     def dequantized(self) -> NDArray[np.float32]:
         """The float matrix this stands for: float32 [K, N]."""
         return self.weights() * self.scales
+
+
+def translated(codes: U8Array, table: Sequence[int]) -> U8Array:
+    """``table[code]`` of each code: numpy would make indices of eight bytes of them."""
+    values = codes.tobytes().translate(bytes(table).ljust(256, b"\0"))
+    return np.frombuffer(values, np.uint8).reshape(codes.shape)
 
 
 def pack_planes(codes: U8Array, bits: int) -> U8Array:
@@ -175,6 +236,12 @@ def unpack_planes(packed: U8Array, K: int, N: int, bits: int) -> U8Array:
         at += width
     whole = codes.transpose(1, 2, 4, 0, 3).reshape(strips * STRIP, panels * PANEL)
     return np.ascontiguousarray(whole[:K, :N])
+
+
+def highest(codes: U8Array, group_size: int) -> NDArray[np.int32]:
+    """The highest code of each group of [K, N], [G, N]."""
+    starts = range(0, codes.shape[0], group_size)
+    return np.maximum.reduceat(codes, starts, axis=0).astype(np.int32)
 
 
 def farthest(codes: U8Array, zero_points: U8Array, group_size: int) -> NDArray[np.int32]:

@@ -4,10 +4,11 @@
 
 s1 is a float of a column, s2 an integer of a group, so that a kernel can multiply int8 matrices
 and turn the result into floats once. Codes of b bits leave 8 - b bits of a byte to s2, which is at
-most 2^(8 - b). With s1 = max|w| / (127 - 2^(7 - b)) that is enough for an asymmetric group over the
-whole range, and rounding to nearest in steps of s2 stays within 127: for 4 bits 119 + 8. Symmetric
-groups over all of the range clip their ends by less than half a step. Source of both for 4 bits:
-QServe, arXiv 2405.04532.
+most 2^(8 - b). With s1 = max|w| / p that is enough for an asymmetric group over the whole range,
+and rounding to nearest in steps of s2 stays within 127: where a step is a share h of the range, 2p,
+at most, p is 127 / (1 + h). For 4 bits that is 119, and half a step 8. Symmetric groups over all of
+the range clip their ends by less than half a step. Source of both for 4 bits: QServe, arXiv
+2405.04532.
 
 s1 has 17 significant bits, so that s1 · s2 and s1 times an int8 have no error in float32.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.planes import most_multiple
+from qcompiler.formats import WeightFormat
 
 Float = NDArray[np.float32]
 
@@ -28,29 +29,36 @@ LEAST = np.float32(2.0**-100)
 """The least scale of a column: a normal float32, and so are its products."""
 
 
-def protected(bits: int) -> int:
-    """Of 127: the largest int8 value of a column before it is rounded in groups."""
-    return 127 - (1 << (7 - bits))
+def protected(form: WeightFormat) -> int:
+    """Of 127: the largest int8 value of a column before it is rounded in groups.
+
+    Less where few levels are so far apart that s2 would be too large.
+    """
+    return int(min(127 / (1 + form.gap), form.most_multiple * form.top / 2))
 
 
-def units(weight: NDArray[Any], bits: int) -> Float:
-    """s1 of the columns of a K × N weight, [N]: max|w| / `protected`, rounded up; 1 for zeros."""
-    wanted = np.abs(weight).max(axis=0, initial=0.0).astype(np.float64) / protected(bits)
-    wanted = np.where(wanted > 0.0, np.maximum(wanted, LEAST), 1.0)
+def units(weight: NDArray[Any], form: WeightFormat) -> Float:
+    """s1 of the columns of a K × N weight, [N]: max|w| / `protected`, rounded up.
+
+    Of zeros it is 1, or next to nothing for a grid, which may lack a zero.
+    """
+    wanted = np.abs(weight).max(axis=0, initial=0.0).astype(np.float64) / protected(form)
+    least = 1.0 if form.grid is None else LEAST
+    wanted = np.where(wanted > 0.0, np.maximum(wanted, LEAST), least)
     # wanted = f · 2^e with 0.5 ≤ f < 1: an integer of `_BITS` bits times 2^(e - `_BITS`).
     last = np.exp2(np.frexp(wanted)[1] - _BITS)
     return (np.ceil(wanted / last) * last).astype(np.float32)
 
 
-def snapped(scales: Float, unit: Float, bits: int) -> Float:
-    """The one of ±s1 · 1 .. 2^(8 - bits) for each scale; `unit` is s1, broadcast.
+def snapped(scales: Float, unit: Float, form: WeightFormat) -> Float:
+    """The one of ±s1 · 1 .. `most_multiple` for each scale; `unit` is s1, broadcast.
 
     The nearest, but the next larger where that would clip the ends of the range by more than half
     a step: of 5 and 6 bits multiples are few, and clipping costs more than long steps.
     """
     wanted = np.abs(scales) / unit
-    steps = np.maximum(np.rint(wanted), np.ceil(wanted * np.float32(1.0 - 2.0**-bits)))
-    steps = np.clip(steps, 1, most_multiple(bits))
+    steps = np.maximum(np.rint(wanted), np.ceil(wanted * np.float32(1.0 - 2.0**-form.bits)))
+    steps = np.clip(steps, 1, form.most_multiple)
     return np.asarray(np.copysign(steps, scales) * unit, np.float32)
 
 

@@ -58,9 +58,10 @@ def quantize_activations(X: Array, scale: float | None = None) -> QuantizedActiv
 def linear_a8(
     X: Array, w: PlaneMatrix, bias: F32Array, *, x_scale: float | None = None
 ) -> F32Array:
-    """``LinearW{b}A8`` and, with `x_scale`, its Static form: X [..., K] -> float32 [..., N].
+    """``LinearW{b}A8``, ``LinearT{b}A8`` and, with `x_scale`, their Static forms.
 
-    Before the split and the cast to X's type. bias: float32 [N] or [1].
+    X [..., K] -> float32 [..., N]. Before the split and the cast to X's type. bias: float32 [N] or
+    [1].
     """
     a = quantize_activations(_rows(X), x_scale)
     y = integer_product(a.codes, w).astype(np.float32) * w.scales * a.scales + bias
@@ -74,7 +75,7 @@ def integer_product(codes: npt.NDArray[np.int8], w: PlaneMatrix) -> npt.NDArray[
 
 
 def embedding(ids: npt.NDArray[np.integer], w: PlaneMatrix) -> F32Array:
-    """``EmbeddingW{b}``: columns `ids` of the matrix, float32 [ids.shape..., K].
+    """``EmbeddingW{b}``, ``EmbeddingT{b}``: columns `ids` of the matrix, float32 [ids.shape..., K].
 
     Raises IndexError for an id outside -N .. N-1.
     """

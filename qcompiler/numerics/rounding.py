@@ -8,7 +8,7 @@ of one number a column (`progressive`), or for 8 bits that number itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.formats import WeightFormat
+from qcompiler.numerics.levels import inward, nearest
 from qcompiler.numerics.progressive import LEAST, code_reach, snapped, units
 
 Float = NDArray[np.float32]
@@ -23,6 +24,8 @@ Search = Literal["none", "mse", "output"]
 
 _CHUNK = 4 << 20  # elements of a weight worked on at a time: bounds the temporaries
 _WIDE_SHRINKS = np.array([1.0, 0.95])
+# One end may be clipped more than the other, since an outlier sits on one side of its group.
+_ASIDE = (0.0, -0.06, 0.06, -0.12, 0.12)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class QuantizedWeight:
     """Codes and scales of a K × N matrix in G = ceil(K / group_size) groups."""
 
     codes: NDArray[np.uint8]
-    """[K, N], unsigned: 0 .. form.top."""
+    """[K, N], unsigned: 0 .. form.top, or the levels of a grid."""
     scales: Float
     """[G, N]; negative where a symmetric group spends its extra code on its positive extreme."""
     zero_points: NDArray[np.uint8] | None
@@ -77,7 +80,7 @@ class QuantizedWeight:
         zero: Any = float(self.form.middle)
         if self.zero_points is not None:
             zero = self.zero_points.astype(np.float64)
-        return np.maximum(zero - reach, 0.0), np.minimum(zero + reach, top)
+        return inward(np.maximum(zero - reach, 0.0), np.minimum(zero + reach, top), self.form)
 
     def nbytes(self) -> int:
         """Bytes of codes, scales and zero points as packed (bits of padding not counted)."""
@@ -174,7 +177,7 @@ def _fill(part: QuantizedWeight, block: Float, search: Search, error_weight: Flo
     """Quantize `block`, some columns of a weight with the last group padded by zeros."""
     form, rows = part.form, part.codes.shape[0]
     grouped = block.reshape(part.scales.shape[0], form.block(rows), -1)
-    unit = units(block, form.bits) if form.narrow else None
+    unit = units(block, form) if form.narrow else None
     storable = _storable(unit, form)
     with np.errstate(over="ignore", invalid="ignore"):  # squares of huge weights
         if part.zero_points is None:
@@ -192,7 +195,7 @@ def _storable(unit: Float | None, form: WeightFormat) -> Callable[[Float], Float
     """What turns scales into those stored: multiples of `unit` [n] where given, else any normal
     float32, and 1 for zeros."""
     if unit is not None:
-        return lambda scale: snapped(scale, unit, form.bits)
+        return lambda scale: snapped(scale, unit, form)
     return lambda scale: np.where(scale > 0.0, np.maximum(scale, LEAST), np.float32(1.0))
 
 
@@ -240,25 +243,13 @@ def _asymmetric(
     storable: Callable[[Float], Float],
 ) -> tuple[NDArray[np.uint8], Float, Float]:
     """Codes, storable scales and integer zero points of [G, group, n] weights."""
-    top = form.top
     low = np.minimum(grouped.min(axis=1, keepdims=True), 0.0)
     high = np.maximum(grouped.max(axis=1, keepdims=True), 0.0)
-    candidates = [(low, high)]
-    if search != "none":
-        shrinks = np.arange(1.0, 0.75, -0.04) if form.narrow else _WIDE_SHRINKS
-        candidates += [(low * np.float32(s), high * np.float32(s)) for s in shrinks[1:]]
-        # One end only: an outlier sits on one side of its group.
-        candidates += [(low * np.float32(s), high) for s in shrinks[1:]]
-        candidates += [(low, high * np.float32(s)) for s in shrinks[1:]]
     best: tuple[Float, Float] | None = None
     best_error: Float | None = None
-    for lower, upper in candidates:
-        scale = storable((upper - lower) / top)
-        zero = np.clip(np.rint(-lower / scale), 0, top)
-        if len(candidates) == 1:
-            best = (scale, zero)
-            break
-        q = np.clip(np.rint(grouped / scale) + zero, 0, top)
+    candidates = list(_ranges(low, high, form, search, storable))
+    for scale, zero in candidates if len(candidates) > 1 else []:
+        q = nearest(grouped / scale + zero, 0, form.top, form)
         error = np.sum(
             np.square((q - zero) * scale - grouped) * error_weight, axis=1, keepdims=True
         )
@@ -268,7 +259,55 @@ def _asymmetric(
             better = error < best_error
             best = (np.where(better, scale, best[0]), np.where(better, zero, best[1]))
             best_error = np.where(better, error, best_error)
-    assert best is not None  # there is always at least one candidate
-    scale, zero = best
-    q = np.clip(np.rint(grouped / scale) + zero, 0, top)
-    return q.astype(np.uint8), scale, zero
+    scale, zero = best or candidates[0]
+    return nearest(grouped / scale + zero, 0, form.top, form).astype(np.uint8), scale, zero
+
+
+def _ranges(
+    low: Float,
+    high: Float,
+    form: WeightFormat,
+    search: Search,
+    storable: Callable[[Float], Float],
+) -> Iterator[tuple[Float, Float]]:
+    """Storable scales and zero points [G, 1, n] to try, for ranges from `low` to `high`.
+
+    First the range as it is. With a search, also about every zero point that may do, each with the
+    scale that just holds the range, and with smaller ones.
+    """
+    top, zeros = form.top, form.zeros
+    whole = -low / np.maximum(high - low, np.finfo(np.float32).tiny)
+    if form.grid is None:
+        scale = storable(np.asarray((high - low) / top, np.float32))
+        yield scale, np.clip(np.rint(-low / scale), 0, top)
+    else:  # what is zero stays so, where a grid has a zero
+        exact = [zero for zero in zeros if zero in form.levels] or list(zeros)
+        options = np.asarray(exact, np.float32)
+        zero = options[np.abs(whole[..., None] * top - options).argmin(axis=-1)]
+        yield storable(_holding(low, high, zero, top)), zero
+    if search == "none":
+        return
+    if form.bits < 4:
+        tried: Iterable[Any] = (np.full_like(low, zero) for zero in zeros)
+    else:
+        aside = np.rint(np.multiply(_ASIDE if form.narrow else (0.0,), top))
+        tried = (np.clip(np.rint(whole * top) + each, zeros[0], zeros[-1]) for each in aside)
+    for zero in tried:
+        scale = _holding(low, high, zero, top)
+        for shrink in _shrinks(form):
+            yield storable(scale * np.float32(shrink)), zero
+
+
+def _holding(low: Float, high: Float, zero: Float, top: int) -> Float:
+    """The scale that holds a range from `low` to `high`, or the one end that the zero point is not
+    at."""
+    below = -low / np.where(zero > 0, zero, np.inf)
+    above = high / np.where(zero < top, top - zero, np.inf)
+    return np.asarray(np.maximum(below, above), np.float32)
+
+
+def _shrinks(form: WeightFormat) -> NDArray[Any]:
+    """Shares of a range to try. Few codes are better off with much less than all of it."""
+    if not form.narrow:
+        return np.array([1.0, 0.95])
+    return np.arange(1.0, 0.59 if form.bits < 4 else 0.74, -0.05)

@@ -26,43 +26,56 @@ OPSET_VERSION = 1
 LAYOUT = 2
 """The packed layout of the Linear and Embedding ops (`qcompiler.numerics.planes`)."""
 
-WIDTHS = planes.WIDTHS
-"""Bits of the weights that there are Linear and Embedding ops for."""
+FORMS: tuple[tuple[int, bool], ...] = (
+    *((bits, False) for bits in planes.WIDTHS),
+    *((bits, True) for bits in planes.TABLE_WIDTHS),
+)
+"""Forms of weights that there are Linear and Embedding ops for: bits, and whether codes number the
+levels of a grid."""
 
 
-def linear_op(bits: int, *, static: bool = False) -> str:
-    """The op of a layer with weights of `bits` bits; `static`: with a constant activation scale."""
-    return f"LinearW{bits}A8{'Static' if static else ''}"
+def linear_op(bits: int, *, levels: bool = False, static: bool = False) -> str:
+    """The op of a layer with weights of a form; `static`: with a constant activation scale."""
+    return f"Linear{_letter(levels)}{bits}A8{'Static' if static else ''}"
 
 
-def embedding_op(bits: int) -> str:
-    """The op that looks rows up in a table of `bits` bits."""
-    return f"EmbeddingW{bits}"
+def embedding_op(bits: int, *, levels: bool = False) -> str:
+    """The op that looks rows up in a table of a form."""
+    return f"Embedding{_letter(levels)}{bits}"
+
+
+def _letter(levels: bool) -> str:
+    return "T" if levels else "W"
 
 
 def width_of(op_type: str) -> int | None:
     """Bits of the weights an op reads, None for ops without quantized weights."""
-    found = re.match(r"(?:Linear|Embedding)W(\d+)", op_type)
+    found = re.match(r"(?:Linear|Embedding)[WT](\d+)", op_type)
     return None if found is None else int(found[1])
 
 
 def is_static(op_type: str) -> bool:
     """Whether an op of a layer has a constant activation scale."""
-    return op_type in {linear_op(bits, static=True) for bits in WIDTHS}
+    return op_type in {linear_op(bits, levels=levels, static=True) for bits, levels in FORMS}
 
 
 def is_look_up(op_type: str) -> bool:
     """Whether an op looks up rows of a table."""
-    return op_type in {embedding_op(bits) for bits in WIDTHS}
+    return op_type in {embedding_op(bits, levels=levels) for bits, levels in FORMS}
 
 
 _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
     **{
-        linear_op(bits, static=static): partial(linear_function, bits=bits, static=static)
-        for bits in WIDTHS
+        linear_op(bits, levels=levels, static=static): partial(
+            linear_function, bits=bits, levels=levels, static=static
+        )
+        for bits, levels in FORMS
         for static in (False, True)
     },
-    **{embedding_op(bits): partial(embedding_function, bits=bits) for bits in WIDTHS},
+    **{
+        embedding_op(bits, levels=levels): partial(embedding_function, bits=bits, levels=levels)
+        for bits, levels in FORMS
+    },
     "GroupQueryAttention": attention_function,
     "MultiHeadAttention": multi_head_attention_function,
     "SwiGLU": swiglu_function,
@@ -88,12 +101,12 @@ def function(op_type: str) -> onnx.FunctionProto:
 __all__ = [
     "CONTRIB_DOMAIN",
     "DOMAIN",
+    "FORMS",
     "HEAD_STEP",
     "LAYOUT",
     "ONNX_OPSET",
     "OPSET_VERSION",
     "OP_TYPES",
-    "WIDTHS",
     "embedding_op",
     "function",
     "is_look_up",

@@ -10,9 +10,10 @@ def grouped(bits: int) -> bool:
     return bits < 8
 
 
-def matrix_attributes(bits: int) -> list[str]:
-    """The attributes that describe a matrix."""
-    return ["K", "N", *(["group_size"] if grouped(bits) else []), "layout"]
+def matrix_attributes(bits: int, *, levels: bool) -> list[str]:
+    """The attributes that describe a matrix; with `levels` its codes number them."""
+    group_size = ["group_size"] if grouped(bits) else []
+    return ["K", "N", *group_size, *(["levels", "zero"] if levels else []), "layout"]
 
 
 def matrix_inputs(bits: int) -> list[str]:
@@ -71,11 +72,31 @@ def _plane(name: str, width: int, start: int, end: int) -> str:
 """
 
 
-def weights_from_codes(bits: int) -> str:
+_NUMBERS = """
+    numbers = Cast <to = 6> (codes)
+    zero_points = Cast <to = 6> (zero_bytes)
+"""
+
+# Numbers of levels: wide as indices, bytes again as levels.
+_LEVELS = """
+    levels_long = Constant <value_ints : ints = @levels> ()
+    levels = Cast <to = 2> (levels_long)
+    level_numbers = Cast <to = 6> (codes)
+    level_bytes = Gather <axis = 0> (levels, level_numbers)
+    numbers = Cast <to = 6> (level_bytes)
+    first_zero_long = Constant <value_int : int = @zero> ()
+    first_zero = Cast <to = 6> (first_zero_long)
+    zeros_above = Cast <to = 6> (zero_bytes)
+    zero_points = Add (zeros_above, first_zero)
+"""
+
+
+def weights_from_codes(bits: int, *, levels: bool) -> str:
     """Nodes that make the int8 ``weights`` from ``codes`` and ``group_bytes``, all of one shape.
 
     `group_bytes` has the byte of each code's group, or broadcasts to that, and is not read for 8
-    bits. ONNX casts integers to narrower ones modulo 256.
+    bits. With `levels`, the node's attribute of this name says what codes stand for. ONNX casts
+    integers to narrower ones modulo 256.
     """
     if not grouped(bits):
         return "weights = Cast <to = 3> (codes)\n"
@@ -84,12 +105,11 @@ def weights_from_codes(bits: int) -> str:
     zero_bytes = BitwiseAnd (group_bytes, zero_mask)
     multiple_shift = Constant <value = uint8 {{{bits}}}> ()
     multiple_bytes = BitShift <direction = "RIGHT"> (group_bytes, multiple_shift)
-    code_values = Cast <to = 6> (codes)
-    zero_points = Cast <to = 6> (zero_bytes)
+    {_LEVELS if levels else _NUMBERS}
     multiples_less_1 = Cast <to = 6> (multiple_bytes)
     one_value = Constant <value = int32 {{1}}> ()
     multiples = Add (multiples_less_1, one_value)
-    centered = Sub (code_values, zero_points)
+    centered = Sub (numbers, zero_points)
     products = Mul (centered, multiples)
     weights = Cast <to = 3> (products)
 """

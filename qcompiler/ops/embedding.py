@@ -1,4 +1,4 @@
-"""``EmbeddingW{bits}`` as ONNX functions: rows of an embedding table in packed form.
+"""``EmbeddingW{bits}`` and ``EmbeddingT{bits}`` as ONNX functions: rows of a packed table.
 
 They read the very tensors an output head's Linear uses, so a tied table is stored once. The bodies
 gather first and expand the few rows they got.
@@ -85,15 +85,15 @@ _ROWS = """
 """
 
 
-def embedding_function(op_type: str, bits: int) -> onnx.FunctionProto:
-    """The function of one op type of the family."""
+def embedding_function(op_type: str, bits: int, *, levels: bool) -> onnx.FunctionProto:
+    """The function of one op type of the family; with `levels` codes number them."""
     codes = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 4))
     if grouped(bits):
         codes += _GROUPS
     return parse(
         op_type,
-        attributes=matrix_attributes(bits),
+        attributes=matrix_attributes(bits, levels=levels),
         inputs=["ids", *matrix_inputs(bits)],
         outputs=["Y"],
-        body=SIZES + codes + weights_from_codes(bits) + _ROWS,
+        body=SIZES + codes + weights_from_codes(bits, levels=levels) + _ROWS,
     )

@@ -1,4 +1,4 @@
-"""``LinearW{bits}A8`` and ``LinearW{bits}A8Static``, each as an ONNX function.
+"""``LinearW{bits}A8``, ``LinearT{bits}A8`` and their Static forms, each as an ONNX function.
 
 The text below is the specification: what the op library computes is what these nodes compute, bit
 for bit. It is also what an ONNX Runtime without the library runs. Everything that depends on
@@ -77,8 +77,8 @@ _ROWS = """
 _DYNAMIC = """
     x_magnitudes = Abs (x)
     x_peaks = ReduceMax <keepdims = 1> (x_magnitudes, row_axis)
-    levels = Constant <value_float = 127.0> ()
-    x_raw_scales = Div (x_peaks, levels)
+    x_steps = Constant <value_float = 127.0> ()
+    x_raw_scales = Div (x_peaks, x_steps)
     x_is_zero = Equal (x_raw_scales, nothing)
     one_float = Constant <value_float = 1.0> ()
     x_scales = Where (x_is_zero, one_float, x_raw_scales)
@@ -117,22 +117,23 @@ _PRODUCT = """
 """
 
 
-def linear_function(op_type: str, bits: int, *, static: bool) -> onnx.FunctionProto:
-    """The function of one op type of the family."""
+def linear_function(op_type: str, bits: int, *, levels: bool, static: bool) -> onnx.FunctionProto:
+    """The function of one op type of the family; with `levels` codes number them."""
     scales = _STATIC if static else _DYNAMIC
     return parse(
         op_type,
-        attributes=[*matrix_attributes(bits), "splits"],
+        attributes=[*matrix_attributes(bits, levels=levels), "splits"],
         inputs=["X", *matrix_inputs(bits), "bias", *(["x_scale"] if static else [])],
         outputs=["Y0", "Y1", "Y2"],
-        body=SIZES + _weights(bits) + _ROWS + scales + _PRODUCT,
+        body=SIZES + _weights(bits, levels) + _ROWS + scales + _PRODUCT,
     )
 
 
-def _weights(bits: int) -> str:
+def _weights(bits: int, levels: bool) -> str:
     """Nodes that make the int8 ``w`` [K, N] of the inputs that hold a matrix."""
     rows = _CODES.replace("{bits}", str(bits)).replace("{quads}", codes_by_quad(bits, 64))
+    weights = weights_from_codes(bits, levels=levels)
     if grouped(bits):
-        return rows + _GROUPS + weights_from_codes(bits) + _UNGROUPED
+        return rows + _GROUPS + weights + _UNGROUPED
     codes, w = "codes = Identity (rows_of_codes)\n", "w = Identity (weights)\n"
-    return rows + codes + weights_from_codes(bits) + w
+    return rows + codes + weights + w

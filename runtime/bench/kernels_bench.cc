@@ -3,9 +3,9 @@
 //
 //   qcompiler_kernels_bench [--quick] [options of google-benchmark]
 //
-// A name reads W4/avx512vnni/4096x4096/g32/M1/hot: bits of the weights, ISA, KxN, group size (or
-// "none"), rows, and where weights lie: in the caches as far as they fit (hot), or in so many
-// copies that every run reads from memory (memory; one row only).
+// A name reads W4/avx512vnni/4096x4096/g32/M1/hot: form of the weights (T4: with levels), ISA, KxN,
+// group size (or "none"), rows, and where weights lie: in the caches as far as they fit (hot), or
+// in so many copies that every run reads from memory (memory; one row only).
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -24,6 +24,7 @@ namespace {
 using qc::bench::Problem;
 using qc::bench::Shape;
 using qc::kernels::KernelTable;
+using qc::kernels::kFormT;
 
 struct Effort {
   std::size_t footprint;  // bytes, more than any cache holds
@@ -60,9 +61,10 @@ struct Case {
 
 std::string name(const Case& c) {
   const Shape& s = c.shape;
-  const bool grouped = qc::bench::has_groups(s.bits);
-  return "W" + std::to_string(s.bits) + "/" + c.table->isa + "/" + std::to_string(s.k) + "x" +
-         std::to_string(s.n) + "/" + (grouped ? "g" + std::to_string(s.group_size) : "none") +
+  const bool grouped = qc::bench::has_groups(s.form);
+  const char* letter = s.form < kFormT ? "W" : "T";
+  return letter + std::to_string(s.form % kFormT) + "/" + c.table->isa + "/" + std::to_string(s.k) +
+         "x" + std::to_string(s.n) + "/" + (grouped ? "g" + std::to_string(s.group_size) : "none") +
          "/M" + std::to_string(s.rows) + (c.from_memory ? "/memory" : "/hot");
 }
 
@@ -127,12 +129,14 @@ void add_places(const Machine& machine, const Shape& shape) {
 }
 
 void add_plan(const Machine& machine, const Plan& plan) {
-  for (int bits = plan.least_bits; bits <= plan.most_bits; ++bits) {
-    if (machine.table->linear[bits] == nullptr) continue;  // no such width
-    const bool grouped = qc::bench::has_groups(bits);
+  for (int form = 0; form < qc::kernels::kForms; ++form) {
+    const int bits = form % kFormT;
+    if (machine.table->linear[form] == nullptr) continue;  // no such form
+    if (bits < plan.least_bits || bits > plan.most_bits) continue;
+    const bool grouped = qc::bench::has_groups(form);
     for (const std::int64_t size : grouped ? plan.groups : std::vector{plan.k}) {
       for (const std::int64_t rows : plan.rows) {
-        add_places(machine, {bits, plan.k, plan.n, size, rows});
+        add_places(machine, {form, plan.k, plan.n, size, rows});
       }
     }
   }

@@ -64,7 +64,7 @@ KERNELS = """\
 
 One thread, K = N = 4096, rows quantized beforehand. Percent of what a loop of the ISA's
 multiply-add on registers reaches in the same process. W2 to W8 have weights of so many bits; those
-of 8 have no groups.
+of 8 have no groups. In T2 to T4 codes number levels.
 
 What bounds it: integer dot products, and unpacking codes for them. Groups, however small, cost no
 floating-point work; each result becomes a float once, at its end. From a few rows on, weights are

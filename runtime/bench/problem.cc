@@ -12,15 +12,17 @@ using kernels::kPanel;
 
 constexpr float kScale = 0.00390625f;  // 2^-8
 constexpr std::uint8_t kGroup = 1;     // zero point 1, multiple 1: any code is an int8
+constexpr kernels::Levels kLevels = {{0, 3, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 32},
+                                     3};
 
 std::size_t code_bytes(const Shape& s) {
   const std::int64_t panel = kernels::with_planes(
-      s.bits, [&](auto planes) { return planes.strips(s.k) * planes.kStripBytes; });
+      s.form, [&](auto planes) { return planes.strips(s.k) * planes.kStripBytes; });
   return static_cast<std::size_t>(ceil_div(s.n, kPanel) * panel);
 }
 
 std::size_t group_bytes(const Shape& s) {
-  if (!has_groups(s.bits)) return 0;
+  if (!has_groups(s.form)) return 0;
   return static_cast<std::size_t>(ceil_div(s.n, kPanel) * ceil_div(s.k, s.group_size) * kPanel);
 }
 
@@ -39,8 +41,8 @@ std::vector<std::uint8_t> random_bytes(std::size_t count) {
 
 }  // namespace
 
-bool has_groups(int bits) {
-  return kernels::with_planes(bits, [](auto planes) { return planes.kGrouped; });
+bool has_groups(int form) {
+  return kernels::with_planes(form, [](auto planes) { return planes.kGrouped; });
 }
 
 std::size_t weight_bytes(const Shape& s) {
@@ -49,7 +51,7 @@ std::size_t weight_bytes(const Shape& s) {
 
 Problem::Problem(const kernels::KernelTable& table, const Shape& shape, std::size_t footprint)
     : shape_(shape),
-      linear_(table.linear[shape.bits]),
+      linear_(table.linear[shape.form]),
       copies_(std::max<std::size_t>(1, ceil_div(footprint, weight_bytes(shape)))),
       codes_(random_bytes(copies_ * code_bytes(shape))),
       groups_(copies_ * group_bytes(shape), kGroup),
@@ -85,7 +87,8 @@ void Problem::run(std::size_t index) {
                                 nullptr,
                                 s.k,
                                 s.n,
-                                s.group_size};
+                                s.group_size,
+                                kLevels};
   linear_({row_codes_[0].codes, stride_, row_scales_.data(), row_sums_.data()}, w,
           {0, s.rows, 0, w.panels(), s.n, out_.data(), s.n});
 }

@@ -11,14 +11,14 @@
 namespace qc::bench {
 
 struct Shape {
-  int bits;
+  int form;  // of the weights
   std::int64_t k, n;
   std::int64_t group_size;  // k for 8 bits
   std::int64_t rows;
 };
 
 // Whether groups of the weights have zero points and multiples.
-bool has_groups(int bits);
+bool has_groups(int form);
 
 // Bytes of one copy of the weights: codes, groups and scales.
 std::size_t weight_bytes(const Shape& shape);

@@ -44,6 +44,12 @@ __device__ inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int
   return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
 }
 
+// Bytes of a and b, 0 .. 3 and 4 .. 7: those that the digits of four bits name, the lowest first.
+__device__ inline std::uint32_t byte_of_each(std::uint32_t a, std::uint32_t b,
+                                             std::uint32_t digits) {
+  return __byte_perm(a, b, digits);
+}
+
 // Copies 16 bytes into shared memory behind the thread's back; zeros where `present` is false, and
 // then `from` is not read.
 __device__ inline void copy_async(void* shared, const void* from, bool present) {

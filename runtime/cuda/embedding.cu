@@ -21,7 +21,8 @@ __device__ inline int weight_at(const EmbeddingLookUp& job, std::int64_t column,
   if constexpr (!P::kGrouped) return code;
   const std::int64_t group = panel * ceil_div(job.k, job.group_size) + k / job.group_size;
   const int byte = load(job.groups + group * kPanel + lane);
-  return static_cast<std::int8_t>((code - P::zero_point(byte)) * P::multiple(byte));
+  const int steps = P::number(code, job.levels) - P::zero_point(byte, job.levels);
+  return static_cast<std::int8_t>(steps * P::multiple(byte));
 }
 
 template <typename P>
@@ -48,7 +49,7 @@ const char* embedding(const EmbeddingLookUp& job, void* stream) {
   if (!aligned(job.scales, 4)) return "scales is not aligned to its elements";
   if (!aligned(job.out, 4)) return "the output is not aligned to its elements";
   const dim3 grid(static_cast<unsigned>(std::min(job.count, kMostBlocks)));
-  kernels::with_planes(job.bits, [&](auto planes) {
+  kernels::with_planes(job.form, [&](auto planes) {
     launch(embedding_kernel<decltype(planes)>, grid, kEmbeddingThreads, stream, job);
   });
   return last_error();

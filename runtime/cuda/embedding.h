@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/planes.h"
+
 namespace qc::cuda {
 
 // Everything pointed to is on the device; see docs/ops.md for the shapes.
@@ -15,9 +17,10 @@ struct EmbeddingLookUp {
   const std::uint8_t* codes;
   const std::uint8_t* groups;  // null for 8 bits
   const float* scales;
-  float* out;             // [count, k]; NaN for an id outside -n .. n-1
-  std::int32_t wide_ids;  // int64 rather than int32
-  std::int32_t bits;      // of the weights: a width of the layout
+  float* out;              // [count, k]; NaN for an id outside -n .. n-1
+  std::int32_t wide_ids;   // int64 rather than int32
+  std::int32_t form;       // of the weights, see kernels/planes.h
+  kernels::Levels levels;  // of the forms that have them
 };
 
 // Enqueues the look-up on a stream (a cudaStream_t). Null, or what CUDA says went wrong, or which

@@ -57,8 +57,9 @@ LinearJob job_of(const LinearProduct& p, const Plan& plan, void* scratch) {
   job.panels = ceil_div(p.n, kPanel);
   job.strips = plan.strips;
   job.group_count = ceil_div(p.k, p.group_size);
-  while (p.bits < kernels::kMostBits && p.group_size >> job.group_shift > 1) ++job.group_shift;
+  while (p.groups != nullptr && p.group_size >> job.group_shift > 1) ++job.group_shift;
   job.one_bias = p.one_bias;
+  job.levels = p.levels;
   job.element = p.element;
   std::copy(p.outputs, p.outputs + kOutputs, job.outputs);
   return job;
@@ -91,9 +92,9 @@ const char* run(const LinearProduct& p, void* scratch, void* stream, const Linea
     job.rows = std::min(plan.rows, p.rows - job.first);
     quantize({p.x, job.first, job.rows, p.k, p.element, p.static_scale, job.x}, stream);
     if (plan.few) {
-      multiply_few_rows(job, p.bits, stream);
+      multiply_few_rows(job, p.form, stream);
     } else {
-      multiply_many_rows(job, p.bits, static_cast<int>(plan.tile), stream);
+      multiply_many_rows(job, p.form, static_cast<int>(plan.tile), stream);
     }
   }
   return last_error();

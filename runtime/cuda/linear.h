@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "cuda/elements.h"
+#include "kernels/planes.h"
 
 namespace qc::cuda {
 
@@ -22,10 +23,11 @@ struct LinearProduct {
   const float* scales;
   const float* bias;
   Output outputs[kOutputs];
-  Element element;        // of x and the outputs
-  float static_scale;     // 0: computed
-  std::int32_t bits;      // of the weights: a width of the layout
-  std::int32_t one_bias;  // bias holds one value for all columns
+  Element element;         // of x and the outputs
+  float static_scale;      // 0: computed
+  std::int32_t form;       // of the weights, see kernels/planes.h
+  std::int32_t one_bias;   // bias holds one value for all columns
+  kernels::Levels levels;  // of the forms that have them
 };
 
 // What tests and benchmarks may choose; 0 leaves it to the library.

@@ -5,6 +5,8 @@
 // multiplied as they are, the zero point and the multiple of a group applied to its sum:
 //
 //   sum of q (code - z) m  =  m (sum of q code  -  z sum of q)
+//
+// Where codes number levels, those stand for them.
 #include "cuda/linear_job.h"
 
 namespace qc::cuda {
@@ -17,26 +19,26 @@ constexpr int kLanesOfStrip = kPanel / kColumns;
 constexpr int kStripsAtOnce = kFewThreads / kLanesOfStrip;
 
 // What a lane reads of a strip.
-template <int kBits>
+template <int kForm>
 struct StripLoads {
-  uint4 blocks[kBits];
-  std::uint32_t groups[kGroupsOfStrip<kBits>];  // a byte for each column
+  uint4 blocks[Planes<kForm>::kBits];
+  std::uint32_t groups[kGroupsOfStrip<kForm>];  // a byte for each column
 };
 
-template <int kBits>
-__device__ inline StripLoads<kBits> load_strip(const LinearJob& job, std::int64_t panel, int chunk,
+template <int kForm>
+__device__ inline StripLoads<kForm> load_strip(const LinearJob& job, std::int64_t panel, int chunk,
                                                std::int64_t strip) {
-  StripLoads<kBits> w;
+  StripLoads<kForm> w;
   const std::int64_t known = strip < job.strips ? strip : job.strips - 1;
   const auto* from = reinterpret_cast<const uint4*>(job.codes + (panel * job.strips + known) *
-                                                                    Planes<kBits>::kStripBytes) +
+                                                                    Planes<kForm>::kStripBytes) +
                      chunk;
 #pragma unroll
-  for (int i = 0; i < kBits; ++i) w.blocks[i] = load_once(from + i * kLanesOfStrip);
+  for (int i = 0; i < Planes<kForm>::kBits; ++i) w.blocks[i] = load_once(from + i * kLanesOfStrip);
 #pragma unroll
-  for (int half = 0; half < kGroupsOfStrip<kBits>; ++half) {
+  for (int half = 0; half < kGroupsOfStrip<kForm>; ++half) {
     w.groups[half] = 0;
-    if constexpr (Planes<kBits>::kGrouped) {
+    if constexpr (Planes<kForm>::kGrouped) {
       const std::int64_t group = panel * job.group_count + group_at(job, known, half);
       w.groups[half] =
           load(reinterpret_cast<const std::uint32_t*>(job.groups + group * kPanel) + chunk);
@@ -46,15 +48,15 @@ __device__ inline StripLoads<kBits> load_strip(const LinearJob& job, std::int64_
 }
 
 // Codes of a row in a strip, and what they sum to in each group.
-template <int kBits>
+template <int kForm>
 struct RowLoads {
   std::uint32_t quads[kQuads];
-  std::int32_t sums[kGroupsOfStrip<kBits>];
+  std::int32_t sums[kGroupsOfStrip<kForm>];
 };
 
-template <int kBits>
-__device__ inline RowLoads<kBits> load_row(const LinearJob& job, std::int64_t strip, int row) {
-  RowLoads<kBits> x;
+template <int kForm>
+__device__ inline RowLoads<kForm> load_row(const LinearJob& job, std::int64_t strip, int row) {
+  RowLoads<kForm> x;
   const auto* from =
       reinterpret_cast<const uint4*>(job.x.codes + (strip * job.x.padded + row) * kStrip);
 #pragma unroll
@@ -65,7 +67,7 @@ __device__ inline RowLoads<kBits> load_row(const LinearJob& job, std::int64_t st
     x.quads[4 * half + 2] = v.z;
     x.quads[4 * half + 3] = v.w;
   }
-  if constexpr (Planes<kBits>::kGrouped) {
+  if constexpr (Planes<kForm>::kGrouped) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       x.sums[half] = 0;
@@ -79,12 +81,12 @@ __device__ inline RowLoads<kBits> load_row(const LinearJob& job, std::int64_t st
 }
 
 // A column's part of a row's product.
-template <int kBits>
-__device__ inline std::uint32_t multiply_strip(const RowLoads<kBits>& x,
+template <int kForm>
+__device__ inline std::uint32_t multiply_strip(const LinearJob& job, const RowLoads<kForm>& x,
                                                const std::uint32_t (&quads)[kQuads],
-                                               const StripLoads<kBits>& w, int column) {
-  using P = Planes<kBits>;
-  constexpr int kParts = kGroupsOfStrip<kBits>;
+                                               const StripLoads<kForm>& w, int column) {
+  using P = Planes<kForm>;
+  constexpr int kParts = kGroupsOfStrip<kForm>;
   std::uint32_t sum = 0;
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
@@ -95,30 +97,30 @@ __device__ inline std::uint32_t multiply_strip(const RowLoads<kBits>& x,
     }
     if constexpr (P::kGrouped) {
       const int byte = static_cast<int>(w.groups[part] >> (8 * column) & 0xff);
-      dot = (dot - P::zero_point(byte) * x.sums[part]) * P::multiple(byte);
+      dot = (dot - P::zero_point(byte, job.levels) * x.sums[part]) * P::multiple(byte);
     }
     sum += static_cast<std::uint32_t>(dot);
   }
   return sum;
 }
 
-template <int kBits, int kRows>
+template <int kForm, int kRows>
 __device__ inline void add_strip(const LinearJob& job, std::int64_t strip,
-                                 const StripLoads<kBits>& w,
+                                 const StripLoads<kForm>& w,
                                  std::uint32_t (&sums)[kRows][kColumns]) {
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
-    std::uint32_t blocks[kBits], quads[kQuads];
+    std::uint32_t blocks[Planes<kForm>::kBits], quads[kQuads];
 #pragma unroll
-    for (int i = 0; i < kBits; ++i) {
+    for (int i = 0; i < Planes<kForm>::kBits; ++i) {
       const uint4& v = w.blocks[i];
       blocks[i] = c == 0 ? v.x : c == 1 ? v.y : c == 2 ? v.z : v.w;
     }
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) quads[i] = quad_of<kBits>(blocks, i);
+    for (int i = 0; i < kQuads; ++i) quads[i] = quad_of<kForm>(job, blocks, i);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      sums[row][c] += multiply_strip<kBits>(load_row<kBits>(job, strip, row), quads, w, c);
+      sums[row][c] += multiply_strip<kForm>(job, load_row<kForm>(job, strip, row), quads, w, c);
     }
   }
 }
@@ -132,7 +134,7 @@ __device__ inline std::uint32_t sum_of_strips(std::uint32_t value) {
   return value;
 }
 
-template <int kBits, int kRows>
+template <int kForm, int kRows>
 __global__ void __launch_bounds__(kFewThreads) few_rows_kernel(LinearJob job) {
   __shared__ std::uint32_t shares[kFewWarps][kRows][kPanel];
   const int thread = static_cast<int>(threadIdx.x);
@@ -140,12 +142,12 @@ __global__ void __launch_bounds__(kFewThreads) few_rows_kernel(LinearJob job) {
   const std::int64_t panel = blockIdx.x;
   std::int64_t strip = thread / kLanesOfStrip;
 
-  StripLoads<kBits> next = load_strip<kBits>(job, panel, chunk, strip);
+  StripLoads<kForm> next = load_strip<kForm>(job, panel, chunk, strip);
   std::uint32_t sums[kRows][kColumns] = {};
   for (; strip < job.strips; strip += kStripsAtOnce) {
-    const StripLoads<kBits> w = next;
-    next = load_strip<kBits>(job, panel, chunk, strip + kStripsAtOnce);
-    add_strip<kBits, kRows>(job, strip, w, sums);
+    const StripLoads<kForm> w = next;
+    next = load_strip<kForm>(job, panel, chunk, strip + kStripsAtOnce);
+    add_strip<kForm, kRows>(job, strip, w, sums);
   }
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
@@ -165,21 +167,21 @@ __global__ void __launch_bounds__(kFewThreads) few_rows_kernel(LinearJob job) {
   }
 }
 
-template <int kBits>
+template <int kForm>
 void start_few_rows(const LinearJob& job, void* stream) {
-  auto* kernel = few_rows_kernel<kBits, 16>;
-  if (job.x.padded == 8) kernel = few_rows_kernel<kBits, 8>;
-  if (job.x.padded == 4) kernel = few_rows_kernel<kBits, 4>;
-  if (job.x.padded == 2) kernel = few_rows_kernel<kBits, 2>;
-  if (job.x.padded == 1) kernel = few_rows_kernel<kBits, 1>;
+  auto* kernel = few_rows_kernel<kForm, 16>;
+  if (job.x.padded == 8) kernel = few_rows_kernel<kForm, 8>;
+  if (job.x.padded == 4) kernel = few_rows_kernel<kForm, 4>;
+  if (job.x.padded == 2) kernel = few_rows_kernel<kForm, 2>;
+  if (job.x.padded == 1) kernel = few_rows_kernel<kForm, 1>;
   launch(kernel, dim3(static_cast<unsigned>(job.panels)), kFewThreads, stream, job);
 }
 
 }  // namespace
 
-void multiply_few_rows(const LinearJob& job, int bits, void* stream) {
-  kernels::with_planes(bits,
-                       [&](auto planes) { start_few_rows<decltype(planes)::kBits>(job, stream); });
+void multiply_few_rows(const LinearJob& job, int form, void* stream) {
+  kernels::with_planes(form,
+                       [&](auto planes) { start_few_rows<decltype(planes)::kForm>(job, stream); });
 }
 
 }  // namespace qc::cuda

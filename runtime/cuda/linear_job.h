@@ -3,6 +3,8 @@
 #ifndef QC_CUDA_LINEAR_JOB_H_
 #define QC_CUDA_LINEAR_JOB_H_
 
+#include <cstring>
+
 #include "cuda/activations.h"
 #include "cuda/device.h"
 #include "cuda/linear.h"
@@ -24,16 +26,33 @@ struct LinearJob {
   std::int32_t group_shift;  // log2 of the group size
   std::int32_t one_bias;
   Element element;
+  kernels::Levels levels;
   Output outputs[kOutputs];
 };
 
-void multiply_few_rows(const LinearJob& job, int bits, void* stream);  // x.padded <= kFewRows
-void multiply_many_rows(const LinearJob& job, int bits, int tokens, void* stream);  // 64 or 128
+void multiply_few_rows(const LinearJob& job, int form, void* stream);  // x.padded <= kFewRows
+void multiply_many_rows(const LinearJob& job, int form, int tokens, void* stream);  // 64 or 128
 
-// Codes 4i .. 4i + 3 of a column's strip, a byte each, from its dword of each block.
+// The levels of four codes of `kBits` bits, a byte each.
 template <int kBits>
-__device__ inline std::uint32_t quad_of(const std::uint32_t (&blocks)[kBits], int i) {
-  using P = Planes<kBits>;
+__device__ inline std::uint32_t look_up(const kernels::Levels& levels, std::uint32_t codes) {
+  std::uint32_t words[4];
+  std::memcpy(words, levels.values, sizeof words);
+  // A digit of four bits for each code.
+  const std::uint32_t digits = byte_of_each(codes | codes >> 4, 0, 0x20);
+  if constexpr (kBits < 4) return byte_of_each(words[0], words[1], digits);
+  const std::uint32_t low = byte_of_each(words[0], words[1], digits & 0x7777);
+  const std::uint32_t high = byte_of_each(words[2], words[3], digits & 0x7777);
+  const std::uint32_t is_high = (codes >> 3 & 0x01010101) * 0xff;
+  return (low & ~is_high) | (high & is_high);
+}
+
+// Numbers 4i .. 4i + 3 of a column's strip, a byte each, from its dword of each block.
+template <int kForm>
+__device__ inline std::uint32_t quad_of(const LinearJob& job,
+                                        const std::uint32_t (&blocks)[Planes<kForm>::kBits],
+                                        int i) {
+  using P = Planes<kForm>;
   constexpr std::uint32_t kBytes = 0x01010101;
   std::uint32_t codes = blocks[P::block(P::kLow, i)] >> P::shift(P::kLow, i);
   codes &= kBytes * ((1 << P::kLow) - 1);
@@ -41,12 +60,13 @@ __device__ inline std::uint32_t quad_of(const std::uint32_t (&blocks)[kBits], in
     const std::uint32_t high = blocks[P::kLow + P::block(P::kHigh, i)] >> P::shift(P::kHigh, i);
     codes |= (high & kBytes * ((1 << P::kHigh) - 1)) << P::kLow;
   }
+  if constexpr (P::kHasLevels) return look_up<P::kBits>(job.levels, codes);
   return codes;
 }
 
 // Groups that values of a strip may belong to: two of 16.
-template <int kBits>
-inline constexpr int kGroupsOfStrip = Planes<kBits>::kGrouped ? 2 : 1;
+template <int kForm>
+inline constexpr int kGroupsOfStrip = Planes<kForm>::kGrouped ? 2 : 1;
 
 // The group of a half of a strip.
 __device__ inline std::int64_t group_at(const LinearJob& job, std::int64_t strip, int half) {

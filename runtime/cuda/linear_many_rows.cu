@@ -26,10 +26,10 @@ struct Stage {
 };
 
 // What a thread reads of a chunk: a column of one strip. A warp reads both strips of its panel.
-template <int kBits>
+template <int kForm>
 struct ColumnLoads {
-  std::uint32_t blocks[kBits];
-  int groups[kGroupsOfStrip<kBits>];
+  std::uint32_t blocks[Planes<kForm>::kBits];
+  int groups[kGroupsOfStrip<kForm>];
 };
 
 struct ColumnPlace {
@@ -41,22 +41,22 @@ __device__ inline ColumnPlace column_place() {
   return {thread / kWarp, thread / kPanel % kChunkStrips, thread % kPanel};
 }
 
-template <int kBits>
-__device__ inline ColumnLoads<kBits> load_column(const LinearJob& job, std::int64_t chunk) {
+template <int kForm>
+__device__ inline ColumnLoads<kForm> load_column(const LinearJob& job, std::int64_t chunk) {
   const ColumnPlace at = column_place();
   const std::int64_t wanted_panel = std::int64_t{blockIdx.x} * kTilePanels + at.panel;
   const std::int64_t panel = wanted_panel < job.panels ? wanted_panel : job.panels - 1;
   const std::int64_t wanted_strip = chunk * kChunkStrips + at.strip;
   const std::int64_t strip = wanted_strip < job.strips ? wanted_strip : job.strips - 1;
   const auto* from = reinterpret_cast<const std::uint32_t*>(
-      job.codes + (panel * job.strips + strip) * Planes<kBits>::kStripBytes);
-  ColumnLoads<kBits> w;
+      job.codes + (panel * job.strips + strip) * Planes<kForm>::kStripBytes);
+  ColumnLoads<kForm> w;
 #pragma unroll
-  for (int i = 0; i < kBits; ++i) w.blocks[i] = load(from + i * kPanel + at.column);
+  for (int i = 0; i < Planes<kForm>::kBits; ++i) w.blocks[i] = load(from + i * kPanel + at.column);
 #pragma unroll
-  for (int half = 0; half < kGroupsOfStrip<kBits>; ++half) {
+  for (int half = 0; half < kGroupsOfStrip<kForm>; ++half) {
     w.groups[half] = 0;
-    if constexpr (Planes<kBits>::kGrouped) {
+    if constexpr (Planes<kForm>::kGrouped) {
       const std::int64_t group = panel * job.group_count + group_at(job, strip, half);
       w.groups[half] = load(job.groups + group * kPanel + at.column);
     }
@@ -71,18 +71,20 @@ __device__ inline std::uint32_t subtract_bytes(std::uint32_t a, std::uint32_t b)
 }
 
 // Stores the int8 weights of a column's strip.
-template <int kBits>
-__device__ inline void expand(const ColumnLoads<kBits>& w, std::uint32_t* strip) {
-  using P = Planes<kBits>;
+template <int kForm>
+__device__ inline void expand(const LinearJob& job, const ColumnLoads<kForm>& w,
+                              std::uint32_t* strip) {
+  using P = Planes<kForm>;
   std::uint32_t* to = strip + column_place().column;
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
-    std::uint32_t quad = quad_of<kBits>(w.blocks, i);
+    std::uint32_t quad = quad_of<kForm>(job, w.blocks, i);
     if constexpr (P::kGrouped) {
-      // Neither a code nor a zero point times the multiple leaves its byte.
+      // No number times the multiple leaves its byte. A zero point may, where there are levels.
       const int byte = w.groups[i * 2 / kQuads];
       const auto multiple = static_cast<std::uint32_t>(P::multiple(byte));
-      const auto zero = static_cast<std::uint32_t>(P::zero_point(byte)) * multiple;
+      auto zero = static_cast<std::uint32_t>(P::zero_point(byte, job.levels)) * multiple;
+      if constexpr (P::kHasLevels) zero &= 0xff;
       quad = subtract_bytes(quad * multiple, zero * 0x01010101);
     }
     store(to + i * kQuadStride, quad);
@@ -163,18 +165,18 @@ __device__ inline void finish_tile(const LinearJob& job, const TileSums<kTokens>
   }
 }
 
-template <int kBits, int kTokens>
+template <int kForm, int kTokens>
 __global__ void __launch_bounds__(kManyThreads) many_rows_kernel(LinearJob job) {
   alignas(16) __shared__ Stage<kTokens> stages[2];
   const ColumnPlace at = column_place();
   const std::int64_t chunks = ceil_div(job.strips, kChunkStrips);
   TileSums<kTokens> sums = {};
   copy_codes<kTokens>(job, stages[0], 0);
-  ColumnLoads<kBits> next = load_column<kBits>(job, 0);
+  ColumnLoads<kForm> next = load_column<kForm>(job, 0);
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     Stage<kTokens>& stage = stages[chunk % 2];
-    expand<kBits>(next, stage.weights[at.panel][at.strip]);
-    if (chunk + 1 < chunks) next = load_column<kBits>(job, chunk + 1);
+    expand<kForm>(job, next, stage.weights[at.panel][at.strip]);
+    if (chunk + 1 < chunks) next = load_column<kForm>(job, chunk + 1);
     wait_for_copies();
     __syncthreads();  // the stage is whole, and all are done with the other one
     if (chunk + 1 < chunks) copy_codes<kTokens>(job, stages[(chunk + 1) % 2], chunk + 1);
@@ -183,20 +185,20 @@ __global__ void __launch_bounds__(kManyThreads) many_rows_kernel(LinearJob job) 
   finish_tile<kTokens>(job, sums);
 }
 
-template <int kBits>
+template <int kForm>
 void start_many_rows(const LinearJob& job, int tokens, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(job.panels, kTilePanels)),
                   static_cast<unsigned>(job.x.padded / tokens));
-  auto* kernel = many_rows_kernel<kBits, 64>;
-  if (tokens == 128) kernel = many_rows_kernel<kBits, 128>;
+  auto* kernel = many_rows_kernel<kForm, 64>;
+  if (tokens == 128) kernel = many_rows_kernel<kForm, 128>;
   launch(kernel, grid, kManyThreads, stream, job);
 }
 
 }  // namespace
 
-void multiply_many_rows(const LinearJob& job, int bits, int tokens, void* stream) {
+void multiply_many_rows(const LinearJob& job, int form, int tokens, void* stream) {
   kernels::with_planes(
-      bits, [&](auto planes) { start_many_rows<decltype(planes)::kBits>(job, tokens, stream); });
+      form, [&](auto planes) { start_many_rows<decltype(planes)::kForm>(job, tokens, stream); });
 }
 
 }  // namespace qc::cuda

@@ -1,6 +1,7 @@
 // The layout of packed weights, the one place for its numbers; docs/ops.md describes it.
 //
-//   w = (code - z) * m        an int8; 8-bit codes are the int8 themselves
+//   w = (code - z) * m                      an int8; 8-bit codes are the int8 themselves
+//   w = (levels[code] - (z + zero)) * m     in the forms with levels
 //
 // A matrix is cut into panels of 16 columns, a panel into strips of 32 k. A strip of b-bit codes is
 // b blocks of 64 bytes: first the plane of their low bits, then the plane of their high bits. In a
@@ -29,22 +30,38 @@ QC_INLINE constexpr bool is_group_size(std::int64_t size) {
   return size >= kLeastGroup && size <= kMostGroup && (size & (size - 1)) == 0;
 }
 
-// The widths of weights, in bits: ROW(bits, ...) for each.
-#define QC_EACH_WIDTH(ROW, ...) \
-  ROW(2, __VA_ARGS__)           \
-  ROW(3, __VA_ARGS__)           \
-  ROW(4, __VA_ARGS__)           \
-  ROW(5, __VA_ARGS__)           \
-  ROW(6, __VA_ARGS__)           \
-  ROW(8, __VA_ARGS__)
-inline constexpr int kMostBits = 8;
+// The forms of weights: ROW(letter, bits, ...) for each. In those of W a code is a number, in those
+// of T it says which level of a table.
+#define QC_EACH_FORM(ROW, ...) \
+  ROW(W, 2, __VA_ARGS__)       \
+  ROW(W, 3, __VA_ARGS__)       \
+  ROW(W, 4, __VA_ARGS__)       \
+  ROW(W, 5, __VA_ARGS__)       \
+  ROW(W, 6, __VA_ARGS__)       \
+  ROW(W, 8, __VA_ARGS__)       \
+  ROW(T, 2, __VA_ARGS__)       \
+  ROW(T, 3, __VA_ARGS__)       \
+  ROW(T, 4, __VA_ARGS__)
 
-// What a width makes of a strip.
-template <int kWidth>
+// A form as a number: its bits, and this of its letter.
+inline constexpr int kFormW = 0, kFormT = 16;
+inline constexpr int kForms = 32;  // more than any of them
+
+// What codes stand for in the forms of T.
+inline constexpr int kMostLevel = 32;
+struct Levels {
+  std::uint8_t values[16];  // ascending, at most kMostLevel; as many as there are codes
+  std::int32_t zero;        // what zero points count from, 0 .. kMostLevel
+};
+
+// What a form makes of a strip.
+template <int kNumber>
 struct Planes {
-  static_assert(kWidth >= 2 && kWidth <= 8 && kWidth != 7, "no such width");
-  static constexpr int kBits = kWidth;
+  static constexpr int kForm = kNumber;
+  static constexpr int kBits = kForm % kFormT;
   static constexpr bool kGrouped = kBits < 8;
+  static constexpr bool kHasLevels = kForm >= kFormT;
+  static_assert(kBits >= 2 && kBits <= (kHasLevels ? 4 : 8) && kBits != 7, "no such form");
   static constexpr int kLow = kBits >= 8 ? 8 : kBits >= 4 ? 4 : 2;  // bits of the first plane
   static constexpr int kHigh = kBits - kLow;                        // of the second, if any
   static constexpr std::int64_t kStripBytes = std::int64_t{kBits} * kBlockBytes;
@@ -68,19 +85,28 @@ struct Planes {
     return kGrouped ? code : static_cast<std::int8_t>(code);
   }
 
+  // The number that a code stands for.
+  QC_EVERYWHERE static QC_INLINE int number(int code, [[maybe_unused]] const Levels& levels) {
+    if constexpr (kHasLevels) return levels.values[code];
+    return code;
+  }
+
   // What a group's byte says: b bits of zero point, 8 - b bits of multiple less one.
-  QC_EVERYWHERE static QC_INLINE constexpr int zero_point(int byte) { return byte & kMask; }
+  QC_EVERYWHERE static QC_INLINE int zero_point(int byte, [[maybe_unused]] const Levels& levels) {
+    if constexpr (kHasLevels) return (byte & kMask) + levels.zero;
+    return byte & kMask;
+  }
   QC_EVERYWHERE static QC_INLINE constexpr int multiple(int byte) { return (byte >> kBits) + 1; }
 };
 
-// body(Planes<bits>) for a width that only the run knows.
+// body(Planes<form>) for a form that only the run knows.
 template <typename Body>
-QC_INLINE auto with_planes(int bits, Body body) {
-#define QC_WIDTH(width, ...) \
-  if (bits == width) return body(Planes<width>{});
-  QC_EACH_WIDTH(QC_WIDTH)
-#undef QC_WIDTH
-  return body(Planes<kMostBits>{});
+QC_INLINE auto with_planes(int form, Body body) {
+#define QC_FORM(letter, bits, ...) \
+  if (form == kForm##letter + bits) return body(Planes<kForm##letter + bits>{});
+  QC_EACH_FORM(QC_FORM)
+#undef QC_FORM
+  return body(Planes<kFormW + 8>{});
 }
 
 }  // namespace qc::kernels

@@ -27,7 +27,8 @@ class EmbeddingCudaKernel {
     job.scales = call.weights.scales;
     job.out = call.out;
     job.wide_ids = call.wide_ids;
-    job.bits = node_.bits();
+    job.form = node_.form();
+    job.levels = node_.matrix().levels;
     void* stream = nullptr;
     check(abi::KernelContext_GetGPUComputeStream(api(), context, &stream));
     if (const char* error = cuda::embedding(job, stream)) {

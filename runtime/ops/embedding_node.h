@@ -17,10 +17,11 @@ namespace qc::ops {
 
 struct EmbeddingForm {
   const char* name;
-  int bits;
+  int weights;  // their form
 };
-#define QC_EMBEDDING_FORM(bits, ...) {"EmbeddingW" #bits, bits},
-inline constexpr EmbeddingForm kEmbeddingForms[] = {QC_EACH_WIDTH(QC_EMBEDDING_FORM)};
+#define QC_EMBEDDING_FORM(letter, bits, ...) \
+  {"Embedding" #letter #bits, kernels::kForm##letter + bits},
+inline constexpr EmbeddingForm kEmbeddingForms[] = {QC_EACH_FORM(QC_EMBEDDING_FORM)};
 #undef QC_EMBEDDING_FORM
 
 // One run: ids [count], and where their rows [count, k] go.
@@ -35,11 +36,11 @@ struct EmbeddingCall {
 class EmbeddingNode {
  public:
   EmbeddingNode(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : EmbeddingNode(api, Node(api, info, op.name), form_of(kEmbeddingForms, op).bits) {}
+      : EmbeddingNode(api, Node(api, info, op.name), form_of(kEmbeddingForms, op).weights) {}
 
   const OrtApi* api() const { return api_; }
   const std::string& label() const { return label_; }
-  int bits() const { return bits_; }
+  int form() const { return form_; }
   const MatrixAttributes& matrix() const { return matrix_; }
 
   EmbeddingCall read(OrtKernelContext* context) const {
@@ -54,16 +55,16 @@ class EmbeddingNode {
   }
 
  private:
-  EmbeddingNode(const OrtApi* api, const Node& node, int bits)
+  EmbeddingNode(const OrtApi* api, const Node& node, int form)
       : api_(api),
         label_(node.label()),
-        bits_(bits),
-        matrix_(read_matrix(node, bits)),
-        weights_(api, node, matrix_, bits, 1) {}
+        form_(form),
+        matrix_(read_matrix(node, form)),
+        weights_(api, node, matrix_, form, 1) {}
 
   const OrtApi* api_;
   std::string label_;
-  int bits_;
+  int form_;
   MatrixAttributes matrix_;
   PlaneInputs weights_;
 };
@@ -75,7 +76,7 @@ void add_embedding_family(std::deque<Op>& ops, Adapt&& adapt) {
   for (const EmbeddingForm& form : kEmbeddingForms) {
     for (const int type : {abi::kInt64, abi::kInt32}) {
       std::vector<int> inputs{type};
-      for (const int each : PlaneInputs::types(form.bits)) inputs.push_back(each);
+      for (const int each : PlaneInputs::types(form.weights)) inputs.push_back(each);
       Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {abi::kFloat}, 1));
       op.InferOutputShapeFn = infer_embedding;
       set_kernel<Kernel>(op);

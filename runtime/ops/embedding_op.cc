@@ -28,7 +28,7 @@ class EmbeddingKernel {
       const std::int64_t first = static_cast<std::int64_t>(index) * per_task;
       const std::int64_t end = std::min(call.count, first + per_task);
       for (std::int64_t i = first; i < end; ++i) {
-        kernels::embedding_f32(node_.bits(), call.weights, columns[static_cast<std::size_t>(i)],
+        kernels::embedding_f32(node_.form(), call.weights, columns[static_cast<std::size_t>(i)],
                                call.out + i * k);
       }
     };

@@ -52,7 +52,8 @@ class LinearCudaKernel {
     }
     product.element = element_of(node_.element_type());
     product.static_scale = call.static_scale;
-    product.bits = node_.bits();
+    product.form = node_.form();
+    product.levels = matrix.levels;
     product.one_bias = call.one_bias;
     return product;
   }

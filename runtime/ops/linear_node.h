@@ -18,12 +18,13 @@ namespace qc::ops {
 
 struct LinearForm {
   const char* name;
-  int bits;
+  int weights;  // their form
   bool is_static;
 };
-#define QC_LINEAR_FORMS(bits, ...) \
-  {"LinearW" #bits "A8", bits, false}, {"LinearW" #bits "A8Static", bits, true},
-inline constexpr LinearForm kLinearForms[] = {QC_EACH_WIDTH(QC_LINEAR_FORMS)};
+#define QC_LINEAR_FORMS(letter, bits, ...)                             \
+  {"Linear" #letter #bits "A8", kernels::kForm##letter + bits, false}, \
+      {"Linear" #letter #bits "A8Static", kernels::kForm##letter + bits, true},
+inline constexpr LinearForm kLinearForms[] = {QC_EACH_FORM(QC_LINEAR_FORMS)};
 #undef QC_LINEAR_FORMS
 
 // One run.
@@ -40,11 +41,11 @@ class LinearNode {
 
   const OrtApi* api() const { return api_; }
   const std::string& label() const { return label_; }
-  int bits() const { return bits_; }
+  int form() const { return form_; }
   int element_type() const { return element_type_; }  // of X and the outputs
   const MatrixAttributes& matrix() const { return matrix_; }
 
-  static std::size_t bias_index(int bits) { return kWeights + PlaneInputs::types(bits).size(); }
+  static std::size_t bias_index(int form) { return kWeights + PlaneInputs::types(form).size(); }
 
   LinearCall read(OrtKernelContext* context) const {
     const kernels::PlaneWeights weights = weights_.read(context);
@@ -55,15 +56,15 @@ class LinearNode {
   LinearNode(const OrtApi* api, const Node& node, const LinearForm& form, const Op& op)
       : api_(api),
         label_(node.label()),
-        bits_(form.bits),
+        form_(form.weights),
         element_type_(op.input_types[kX]),
-        matrix_(read_matrix(node, form.bits)),
-        weights_(api, node, matrix_, form.bits, kWeights),
-        layer_(api, node, matrix_.k, matrix_.n, bias_index(form.bits), form.is_static) {}
+        matrix_(read_matrix(node, form.weights)),
+        weights_(api, node, matrix_, form.weights, kWeights),
+        layer_(api, node, matrix_.k, matrix_.n, bias_index(form.weights), form.is_static) {}
 
   const OrtApi* api_;
   std::string label_;
-  int bits_;
+  int form_;
   int element_type_;
   MatrixAttributes matrix_;
   PlaneInputs weights_;
@@ -77,7 +78,7 @@ void add_linear_family(std::deque<Op>& ops, Adapt&& adapt) {
   for (const LinearForm& form : kLinearForms) {
     for (const int type : {abi::kFloat, abi::kFloat16, abi::kBfloat16}) {
       std::vector<int> inputs{type};
-      for (const int each : PlaneInputs::types(form.bits)) inputs.push_back(each);
+      for (const int each : PlaneInputs::types(form.weights)) inputs.push_back(each);
       inputs.push_back(abi::kFloat);
       if (form.is_static) inputs.push_back(abi::kFloat);
       Op& op = ops.emplace_back(make_op(form.name, std::move(inputs), {type, type, type}, 1));

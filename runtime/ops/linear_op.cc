@@ -19,7 +19,7 @@ class LinearKernel {
     const BiasValues bias(call, node_.matrix().n);
     call.weights.bias = bias.get();
     run(api(), context,
-        {kernels_, node_.element_type(), call.x, call.rows, call.static_scale, node_.bits(),
+        {kernels_, node_.element_type(), call.x, call.rows, call.static_scale, node_.form(),
          call.weights, call.outputs});
   }
 

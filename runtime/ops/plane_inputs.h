@@ -17,10 +17,10 @@ namespace qc::ops {
 class PlaneInputs {
  public:
   // W is input `first`, the others follow.
-  PlaneInputs(const OrtApi* api, const Node& node, const MatrixAttributes& matrix, int bits,
+  PlaneInputs(const OrtApi* api, const Node& node, const MatrixAttributes& matrix, int form,
               std::size_t first);
 
-  static std::vector<int> types(int bits);
+  static std::vector<int> types(int form);
 
   // Without a bias.
   kernels::PlaneWeights read(const OrtKernelContext* context) const;
@@ -31,13 +31,13 @@ class PlaneInputs {
     Shape shape;
     bool checked;  // constant, checked at creation
   };
-  static std::vector<Tensor> tensors_of(const MatrixAttributes& matrix, int bits);
+  static std::vector<Tensor> tensors_of(const MatrixAttributes& matrix, int form);
   void check_shape(const Tensor& tensor, const OrtValue* value) const;
 
   const OrtApi* api_;
   std::string label_;
   MatrixAttributes matrix_;
-  int bits_;
+  int form_;
   std::size_t first_;
   std::vector<Tensor> tensors_;
 };

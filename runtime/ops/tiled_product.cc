@@ -148,7 +148,7 @@ class Runner {
 
   // Rows are counted from the chunk's first.
   void multiply_tile(const kernels::Tile& tile) const {
-    job_.kernels.linear[job_.bits](chunk_, job_.weights, tile);
+    job_.kernels.linear[job_.form](chunk_, job_.weights, tile);
   }
 
   // Every output starts on a panel and is float: kernels write in place.

@@ -18,7 +18,7 @@ struct TiledProduct {
   const void* x;     // [rows, weights.k]
   std::int64_t rows;
   float static_scale;  // 0: dynamic
-  int bits;            // of the weights
+  int form;            // of the weights
   kernels::PlaneWeights weights;
   std::array<OutputRange, kLayerOutputs> outputs;
 };

@@ -63,12 +63,17 @@ def _values(shape: tuple[int, ...], *values: float) -> np.ndarray:
     return np.asarray(values).reshape(shape)
 
 
+def _picked(shape: tuple[int, ...], *values: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).choice(values, shape)
+
+
 GENERATORS: dict[str, Callable[..., np.ndarray]] = {
     "normal": _normal,
     "ints": _ints,
     "ramp": _ramp,
     "full": _full,
     "values": _values,
+    "picked": _picked,
 }
 
 

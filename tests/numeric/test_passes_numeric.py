@@ -50,6 +50,7 @@ PIPELINES = {
     "smoothquant+ on ort-custom": ("smoothquant+", "ort-custom", ()),
     "aweq on ort-custom": ("aweq", "ort-custom", ()),
     "awq on ort-custom": ("awq", "ort-custom", ()),
+    "abq on ort-custom": ("abq", "ort-custom", ()),
     "os+ on ort-custom": ("smoothquant", "ort-custom", ("equalize.method=os+",)),
     "aqas on ort-custom": (
         "w4a8-fast",

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from qcompiler.analysis.qdq import insert_weight_dq, weight_dq
 from qcompiler.formats import GROUP_SIZES, WeightFormat
 from qcompiler.ir import Namer
-from qcompiler.numerics.integer_form import planes_of, planes_width
-from qcompiler.numerics.planes import MOST_ROWS, most_multiple
+from qcompiler.numerics.integer_form import planes_form, planes_of
+from qcompiler.numerics.planes import MOST_ROWS, Grid, most_multiple
 from qcompiler.numerics.rounding import QuantizedWeight, joined, quantize_weight
 
 FORM = WeightFormat(bits=4, group_size=32)
@@ -59,11 +59,8 @@ def test_narrow_weights_have_the_form(bits: int, group_size: int, symmetric: boo
     for each in (weight, stored(weight)):
         planes = planes_of(each)
         assert planes is not None
-        assert (
-            (planes.bits, planes.group_size)
-            == (planes_width(each), group_size)
-            == (bits, group_size)
-        )
+        assert (planes.bits, planes.group_size, planes.grid) == (bits, group_size, None)
+        assert planes_form(each) == (bits, False)
         assert planes.scales.shape == (37,)
         np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
     if search == "mse" and symmetric:
@@ -128,23 +125,122 @@ def test_any_scales_have_none(bits: int) -> None:
     weight = quantize_weight(normal(256, 16), WeightFormat(bits=bits, group_size=32))
     anything = np.abs(normal(8, 16, 1)) + np.float32(0.1)
     assert planes_of(replace(weight, scales=anything)) is None
-    assert planes_width(replace(weight, scales=anything)) is None
+    assert planes_form(replace(weight, scales=anything)) is None
 
 
-def test_codes_get_the_narrowest_width_that_leaves_room_for_multiples() -> None:
+def test_codes_get_the_narrowest_form_that_leaves_room_for_multiples() -> None:
     codes = np.tile(np.arange(8, 12, dtype=np.uint8), 16)[:, None]  # 0 .. 3 above the middle
-    for multiple, bits in ((1, 2), (42, 2), (43, None)):  # 3 · 43 is beyond 127
-        assert planes_width(of([1.0, multiple], codes=codes)) == bits
+    for multiple, form in ((1, (2, False)), (42, (2, False)), (43, None)):  # 3 · 43 is beyond 127
+        assert planes_form(of([1.0, multiple], codes=codes)) == form
     codes[-1] = 12
-    for multiple, bits in ((31, 3), (32, None)):
-        assert planes_width(of([1.0, multiple], codes=codes)) == bits
-    codes[-1], codes[-2] = 8, 0
-    for multiple, bits in ((15, 4), (16, None)):
-        assert planes_width(of([1.0, multiple], codes=codes)) == bits
+    for multiple, form in ((31, (3, False)), (32, None)):
+        assert planes_form(of([1.0, multiple], codes=codes)) == form
+    codes[:9, 0] = [8, 0, 1, 2, 3, 4, 13, 14, 15]
+    for multiple, form in ((16, (4, False)), (17, None)):
+        assert planes_form(of([1.0, multiple], codes=codes)) == form
     few = np.full((64, 1), 8, np.uint8)
-    few[0] = 15  # in the group whose multiple is 1: codes of 3 bits have multiples of up to 32
-    for multiple, bits in ((32, 3), (33, None)):
-        assert planes_width(of([1.0, multiple], codes=few)) == bits
+    few[:5, 0] = [11, 12, 13, 14, 15]  # in the group whose multiple is 1
+    for multiple, form in ((32, (3, False)), (33, None)):
+        assert planes_form(of([1.0, multiple], codes=few)) == form
+
+
+def with_levels(
+    grid: Grid, bits: int, *, size: int = 16, stored: int = 8, seed: int = 0
+) -> QuantizedWeight:
+    """A weight whose codes are the levels of a grid, in three groups of 21 columns."""
+    rng = np.random.default_rng(seed)
+    zeros = grid.zero + rng.integers(0, 1 << bits, (3, 21))
+    zeros[:2, 0] = grid.zero, grid.zero + (1 << bits) - 1
+    reach = np.maximum(zeros - grid.levels[0], grid.levels[-1] - zeros)
+    most = np.minimum(127 // np.maximum(reach, 1), 255 // max(grid.levels[-1], 1))
+    multiples = rng.integers(1, np.minimum(most, most_multiple(bits)) + 1)
+    multiples[0] = 1
+    units = rng.uniform(0.5, 2.0, 21).astype(np.float32).view(np.int32) & -256
+    codes = rng.choice(np.array(grid.levels, np.uint8), (3 * size - 5, 21))
+    codes[: len(grid.levels), 0] = grid.levels
+    return QuantizedWeight(
+        codes,
+        (multiples * units.view(np.float32)).astype(np.float32),
+        zeros.astype(np.uint8),
+        WeightFormat(bits=stored, group_size=size, symmetric=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "grid"),
+    [
+        (2, Grid((0, 3, 6, 9), 3)),
+        (2, Grid((0, 8, 9), 5)),
+        (3, Grid((0, 4, 7, 10, 13, 16, 20, 32), 12)),
+        (4, Grid((0, *range(2, 16), 17), 1)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_codes_that_are_levels_are_numbered(bits: int, grid: Grid, size: int) -> None:
+    weight = with_levels(grid, bits, size=size)
+    planes = planes_of(weight)
+    assert planes is not None
+    assert (planes.bits, planes.grid) == (bits, grid.filled(bits))
+    assert planes_form(weight) == (bits, True)
+    np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+def test_levels_in_four_bits_are_numbered() -> None:
+    weight = with_levels(Grid((0, 3, 6, 9), 3), 2, stored=4)
+    assert planes_form(weight) == (2, True)
+    shifted = replace(weight, codes=weight.codes + 4, zero_points=weight.zero_points + np.uint8(4))
+    for each in (weight, shifted):
+        planes = planes_of(each)
+        assert planes is not None and planes.grid == Grid((0, 3, 6, 9), 3)
+        np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+@given(data=st.data(), bits=st.integers(2, 4))
+def test_any_levels_are_numbered_or_numbers(data: st.DataObject, bits: int) -> None:
+    """In a narrower form than their range asks for, where they are few; else as ever."""
+    some = st.lists(st.integers(0, 32), min_size=1, max_size=1 << bits, unique=True)
+    grid = Grid(tuple(sorted(data.draw(some))), data.draw(st.integers(0, 32)))
+    weight = with_levels(grid, bits, seed=data.draw(st.integers(0, 99)))
+    planes = planes_of(weight)
+    assert planes is not None and planes.bits <= bits
+    np.testing.assert_array_equal(planes.dequantized(), weight.dequantize())
+
+
+def test_what_no_grid_holds() -> None:
+    """Levels beyond 32, zero points too far apart, and levels whose multiples leave a byte."""
+    zeros = np.array([[10], [10]], np.uint8)
+
+    def made(codes: list[int], multiple: int, zeros: np.ndarray = zeros) -> QuantizedWeight:
+        form = WeightFormat(bits=8, group_size=16, symmetric=False)
+        tiled = np.resize(np.array(codes, np.uint8), (32, 1))
+        return QuantizedWeight(tiled, np.array([[1.0], [multiple]], np.float32), zeros, form)
+
+    assert planes_form(made([0, 10, 30, 32], 1)) == (2, True)
+    assert planes_form(made([0, 10, 30, 33], 1)) == (6, False)
+    assert planes_form(made([0, 10, 30, 32], 5)) == (2, True)
+    assert planes_form(made([0, 10, 30, 33], 5)) is None  # codes of 6 bits have multiples up to 4
+    assert planes_form(made([0, 1, 30, 32], 1, np.array([[9], [12]], np.uint8))) == (2, True)
+    assert planes_form(made([0, 1, 30, 32], 1, np.array([[9], [13]], np.uint8))) == (3, True)
+    assert planes_form(made([0, 1, 30, 32], 1, np.array([[9], [25]], np.uint8))) == (6, False)
+    near = np.array([[20], [20]], np.uint8)
+    assert planes_form(made([0, 20, 30, 31], 6, near)) == (2, True)
+    far = np.array([[30], [31]], np.uint8)
+    high = np.array([[0]] * 16 + [[30]] * 15 + [[32]], np.uint8)
+    for multiple, form in ((7, (2, True)), (8, None)):  # 32 · 8 is beyond 255
+        weight = replace(made([0], multiple, far), codes=high)
+        assert planes_form(weight) == form
+
+
+def test_joined_grids_are_one() -> None:
+    parts = [
+        with_levels(Grid(levels, 3), 2, seed=n) for n, levels in enumerate(((0, 3, 9), (0, 6)))
+    ]
+    whole = planes_of(joined(parts))
+    assert whole is not None and whole.grid == Grid((0, 3, 6, 9), 3)
+    np.testing.assert_array_equal(
+        whole.dequantized(), np.hstack([part.dequantize() for part in parts])
+    )
 
 
 def test_columns_of_one_group() -> None:

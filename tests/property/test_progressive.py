@@ -7,23 +7,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat
+from qcompiler.formats import GRIDS, GROUP_SIZES, WIDTHS, WeightFormat
 from qcompiler.numerics.descent import descend
 from qcompiler.numerics.gptq import gptq, moments
-from qcompiler.numerics.planes import most_multiple
-from qcompiler.numerics.progressive import protected, units
+from qcompiler.numerics.progressive import LEAST, protected, units
 from qcompiler.numerics.rounding import QuantizedWeight, decibel, quantize_weight
 
 NARROW = [bits for bits in WIDTHS if bits < 8]
 SEARCHES = ("none", "mse", "output")
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 40))
-forms = st.builds(
+even = st.builds(
     WeightFormat,
     bits=st.sampled_from(NARROW),
     group_size=st.sampled_from(GROUP_SIZES),
     symmetric=st.booleans(),
 )
+GRID_FORMS = [
+    WeightFormat(bits=bits, group_size=size, symmetric=False, grid=grid)
+    for (_, bits), grid in GRIDS.items()
+    for size in (16, 64)
+]
+forms = even | st.sampled_from(GRID_FORMS)
 
 
 def weights(shape: tuple[int, int], seed: int, spread: float = 1.0) -> np.ndarray:
@@ -39,13 +44,15 @@ def int8_values(q: QuantizedWeight, unit: np.ndarray) -> np.ndarray:
     """What a kernel would multiply, where the scales are whole multiples of `unit`."""
     steps = q.scales / unit.astype(np.float64)
     np.testing.assert_array_equal(steps, np.rint(steps))
-    assert np.all((np.abs(steps) >= 1) & (np.abs(steps) <= most_multiple(q.form.bits)))
+    assert np.all((np.abs(steps) >= 1) & (np.abs(steps) <= q.form.most_multiple))
+    assert q.codes.max(initial=0) * np.abs(steps).max(initial=1) <= 255 or q.form.grid is None
+    assert set(np.unique(q.codes)) <= set(q.form.levels)
     zero = q.form.middle if q.zero_points is None else q.spread(q.zero_points.astype(np.int64))
     return (q.codes.astype(np.int64) - zero) * q.spread(steps)
 
 
 def check(q: QuantizedWeight, w: np.ndarray) -> None:
-    unit = units(w, q.form.bits)
+    unit = units(w, q.form)
     integers = int8_values(q, unit)
     assert np.abs(integers).max(initial=0) <= 127
     # float64 has no error here: neither has float32.
@@ -66,7 +73,7 @@ def test_weights_are_int8_times_one_float_a_column(shape, form, search, seed) ->
 
 
 @settings(deadline=None, max_examples=80)
-@given(shapes, forms, st.integers(0, 2**31))
+@given(shapes, even, st.integers(0, 2**31))
 def test_steps_are_as_long_as_the_range_wants(shape, form, seed) -> None:
     """At most s1 longer, and so long that the ends of the range are met to half a step.
 
@@ -83,13 +90,13 @@ def test_steps_are_as_long_as_the_range_wants(shape, form, seed) -> None:
         wanted = np.maximum(high, -low) / (form.middle - 1)
     else:
         wanted = (high - low) / form.top
-    assert np.all(step <= np.maximum(wanted + units(w, form.bits), 0.0) * (1 + 1e-6))
+    assert np.all(step <= np.maximum(wanted + units(w, form), 0.0) * (1 + 1e-6))
     error = np.abs(q.dequantize() - w)
     assert np.all(error <= q.spread(step) * (0.5 if form.symmetric else 1.5) * (1 + 1e-5))
 
 
 @pytest.mark.parametrize(
-    ("bits", "lost"), [(2, 0.1), (3, 0.2), (4, 1.0), (5, 2.0), (6, 3.6)], ids=str
+    ("bits", "lost"), [(2, 0.1), (3, 0.2), (4, 1.2), (5, 2.6), (6, 4.2)], ids=str
 )
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("search", SEARCHES)
@@ -113,7 +120,10 @@ def test_error_is_close_to_that_of_free_scales(
 
             ours = error()
             with monkeypatch.context() as free:
-                free.setattr("qcompiler.numerics.rounding.snapped", lambda scale, *_: scale)
+                free.setattr(
+                    "qcompiler.numerics.rounding.snapped",
+                    lambda scale, *_: np.maximum(scale, LEAST),
+                )
                 free.setattr("qcompiler.numerics.rounding.code_reach", lambda *_: 0)
                 assert decibel(ours, error()) <= most
 
@@ -122,20 +132,18 @@ def test_error_is_close_to_that_of_free_scales(
 @given(
     st.integers(2, 200),
     st.integers(1, 16),
-    st.sampled_from(NARROW),
-    st.sampled_from([16, 32, 64]),
-    st.booleans(),
+    forms,
     st.sampled_from([0.0, 0.25]),
     st.integers(0, 2**31),
 )
-def test_int8_whatever_moves_the_codes(rows, columns, bits, size, symmetric, alpha, seed) -> None:
+def test_int8_whatever_moves_the_codes(rows, columns, form, alpha, seed) -> None:
     rng = np.random.default_rng(seed)
     # Every group spans the protected range, and nearly equal channels take up each other's errors:
     # codes are driven to their limits.
     w = rng.uniform(-1.0, 1.0, (rows, columns)).astype(np.float32)
     x = rng.standard_normal((4 * rows, 1)) + 0.1 * rng.standard_normal((4 * rows, rows))
     found = moments([x], [x + 0.1 * rng.standard_normal(x.shape)])
-    start = quantize_weight(w, WeightFormat(bits=bits, group_size=size, symmetric=symmetric))
+    start = quantize_weight(w, form)
     chosen = gptq(w, start, found, alpha=alpha)
     better = descend(w, chosen, found, alpha=alpha, sweeps=3)
     for q in (chosen, better):
@@ -145,10 +153,11 @@ def test_int8_whatever_moves_the_codes(rows, columns, bits, size, symmetric, alp
 
 def test_limits_bind_and_are_needed() -> None:
     """A group that reaches to both ends of the column: s2 = 16, and 8 · 16 is no int8 value."""
-    end = protected(4)
+    form = WeightFormat(bits=4, group_size=32, symmetric=False)
+    end = protected(form)
     assert end == 119
     w = np.array([[end, 50.0], [-end, 40.0], [4.0, 0.0]], np.float32)
-    q = quantize_weight(w, WeightFormat(bits=4, group_size=32, symmetric=False))
+    q = quantize_weight(w, form)
     assert q.zero_points is not None and q.reach is not None
     np.testing.assert_array_equal(q.reach, [[7, 15]])
     least, greatest = q.limits()
@@ -195,18 +204,24 @@ def test_weights_below_any_scale_are_zero() -> None:
     check(q, w)
 
 
-@pytest.mark.parametrize("bits", NARROW)
-def test_units_have_17_bits_and_leave_room(bits: int) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [*(WeightFormat(bits=bits, group_size=16, symmetric=False) for bits in NARROW), *GRID_FORMS],
+    ids=str,
+)
+def test_units_have_17_bits_and_leave_room(form: WeightFormat) -> None:
     w = weights((130, 9), 3)
-    unit = units(w, bits)
+    unit = units(w, form)
     some = np.abs(w).max(axis=0) > 0.0
     ratio = np.abs(w).max(axis=0)[some] / unit[some].astype(np.float64)
-    assert np.all(ratio <= protected(bits))
-    assert np.all(ratio > protected(bits) * (1 - 2.0**-16))
+    assert np.all(ratio <= protected(form))
+    assert np.all(ratio > protected(form) * (1 - 2.0**-16))
     fraction = np.frexp(unit)[0] * 2.0**17
     np.testing.assert_array_equal(fraction, np.rint(fraction))
     # The nearest multiple of any step is an int8 value.
-    assert protected(bits) + most_multiple(bits) / 2 == 127
+    assert protected(form) + protected(form) * form.gap <= 127
+    if form.grid is None:
+        assert protected(form) + form.most_multiple / 2 == 127
 
 
 @pytest.mark.parametrize("search", ["none", "mse"])

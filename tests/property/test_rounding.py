@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.formats import GROUP_SIZES, WIDTHS, WeightFormat
-from qcompiler.numerics.planes import most_multiple
-from qcompiler.numerics.progressive import protected
-from qcompiler.numerics.rounding import quantize_weight, sqnr_db
+from qcompiler.numerics.progressive import protected, units
+from qcompiler.numerics.rounding import decibel, quantize_weight, sqnr_db
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 40))
 groups = st.sampled_from(GROUP_SIZES)
@@ -63,10 +62,10 @@ def test_narrow_weights_on_the_grid_come_back_exactly(
     low = 1 - form.middle if symmetric else -form.middle
     codes = rng.integers(low, form.middle, (count, group_size, columns))
     codes[:, 0], codes[:, 1] = form.middle - 1, low
-    most = min(most_multiple(bits), protected(bits) // -low)
+    most = min(form.most_multiple, protected(form) // -low)
     steps = rng.integers(1, most + 1, (count, 1, columns))
     # One more group with the largest weight of the column, which makes `unit` its s1.
-    largest = np.full((1, group_size, columns), protected(bits))
+    largest = np.full((1, group_size, columns), protected(form))
     unit = rng.integers(64, 128, columns) * 2.0 ** rng.integers(-90, 80, columns)
     w = (np.concatenate([codes * steps, largest]) * unit).astype(np.float32)
     q = quantize_weight(w.reshape(-1, columns), form, search=search)
@@ -131,7 +130,7 @@ def test_constant_and_zero_weights(bits, symmetric):
         np.testing.assert_allclose(same, 0.75, rtol=1e-3)
     else:
         # Half of s1 in every step between zero and the value.
-        np.testing.assert_allclose(same, 0.75, atol=form.top * 0.75 / protected(bits) / 2)
+        np.testing.assert_allclose(same, 0.75, atol=form.top * 0.75 / protected(form) / 2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -158,3 +157,19 @@ def test_result_does_not_depend_on_chunks(monkeypatch):
     parts = quantize_weight(w, WeightFormat(bits=4, group_size=32), search="mse")
     np.testing.assert_array_equal(whole.codes, parts.codes)
     np.testing.assert_array_equal(whole.scales, parts.scales)
+
+
+@pytest.mark.parametrize(("bits", "lost"), [(2, 0.25), (3, 0.1), (4, 0.2)])
+def test_the_search_is_close_to_trying_everything(bits, lost):
+    """Every multiple with every zero point, in groups of Gaussian weights."""
+    w = weights((16 * 12, 40), 0)
+    form = WeightFormat(bits=bits, group_size=16, symmetric=False)
+    grouped, unit = w.reshape(12, 16, 40), units(w, form)
+    best = np.full((12, 1, 40), np.inf)
+    for multiple, zero in itertools.product(range(1, form.most_multiple + 1), form.zeros):
+        scale, reach = multiple * unit, 127 // multiple
+        codes = np.clip(np.rint(grouped / scale) + zero, max(zero - reach, 0), zero + reach)
+        rounded = (np.minimum(codes, form.top) - zero) * scale
+        best = np.minimum(best, np.square(rounded - grouped).sum(axis=1, keepdims=True))
+    found = quantize_weight(w, form, search="mse").dequantize() - w
+    assert decibel(float(np.square(found).sum()), float(best.sum())) < lost

@@ -12,8 +12,8 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from dataclasses import dataclass
 
 import numpy as np
-from cuda_structures import LinearProduct, LinearTuning, Output
-from kernel_library import guarded
+from cuda_structures import Levels, LinearProduct, LinearTuning, Output
+from kernel_library import form_of, guarded, levels_of
 
 from qcompiler.numerics.planes import PlaneMatrix, ceil_div
 from qcompiler.runtime import installed_library
@@ -43,7 +43,8 @@ class EmbeddingLookUp(Structure):
         ("ids", c_void_p),
         *((name, c_int64) for name in ("count", "k", "n", "group_size")),
         *((name, c_void_p) for name in ("codes", "groups", "scales", "out")),
-        *((name, c_int32) for name in ("wide_ids", "bits")),
+        *((name, c_int32) for name in ("wide_ids", "form")),
+        ("levels", Levels),
     )
 
 
@@ -150,7 +151,7 @@ class CudaLibrary:
         out = self.put(np.full((*ids.shape, w.K), -7, np.float32))
         job = EmbeddingLookUp(
             *(keep[-1].address, ids.size, w.K, w.N, w.group_size, *weights, out.address),
-            *(int(ids.dtype == np.int64), w.bits),
+            *(int(ids.dtype == np.int64), form_of(w), levels_of(w)),
         )
         self._check(self._c.qc_cuda_embedding(byref(job), None))
         self._check(self._c.qc_cuda_synchronize())
@@ -171,7 +172,7 @@ class CudaLibrary:
         product = LinearProduct(
             *(keep[-2].address, len(x), w.K, w.N, w.group_size),
             *(*weights, keep[-1].address, outputs.records),
-            *(ELEMENTS.index(x.dtype.name), scale, w.bits, int(bias.size == 1)),
+            *(ELEMENTS.index(x.dtype.name), scale, form_of(w), int(bias.size == 1), levels_of(w)),
         )
         assert self.refusal(product) is None
         tuning = LinearTuning(kernel, chunk)

@@ -9,7 +9,18 @@ import ctypes
 import mmap
 import os
 import weakref
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_void_p,
+)
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +57,10 @@ class QuantizedRows(Structure):
     )
 
 
+class Levels(Structure):
+    _fields_ = (("values", c_uint8 * 16), ("zero", c_int32))
+
+
 class PlaneWeights(Structure):
     _fields_ = (
         ("codes", c_void_p),
@@ -55,6 +70,7 @@ class PlaneWeights(Structure):
         ("k", c_int64),
         ("n", c_int64),
         ("group_size", c_int64),
+        ("levels", Levels),
     )
 
 
@@ -125,6 +141,16 @@ def guarded(array: np.ndarray) -> np.ndarray:
     copy = np.frombuffer(raw, dtype=array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def form_of(w: PlaneMatrix) -> int:
+    """The number of a form, as kernels/planes.h has it."""
+    return w.bits if w.grid is None else w.bits + 16
+
+
+def levels_of(w: PlaneMatrix) -> tuple[tuple[int, ...], int]:
+    """Its levels as the kernels read them; anything where it has none."""
+    return ((99,) * 16, 99) if w.grid is None else (w.grid.levels, w.grid.zero)
 
 
 @dataclass(frozen=True)
@@ -211,7 +237,7 @@ class KernelLibrary:
         out = guarded(np.full((row_end - row_begin, columns), np.nan, np.float32))
         done = self._c.qc_linear(
             isa.encode(),
-            w.bits,
+            form_of(w),
             ctypes.byref(
                 QuantizedRows(
                     *(address(keep[0]), padded.shape[1], address(keep[1]), address(keep[2]))
@@ -220,7 +246,7 @@ class KernelLibrary:
             ctypes.byref(
                 PlaneWeights(
                     *(address(keep[3]), address(groups), address(keep[4]), address(bias)),
-                    *(k, w.N, w.group_size),
+                    *(k, w.N, w.group_size, levels_of(w)),
                 )
             ),
             ctypes.byref(
@@ -323,7 +349,7 @@ class KernelLibrary:
         groups = None if w.groups is None else guarded(w.groups)
         weights = PlaneWeights(
             *(address(codes), address(groups), address(scales), None),
-            *(w.K, w.N, w.group_size),
+            *(w.K, w.N, w.group_size, levels_of(w)),
         )
-        self._c.qc_embedding(w.bits, ctypes.byref(weights), column, address(out))
+        self._c.qc_embedding(form_of(w), ctypes.byref(weights), column, address(out))
         return out

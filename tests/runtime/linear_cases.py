@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 from linear_models import X_SCALE, layer_tensors, matrix_attributes, matrix_tensors, wanted
 from node_cases import SIZES_OF_X, NodeCase, Values, Wanted, leading_sizes, pick
-from plane_cases import beyond_int8, make_planes
+from plane_cases import beyond_int8, make_planes, random_grid
 from single_node import rounded_to_bfloat16
 
 from qcompiler import ops
 from qcompiler.numerics import reference
-from qcompiler.numerics.planes import GROUP_SIZES, PlaneMatrix
+from qcompiler.numerics.planes import GROUP_SIZES, Grid, PlaneMatrix
 
 
 def linear_case(rng: np.random.Generator) -> NodeCase:
     """A layer or a table; one in sixteen is large enough for several tasks."""
     large = rng.random() < 1 / 16
+    bits, levels = pick(rng, ops.FORMS)
     w = make_planes(
         int(pick(rng, [300, 545] if large else [1, 7, 31, 32, 33, 64, 100, 160, 257])),
         int(pick(rng, [200, 333] if large else [1, 15, 16, 17, 35, 64, 130])),
         pick(rng, GROUP_SIZES),
-        bits=pick(rng, ops.WIDTHS),
+        bits=bits,
+        grid=random_grid(rng, bits) if levels else None,
         seed=int(rng.integers(1000)),
     )
     make = _embedding_case if rng.random() < 1 / 3 else _layer_case
@@ -41,6 +43,7 @@ def _matrix(w: PlaneMatrix, attributes: Mapping[str, Any], values: Values) -> Pl
         **{name: attributes[name] for name in ("K", "N")},
         **{name: values[name] for name in matrix_tensors(w)},
         group_size=attributes.get("group_size", attributes["K"]),
+        grid=None if w.grid is None else Grid(tuple(attributes["levels"]), attributes["zero"]),
     )
 
 
@@ -56,7 +59,7 @@ def _embedding_case(w: PlaneMatrix, large: bool, rng: np.random.Generator) -> No
         return [Wanted(rows, 0.0, exact=True)]
 
     return NodeCase(
-        ops.embedding_op(w.bits),
+        ops.embedding_op(w.bits, levels=w.grid is not None),
         matrix_attributes(w),
         vary(rng) | matrix_tensors(w),
         set(matrix_tensors(w)),
@@ -87,7 +90,7 @@ def _layer_case(w: PlaneMatrix, large: bool, rng: np.random.Generator) -> NodeCa
         return _products(w, attributes, values, kind)
 
     return NodeCase(
-        ops.linear_op(w.bits, static=x_scale is not None),
+        ops.linear_op(w.bits, levels=w.grid is not None, static=x_scale is not None),
         matrix_attributes(w) | {"splits": splits},
         vary(rng) | tensors,
         set(tensors),

@@ -30,7 +30,8 @@ def layer_tensors(w: PlaneMatrix, bias: np.ndarray | None, x_scale: float | None
 def matrix_attributes(w: PlaneMatrix) -> dict[str, Any]:
     """The attributes that describe it."""
     sizes = {} if w.groups is None else {"group_size": w.group_size}
-    return {"K": w.K, "N": w.N, **sizes, "layout": ops.LAYOUT}
+    grid = {} if w.grid is None else {"levels": list(w.grid.levels), "zero": w.grid.zero}
+    return {"K": w.K, "N": w.N, **sizes, **grid, "layout": ops.LAYOUT}
 
 
 def linear_model(
@@ -49,7 +50,7 @@ def linear_model(
     """
     sizes = splits or (w.N, 0, 0)
     return layer_model(
-        ops.linear_op(w.bits, static=x_scale is not None),
+        ops.linear_op(w.bits, levels=w.grid is not None, static=x_scale is not None),
         matrix_attributes(w) | {"splits": list(sizes)} | (attributes or {}),
         layer_tensors(w, bias, x_scale) | (tensors or {}),
         K=w.K,
@@ -67,7 +68,7 @@ def embedding_model(
 ) -> onnx.ModelProto:
     """An Embedding node, likewise; `options` are those of `table_model`."""
     return table_model(
-        ops.embedding_op(w.bits),
+        ops.embedding_op(w.bits, levels=w.grid is not None),
         matrix_attributes(w) | (attributes or {}),
         matrix_tensors(w) | (tensors or {}),
         K=w.K,

@@ -255,6 +255,7 @@ def _change_attribute(case: NodeCase, rng: np.random.Generator) -> None:
             [
                 *([n, 0, 0], [0, n, 0], [n + 1, -1, 0], [n], n, None, [n - 1, 0, 1]),
                 *([2**62, 2**62, n], [n, 0, 0, 0], [-(2**63), n, 0], [0.5, 0.5, 1.0]),
+                *(now[::-1], [*now[1:], 32], [*now[1:], 33], [-1, *now[1:]]),
             ],
         )
     else:

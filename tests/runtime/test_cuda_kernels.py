@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from cuda_library import FEW_ROWS, MANY_ROWS
 from cuda_structures import LinearProduct, Output
-from plane_cases import make_planes
+from plane_cases import EVERY_FORM, at_their_ends, make_planes
 from test_kernel_quantize import rows
 
 from qcompiler.numerics import reference
-from qcompiler.numerics.planes import WIDTHS, PlaneMatrix
+from qcompiler.numerics.planes import PlaneMatrix
 from qcompiler.numerics.reference import quantize_activations
 
 RNG = np.random.default_rng(17)
@@ -93,10 +93,10 @@ def test_quantize_takes_some_rows(cuda):
     assert not part.codes[4:].any()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@EVERY_FORM
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_same_bits_as_the_reference(cuda, shape, bits):
-    w = make_planes(*shape, bits=bits)
+def test_same_bits_as_the_reference(cuda, shape, bits, grid):
+    w = make_planes(*shape, bits=bits, grid=grid)
     bias = np.random.default_rng(1).normal(size=w.N).astype(np.float32)
     for m, kernel in ((1, FEW_ROWS), (7, FEW_ROWS), (3, MANY_ROWS), (70, 0)):
         x = activations(m, w.K)
@@ -116,21 +116,11 @@ def test_any_number_of_rows(cuda, m):
 
 
 @pytest.mark.parametrize("kernel", [FEW_ROWS, MANY_ROWS])
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_sums_at_their_ends(cuda, bits, kernel):
-    """Weights of -127 and 127 only, where the bits of a group's byte can say so."""
-    rng = np.random.default_rng(0)
+@EVERY_FORM
+def test_sums_at_their_ends(cuda, bits, grid, kernel):
     k, n = 4128, 18
-    if bits == 8:
-        w = PlaneMatrix.of_int8(rng.choice([-127, 127], (k, n)).astype(np.int8), np.ones(n, "f4"))
-    else:
-        top = (1 << bits) - 1
-        zero = rng.choice([0, top], (k // 16, n)).astype(np.uint8)
-        codes = top - np.repeat(zero, 16, axis=0)
-        multiples = np.full(zero.shape, 127 // top, np.uint8)
-        w = PlaneMatrix.pack(
-            codes, zero, multiples, np.ones(n, np.float32), bits=bits, group_size=16
-        )
+    high = np.random.default_rng(0).choice([False, True], (k // 16, n))
+    w = at_their_ends(high, k, 16, bits=bits, grid=grid)
     x = 127 * np.sign(w.weights().T[:4]).astype(np.float32)
     y = cuda.linear(x, w, NO_BIAS, kernel=kernel)
     same_bits(y, reference.linear_a8(x, w, NO_BIAS))
@@ -171,16 +161,17 @@ def test_bits_do_not_depend_on_the_order_of_threads(emulated, bits):
         same_bits(y, reference.linear_a8(x, w, NO_BIAS))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_any_byte_is_read_without_a_trap(cuda, bits):
+@EVERY_FORM
+def test_any_byte_is_read_without_a_trap(cuda, bits, grid):
     """Groups that leave int8, and codes beyond N and K of any kind."""
-    w = make_planes(200, 35, 16, bits=bits)
+    w = make_planes(200, 35, 16, bits=bits, grid=grid)
     rng = np.random.default_rng(3)
     hostile = PlaneMatrix(
         *(w.bits, w.group_size, w.K, w.N),
         rng.integers(0, 256, w.W.shape, dtype=np.uint8),
         None if w.groups is None else rng.integers(0, 256, w.groups.shape, dtype=np.uint8),
         w.scales,
+        w.grid,
     )
     for m in (3, 20):
         assert not np.isnan(cuda.linear(activations(m, 200), hostile, NO_BIAS)).any()
@@ -203,7 +194,7 @@ def test_no_rows(cuda):
     ],
 )
 def test_addresses_that_the_kernels_cannot_read_are_refused(emulated, field, address, cause):
-    p = LinearProduct(x=64, codes=64, groups=64, scales=64, bias=64, rows=1, k=32, n=1, bits=4)
+    p = LinearProduct(x=64, codes=64, groups=64, scales=64, bias=64, rows=1, k=32, n=1, form=4)
     p.outputs[0] = Output(64, 0, 1)
     assert emulated.refusal(p) is None
     if field == "outputs":
@@ -213,10 +204,10 @@ def test_addresses_that_the_kernels_cannot_read_are_refused(emulated, field, add
     assert cause in emulated.refusal(p)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@EVERY_FORM
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_embedding_is_exact(cuda, shape, bits):
-    w = make_planes(*shape, bits=bits)
+def test_embedding_is_exact(cuda, shape, bits, grid):
+    w = make_planes(*shape, bits=bits, grid=grid)
     for dtype in (np.int64, np.int32):
         ids = np.arange(-w.N, w.N, dtype=dtype).reshape(2, -1)
         same_bits(cuda.embedding(ids, w), reference.embedding(ids, w))

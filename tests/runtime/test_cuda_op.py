@@ -14,14 +14,13 @@ from linear_models import (
     wanted,
 )
 from op_checks import refusal
-from plane_cases import make_planes
+from plane_cases import EVERY_FORM, FORMS, make_planes
 from single_node import rounded_to_bfloat16
-from test_op_linear import EMPTY_OUTPUTS, FORMS, check_written
+from test_op_linear import CASES, EMPTY_OUTPUTS, check_written
 from test_op_refusals import GROUPS, SIZES, SPLITS
 
 from qcompiler import runtime
 from qcompiler.numerics import reference
-from qcompiler.numerics.planes import WIDTHS
 from qcompiler.session import CPU, CUDA, create_session
 
 RNG = np.random.default_rng(29)
@@ -43,10 +42,11 @@ def rows(*shape: int) -> np.ndarray:
         *(("gpu_session", dtype) for dtype in ("float32", "float16")),
     ],
 )
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_linear_gives_the_bits_of_the_reference(request, where, form, dtype):
-    bits, static, k, n, group, splits = form
-    w = make_planes(k, n, group, bits=bits)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_linear_gives_the_bits_of_the_reference(request, where, case, dtype):
+    form, static, k, n, group, splits = case
+    bits, grid = FORMS[form]
+    w = make_planes(k, n, group, bits=bits, grid=grid)
     bias, x_scale = (None, X_SCALE) if static else (rows(n), None)
     model = linear_model(w, bias, x_scale=x_scale, dtype=dtype, splits=splits)
     session = request.getfixturevalue(where)(model)
@@ -72,9 +72,9 @@ def test_inputs_need_not_be_constant(request, where, names):
 
 @WHERE
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_embedding_op_is_exact(request, where, bits, ids_type):
-    w = make_planes(100, 35, 16, bits=bits)
+@EVERY_FORM
+def test_embedding_op_is_exact(request, where, bits, grid, ids_type):
+    w = make_planes(100, 35, 16, bits=bits, grid=grid)
     session = request.getfixturevalue(where)(embedding_model(w, ids_type=ids_type))
     for ids in (np.arange(-35, 35).reshape(2, 35), np.zeros((0, 3))):
         (y,) = session.run(None, {"ids": ids.astype(ids_type)})

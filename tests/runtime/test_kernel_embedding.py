@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from plane_cases import make_planes
-
-from qcompiler.numerics.planes import WIDTHS
+from plane_cases import EVERY_FORM, make_planes
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (33, 17, 32), (100, 35, 64), (129, 16, 16)], ids=str)
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_embedding_is_exact(kernels, bits, shape):
-    w = make_planes(*shape, bits=bits)
+@EVERY_FORM
+def test_embedding_is_exact(kernels, bits, grid, shape):
+    w = make_planes(*shape, bits=bits, grid=grid)
     dense = w.dequantized()
     for column in range(w.N):
         np.testing.assert_array_equal(kernels.embedding(w, column), dense[:, column])

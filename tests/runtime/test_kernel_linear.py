@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from plane_cases import expected, make_planes
+from plane_cases import EVERY_FORM, expected, make_planes, most_multiples
 
-from qcompiler.numerics.planes import WIDTHS, PlaneMatrix
+from qcompiler.numerics.planes import MOST_LEVEL, Grid, PlaneMatrix
 
 # K, N, group size: below, at and above quads, strips, panels and groups.
 SHAPES = [
@@ -36,10 +36,10 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@EVERY_FORM
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_same_bits_as_the_reference(kernels, isa, shape, bits):
-    w = make_planes(*shape, bits=bits)
+def test_same_bits_as_the_reference(kernels, isa, shape, bits, grid):
+    w = make_planes(*shape, bits=bits, grid=grid)
     bias = np.random.default_rng(1).normal(size=w.N).astype(np.float32) if bits % 2 else None
     for m in (*ROWS, *(MANY_ROWS if w.K <= 520 else (16, 40))):
         q, scales = problem(m, w.K)
@@ -51,9 +51,9 @@ def test_same_bits_as_the_reference(kernels, isa, shape, bits):
         same_bits(np.nan_to_num(got), np.nan_to_num(want))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@EVERY_FORM
 @pytest.mark.parametrize("ends", ["lowest", "highest", "mixed"])
-def test_nothing_saturates(kernels, isa, bits, ends):
+def test_nothing_saturates(kernels, isa, bits, grid, ends):
     k, n, group = 2048, 48, 32
     rng = np.random.default_rng(0)
     if bits == 8:
@@ -63,14 +63,18 @@ def test_nothing_saturates(kernels, isa, bits, ends):
         )
     else:
         top, groups = (1 << bits) - 1, k // group
+        if grid is not None:
+            grid = Grid((0,) * top + (MOST_LEVEL,), 0)
         zero = np.full((groups, n), {"lowest": top, "highest": 0, "mixed": top // 2}[ends])
-        most = np.minimum(127 // np.maximum(zero, top - zero), 1 << (8 - bits))
         codes = {"lowest": [0], "highest": [top], "mixed": [0, top]}[ends]
         w = PlaneMatrix.pack(
             rng.choice(np.array(codes, np.uint8), (k, n)),
-            *(zero.astype(np.uint8), most.astype(np.uint8), np.ones(n, np.float32)),
+            zero.astype(np.uint8),
+            most_multiples(zero, bits, grid).astype(np.uint8),
+            np.ones(n, np.float32),
             bits=bits,
             group_size=group,
+            grid=grid,
         )
     q = np.concatenate(
         [np.full((2, k), 127), np.full((2, k), -127), rng.choice([-127, 127], (5, k))]
@@ -83,10 +87,10 @@ def test_nothing_saturates(kernels, isa, bits, ends):
         )
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_any_byte_is_read_without_a_trap(kernels, isa, bits):
+@EVERY_FORM
+def test_any_byte_is_read_without_a_trap(kernels, isa, bits, grid):
     """Groups that leave int8, and codes beyond N and K of any kind: other columns are right."""
-    w = make_planes(200, 35, 16, bits=bits)
+    w = make_planes(200, 35, 16, bits=bits, grid=grid)
     rng = np.random.default_rng(3)
     W = w.W.copy()
     hostile = PlaneMatrix(
@@ -94,15 +98,16 @@ def test_any_byte_is_read_without_a_trap(kernels, isa, bits):
         rng.integers(0, 256, W.shape, dtype=np.uint8),
         None if w.groups is None else rng.integers(0, 256, w.groups.shape, dtype=np.uint8),
         w.scales,
+        w.grid,
     )
     for m in (1, 3, 20):
         q, scales = problem(m, w.K)
         assert kernels.linear(isa, q, scales, hostile).shape == (m, 35)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_bits_do_not_depend_on_the_tile(kernels, isa, bits):
-    w = make_planes(1100, 100, 64, bits=bits)
+@EVERY_FORM
+def test_bits_do_not_depend_on_the_tile(kernels, isa, bits, grid):
+    w = make_planes(1100, 100, 64, bits=bits, grid=grid)
     q, scales = problem(45, 1100)
     whole = kernels.linear(isa, q, scales, w)
     for rows in ((0, 1), (1, 3), (3, 6), (6, 10), (8, 13), (8, 24), (0, 17), (5, 44)):

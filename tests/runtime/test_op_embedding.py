@@ -8,13 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from linear_models import assert_same_bits, embedding_model, matrix_tensors
-from plane_cases import make_planes
+from plane_cases import EVERY_FORM, make_planes
 
-from qcompiler import ops
 from qcompiler.numerics import reference
 from qcompiler.numerics.planes import PlaneMatrix
-
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
 
 
 def hostile(w: PlaneMatrix) -> PlaneMatrix:
@@ -28,11 +25,12 @@ def hostile(w: PlaneMatrix) -> PlaneMatrix:
     return dataclasses.replace(w, **changed)
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
 @pytest.mark.parametrize("shape", [(1, 1, 16), (100, 35, 32), (128, 48, 64), (300, 17, 256)])
-def test_same_bits_as_the_reference(session, bits, shape, ids_type):
-    for w in (make_planes(*shape, bits=bits), hostile(make_planes(*shape, bits=bits))):
+def test_same_bits_as_the_reference(session, bits, grid, shape, ids_type):
+    plain = make_planes(*shape, bits=bits, grid=grid)
+    for w in (plain, hostile(plain)):
         model = embedding_model(w, ids_type=ids_type)
         onnx.checker.check_model(model, full_check=True)
         runner = session(model)
@@ -61,10 +59,10 @@ def test_an_id_out_of_range_is_an_error(session, bits, wrong):
     assert y.shape == (1, 1, 100)
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_many_rows_on_threads(session, bits, threads):
-    w = make_planes(576, 1000, 32, bits=bits)
+def test_many_rows_on_threads(session, bits, grid, threads):
+    w = make_planes(576, 1000, 32, bits=bits, grid=grid)
     ids = np.random.default_rng(0).integers(0, 1000, (2, 333))
     (y,) = session(embedding_model(w), threads=threads).run(None, {"ids": ids})
     assert_same_bits(y, reference.embedding(ids, w))

@@ -12,10 +12,10 @@ import pytest
 from isas import ARCHITECTURE, names
 from linear_models import X_SCALE, assert_same_bits, embedding_model, linear_model, wanted
 from op_checks import BOTH
-from plane_cases import make_planes
+from plane_cases import FORMS, make_planes
 from single_node import FLOAT_TYPES
 
-from qcompiler import ops, runtime
+from qcompiler import runtime
 from qcompiler.numerics import reference
 
 SCRIPT = Path(__file__).parent / "run_models.py"
@@ -32,17 +32,18 @@ def cases():
     x[0, 0], x[1, 1, 7], x[1, 2, 8] = 0, np.inf, np.nan
     ids = rng.integers(-35, 35, (2, 5))
     cases = {}
-    for bits in ops.WIDTHS:
-        w, bias = make_planes(100, 48, 32, bits=bits), rng.normal(size=48).astype(np.float32)
+    for form, (bits, grid) in FORMS.items():
+        w = make_planes(100, 48, 32, bits=bits, grid=grid)
+        bias = rng.normal(size=48).astype(np.float32)
         for x_scale in (None, X_SCALE):
             for dtype in FLOAT_TYPES:
                 model = linear_model(w, bias, x_scale=x_scale, dtype=dtype, splits=(20, 0, 28))
                 fed = x.astype(np.float16) if dtype == "float16" else x
-                name = f"{ops.linear_op(bits, static=x_scale is not None)}_{dtype}"
+                name = f"{form}_{x_scale}_{dtype}"
                 cases[name] = (model, {"X": fed}, wanted(fed, w, bias, x_scale, dtype=dtype))
-        table = make_planes(100, 35, 16, bits=bits)
+        table = make_planes(100, 35, 16, bits=bits, grid=grid)
         rows = reference.embedding(ids, table)
-        cases[ops.embedding_op(bits)] = (embedding_model(table), {"ids": ids}, rows)
+        cases[f"table_{form}"] = (embedding_model(table), {"ids": ids}, rows)
     return cases
 
 

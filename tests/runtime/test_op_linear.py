@@ -14,37 +14,44 @@ import pytest
 from linear_models import X_SCALE, assert_same_bits, layer_tensors, linear_model, wanted
 from onnx import helper, numpy_helper
 from op_checks import BOTH, run_into
-from plane_cases import make_planes
+from plane_cases import EVERY_FORM, FORMS, at_their_ends, make_planes
 
-from qcompiler import ops, runtime
-from qcompiler.numerics.planes import PlaneMatrix
+from qcompiler import runtime
+from qcompiler.numerics.planes import Grid, PlaneMatrix
 
 EMPTY_OUTPUTS = pytest.mark.parametrize(
     "splits", [(1, 0, 0), (17, 0, 2), (16, 0, 0), (30, 5, 0)], ids=str
 )
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
 RNG = np.random.default_rng(3)
 
-# Bits, static, K, N, group size, splits.
-FORMS = [
-    (2, False, 100, 35, 16, (32, 3, 0)),
-    (2, True, 64, 48, 32, (16, 16, 16)),
-    (3, False, 300, 41, 256, (20, 0, 21)),
-    (3, True, 7, 5, 16, (3, 1, 1)),
-    (4, False, 200, 96, 64, (32, 32, 32)),
-    (4, True, 136, 50, 128, (50, 0, 0)),
-    (5, False, 33, 17, 32, (1, 16, 0)),
-    (5, True, 130, 64, 16, (48, 16, 0)),
-    (6, False, 64, 48, 64, (48, 0, 0)),
-    (6, True, 100, 35, 32, (17, 17, 1)),
-    (8, False, 300, 41, 16, (41, 0, 0)),
-    (8, True, 7, 5, 16, (5, 0, 0)),
+# Form, static, K, N, group size, splits.
+CASES = [
+    ("W2", False, 100, 35, 16, (32, 3, 0)),
+    ("W2", True, 64, 48, 32, (16, 16, 16)),
+    ("W3", False, 300, 41, 256, (20, 0, 21)),
+    ("W3", True, 7, 5, 16, (3, 1, 1)),
+    ("W4", False, 200, 96, 64, (32, 32, 32)),
+    ("W4", True, 136, 50, 128, (50, 0, 0)),
+    ("W5", False, 33, 17, 32, (1, 16, 0)),
+    ("W5", True, 130, 64, 16, (48, 16, 0)),
+    ("W6", False, 64, 48, 64, (48, 0, 0)),
+    ("W6", True, 100, 35, 32, (17, 17, 1)),
+    ("W8", False, 300, 41, 16, (41, 0, 0)),
+    ("W8", True, 7, 5, 16, (5, 0, 0)),
+    ("T2", False, 100, 35, 16, (32, 3, 0)),
+    ("T2", True, 300, 41, 64, (20, 0, 21)),
+    ("T3", False, 200, 96, 32, (32, 32, 32)),
+    ("T3", True, 33, 17, 16, (1, 16, 0)),
+    ("T4", False, 7, 5, 16, (3, 1, 1)),
+    ("T4", True, 136, 50, 128, (50, 0, 0)),
 ]
 
 
-def make_layer(K: int, N: int, group_size: int, *, bits: int = 4) -> tuple[PlaneMatrix, np.ndarray]:
+def make_layer(
+    K: int, N: int, group_size: int, *, bits: int = 4, grid: Grid | None = None
+) -> tuple[PlaneMatrix, np.ndarray]:
     """A matrix and a bias."""
-    return make_planes(K, N, group_size, bits=bits), rows(N)
+    return make_planes(K, N, group_size, bits=bits, grid=grid), rows(N)
 
 
 def run(session, x, **fed) -> np.ndarray:
@@ -56,10 +63,11 @@ def rows(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_same_bits_as_the_reference(session, form, dtype):
-    bits, static, k, n, group, splits = form
-    w, bias = make_layer(k, n, group, bits=bits)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_bits_as_the_reference(session, case, dtype):
+    name, static, k, n, group, splits = case
+    bits, grid = FORMS[name]
+    w, bias = make_layer(k, n, group, bits=bits, grid=grid)
     bias, x_scale = (None, X_SCALE) if static else (bias, None)
     model = linear_model(w, bias, x_scale=x_scale, dtype=dtype, splits=splits)
     onnx.checker.check_model(model, full_check=True)
@@ -77,24 +85,12 @@ def test_same_bits_as_the_reference(session, form, dtype):
         assert_same_bits(run(runner, x), wanted(x, w, bias, x_scale, dtype=dtype))
 
 
-@EVERY_WIDTH
-def test_sums_as_large_as_they_come(session, bits):
+@EVERY_FORM
+def test_sums_as_large_as_they_come(session, bits, grid):
     """Of as many rows as a matrix may have, all codes 127 or -127."""
     k = 1 << 17
-    ends = np.array([1, -1], np.int8).repeat([3, 2])
-    if bits == 8:
-        w = PlaneMatrix.of_int8(np.tile(127 * ends, (k, 1)), np.ones(5, np.float32))
-    else:
-        top = (1 << bits) - 1
-        shape, multiple = (k // 256, 5), min(127 // top, 1 << (8 - bits))
-        w = PlaneMatrix.pack(
-            np.tile(np.where(ends > 0, top, 0).astype(np.uint8), (k, 1)),
-            np.broadcast_to(np.where(ends > 0, 0, top).astype(np.uint8), shape),
-            np.full(shape, multiple, np.uint8),
-            np.ones(5, np.float32),
-            bits=bits,
-            group_size=256,
-        )
+    high = np.tile([True, True, True, False, False], (k // 256, 1))
+    w = at_their_ends(high, k, 256, bits=bits, grid=grid)
     x = np.full((2, k), 127, np.float32)
     x[1] = -127
     y = wanted(x, w)
@@ -146,10 +142,10 @@ def test_beside_int8_kernels_of_onnxruntime(session):
         assert error < 0.03  # without its setup nothing would be right
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("splits", [(400, 0, 0), (256, 71, 73)], ids=str)
-def test_bits_do_not_depend_on_threads_or_rows(session, splits, bits):
-    w, bias = make_layer(260, 400, 64, bits=bits)
+def test_bits_do_not_depend_on_threads_or_rows(session, splits, bits, grid):
+    w, bias = make_layer(260, 400, 64, bits=bits, grid=grid)
     model = linear_model(w, bias, splits=splits)
     x = rows(1, 70, 260)
     y = wanted(x, w, bias)
@@ -169,10 +165,10 @@ def test_more_rows_than_are_quantized_at_once(session, dtype):
 
 
 @BOTH
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("names", [("W",), ("groups", "scales"), ("bias",), ("x_scale",)])
-def test_inputs_need_not_be_constant(session, names, bits, library):
-    w, bias = make_layer(100, 35, 32, bits=bits)
+def test_inputs_need_not_be_constant(session, names, bits, grid, library):
+    w, bias = make_layer(100, 35, 32, bits=bits, grid=grid)
     values = layer_tensors(w, bias, X_SCALE)
     names = [name for name in names if name in values]
     model = linear_model(w, bias, x_scale=X_SCALE, splits=(30, 5, 0), as_inputs=names)
@@ -246,9 +242,9 @@ def check_written(open_session, splits) -> None:
 
 
 @BOTH
-@EVERY_WIDTH
-def test_weights_may_lie_unaligned_in_a_mapped_file(tmp_path, bits, library):
-    w, bias = make_layer(100, 35, 32, bits=bits)
+@EVERY_FORM
+def test_weights_may_lie_unaligned_in_a_mapped_file(tmp_path, bits, grid, library):
+    w, bias = make_layer(100, 35, 32, bits=bits, grid=grid)
     model = linear_model(w, bias)
     data = bytearray()
     for tensor in model.graph.initializer:

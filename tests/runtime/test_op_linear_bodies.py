@@ -11,14 +11,13 @@ from linear_models import assert_same_bits, embedding_model, linear_model, wante
 from onnx import TensorProto
 from onnxruntime import GraphOptimizationLevel as Level
 from onnxruntime import InferenceSession, SessionOptions
-from plane_cases import make_planes
+from plane_cases import EVERY_FORM, make_planes
 from single_node import rounded_to_bfloat16
 
 from qcompiler.inspection import inspect
 from qcompiler.numerics import reference
-from qcompiler.numerics.planes import MOST_ROWS, WIDTHS, PlaneMatrix
+from qcompiler.numerics.planes import MOST_ROWS, PlaneMatrix
 
-EVERY_WIDTH = pytest.mark.parametrize("bits", WIDTHS)
 EITHER_SCALE = pytest.mark.parametrize("x_scale", [None, 0.02], ids=["dynamic", "static"])
 LEVELS = (Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_BASIC, Level.ORT_ENABLE_ALL)
 
@@ -49,12 +48,12 @@ def run(session: InferenceSession, x: np.ndarray) -> np.ndarray:
     return np.concatenate(session.run(None, {"X": x}), axis=-1)
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @EITHER_SCALE
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_linear_gives_the_bits_of_the_reference(session, bits, x_scale, level):
+def test_linear_gives_the_bits_of_the_reference(session, bits, grid, x_scale, level):
     for k, n, group_size, splits in SHAPES:
-        w = make_planes(k, n, group_size, bits=bits)
+        w = make_planes(k, n, group_size, bits=bits, grid=grid)
         bias = np.random.default_rng(1).normal(size=n).astype(np.float32)
         model = linear_model(w, bias, x_scale=x_scale, splits=splits)
         onnx.checker.check_model(model, full_check=True)
@@ -100,10 +99,10 @@ def test_sums_are_exact(session, k):
     assert_same_bits(y, wanted(x, w))
 
 
-@EVERY_WIDTH
-def test_any_byte_is_a_weight_modulo_256(session, bits):
+@EVERY_FORM
+def test_any_byte_is_a_weight_modulo_256(session, bits, grid):
     rng = np.random.default_rng(7)
-    w = make_planes(150, 35, 16, bits=bits)
+    w = make_planes(150, 35, 16, bits=bits, grid=grid)
     groups = None if w.groups is None else rng.integers(0, 256, w.groups.shape, dtype=np.uint8)
     W = rng.integers(0, 256, w.W.shape, dtype=np.uint8)
     w = dataclasses.replace(w, W=W, groups=groups)
@@ -124,11 +123,11 @@ def test_no_bias_leaves_no_negative_zero(session, n, level):
     assert_same_bits(y, np.zeros((1, 2, n), np.float32))
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @EITHER_SCALE
-def test_a_session_keeps_one_int8_matrix(tmp_path, bits, x_scale):
+def test_a_session_keeps_one_int8_matrix(tmp_path, bits, grid, x_scale):
     """Nothing of the packed form is left, and no optimization replaces what rounds."""
-    w = make_planes(320, 144, 64, bits=bits)
+    w = make_planes(320, 144, 64, bits=bits, grid=grid)
     model = linear_model(w, np.ones(144, np.float32), x_scale=x_scale).SerializeToString()
     for level in LEVELS[1:]:
         options = SessionOptions()
@@ -146,11 +145,11 @@ def test_a_session_keeps_one_int8_matrix(tmp_path, bits, x_scale):
         assert operators[at + 1 :][: len(tail)] == tail
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("ids_type", ["int64", "int32"])
-def test_embedding_gives_the_bits_of_the_reference(session, bits, ids_type):
+def test_embedding_gives_the_bits_of_the_reference(session, bits, grid, ids_type):
     for k, n, group_size, _ in SHAPES:
-        w = make_planes(k, n, group_size, bits=bits)
+        w = make_planes(k, n, group_size, bits=bits, grid=grid)
         w.scales[::2] *= -1
         model = embedding_model(w, ids_type=ids_type)
         onnx.checker.check_model(model, full_check=True)
@@ -171,10 +170,10 @@ def test_embedding_of_any_rank(session, ids_shape):
     assert_same_bits(y, reference.embedding(ids, w))
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("wrong", [35, -36, 48, 2**40, -(2**63)])
-def test_an_id_out_of_range_is_an_error(session, bits, wrong):
-    w = make_planes(100, 35, 32, bits=bits)
+def test_an_id_out_of_range_is_an_error(session, bits, grid, wrong):
+    w = make_planes(100, 35, 32, bits=bits, grid=grid)
     runner = session(embedding_model(w), library=False)
     with pytest.raises(Exception, match="Gather"):  # onnxruntime's errors share no other base
         runner.run(None, {"ids": np.array([[0, wrong]], np.int64)})
@@ -182,14 +181,15 @@ def test_an_id_out_of_range_is_an_error(session, bits, wrong):
         reference.embedding(np.array([0, wrong]), w)
 
 
-@EVERY_WIDTH
-def test_inspect_tells_what_the_ops_are(tmp_path, bits):
-    w = make_planes(100, 35, 32, bits=bits)
+@EVERY_FORM
+def test_inspect_tells_what_the_ops_are(tmp_path, bits, grid):
+    w = make_planes(100, 35, 32, bits=bits, grid=grid)
     scheme = "int8 sym" if bits == 8 else f"int{bits} g32 asym"
+    form = f"{'W' if grid is None else 'T'}{bits}"
     for model, op, activation in (
-        (linear_model(w), f"LinearW{bits}A8", "per-token"),
-        (linear_model(w, x_scale=0.02), f"LinearW{bits}A8Static", "per-tensor"),
-        (embedding_model(w), f"EmbeddingW{bits}", "float"),
+        (linear_model(w), f"Linear{form}A8", "per-token"),
+        (linear_model(w, x_scale=0.02), f"Linear{form}A8Static", "per-tensor"),
+        (embedding_model(w), f"Embedding{form}", "float"),
     ):
         onnx.save(model, tmp_path / "model.onnx")
         (layer,) = inspect(tmp_path / "model.onnx").layers

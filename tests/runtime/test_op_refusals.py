@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from linear_models import embedding_model, linear_model
 from op_checks import refusal
-from plane_cases import make_planes
-
-from qcompiler import ops
-
-EVERY_WIDTH = pytest.mark.parametrize("bits", ops.WIDTHS)
+from plane_cases import EVERY_FORM, GRIDS, make_planes
 
 
 def u8(*shape):
@@ -49,6 +45,23 @@ GROUPS = [
         {"group_size": 16},
         "groups has shape [3, 4, 16], expected [3, 7, 16] for K=100, N=35, group_",
     ),
+]
+LEVELS = [
+    ({"levels": [0, 3, 6]}, "levels has 3 values, expected 4"),
+    ({"levels": [0, 3, 6, 9, 9]}, "levels has 5 values, expected 4"),
+    ({"levels": [0, 6, 3, 9]}, "levels=[0, 6, 3, 9] must ascend within 0 .. 32"),
+    ({"levels": [-1, 3, 6, 9]}, "levels=[-1, 3, 6, 9] must ascend within 0 .. 32"),
+    ({"levels": [0, 3, 6, 33]}, "levels=[0, 3, 6, 33] must ascend within 0 .. 32"),
+    ({"levels": [0, 3, 6, 2**32 + 9]}, "levels=[0, 3, 6, 4294967305] must ascend within 0 .. 32"),
+    ({"levels": [-(2**63), 3, 6, 9]}, "must ascend within 0 .. 32"),
+    ({"levels": 3}, "levels has 0 values, expected 4"),
+    ({"levels": [0.0, 3.0, 6.0, 9.0]}, "levels has 0 values, expected 4"),
+    ({"levels": None}, "levels is missing"),
+    ({"zero": -1}, "zero=-1 is out of range 0 .. 32"),
+    ({"zero": 33}, "zero=33 is out of range 0 .. 32"),
+    ({"zero": 2**32}, "zero=4294967296 is out of range 0 .. 32"),
+    ({"zero": [3]}, "zero is missing or not an integer"),
+    ({"zero": None}, "zero is missing"),
 ]
 SPLITS = [
     ({"splits": [30, 4, 0]}, "splits=[30, 4, 0] must be three sizes that sum to N=35"),
@@ -104,6 +117,20 @@ def test_sizes(session, make, bits):
         message = refusal(session, make(w, attributes=attributes, functions=False))
         assert label in message
         assert cause.replace("{strip}", str(64 * bits)) in message
+
+
+@pytest.mark.parametrize("make", [linear_model, embedding_model])
+def test_levels(session, make):
+    w = make_planes(100, 35, 32, bits=2, grid=GRIDS[2])
+    label = "LinearT2A8 node 'layer0': "
+    if make is embedding_model:
+        label = "EmbeddingT2 node 'embed': "
+    for attributes, cause in [*SIZES, *GROUPS, *LEVELS]:
+        message = refusal(session, make(w, attributes=attributes, functions=False))
+        assert label in message
+        assert cause.replace("{strip}", "128") in message
+    for levels, zero in ([0, 0, 0, 0], 0), ([32, 32, 32, 32], 32):
+        session(make(w, attributes={"levels": levels, "zero": zero}, functions=False))
 
 
 @pytest.mark.parametrize(("attributes", "cause"), SPLITS, ids=str)
@@ -166,11 +193,11 @@ def test_other_element_types(session, w):
     assert "tensor(float16)" in message
 
 
-@EVERY_WIDTH
+@EVERY_FORM
 @pytest.mark.parametrize("x_scale", [None, 0.02])
-def test_the_kernel_replaces_the_function(session, x_scale, bits):
+def test_the_kernel_replaces_the_function(session, x_scale, bits, grid):
     """Only the kernel looks at the layout: its refusal shows that it is the one in use."""
-    w = make_planes(100, 35, 32, bits=bits)
+    w = make_planes(100, 35, 32, bits=bits, grid=grid)
     model = linear_model(w, x_scale=x_scale, attributes={"layout": 7})
     assert "layout 7" in refusal(session, model)
     session(model, library=False)

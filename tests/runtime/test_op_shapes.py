@@ -7,7 +7,7 @@ import onnx
 import pytest
 from linear_models import embedding_model, linear_model
 from onnx import TensorProto, helper, numpy_helper
-from plane_cases import make_planes
+from plane_cases import GRIDS, make_planes
 from test_op_activation import activation_model
 from test_op_attention import attention_model
 from test_op_attention import feeds as attention_feeds
@@ -19,6 +19,7 @@ from test_op_norm import norm_model
 from qcompiler import ops
 
 PLANES = make_planes(64, 48, 32, bits=4)
+LEVELS = make_planes(64, 48, 32, bits=3, grid=GRIDS[3])
 X = np.ones((1, 3, 64), np.float32)
 
 # A model of one node, and its feeds.
@@ -27,6 +28,8 @@ CASES = {
     "linear in three": (linear_model(PLANES, splits=(16, 16, 16)), {"X": X}),
     "static linear": (linear_model(PLANES, x_scale=0.02), {"X": X}),
     "embedding": (embedding_model(PLANES), {"ids": np.zeros((1, 3), np.int64)}),
+    "levels": (linear_model(LEVELS), {"X": X}),
+    "embedding of levels": (embedding_model(LEVELS), {"ids": np.zeros((1, 3), np.int64)}),
     "gelu": (activation_model("Gelu"), {"X": X[0]}),
     "swiglu": (activation_model("SwiGLU"), {"gate": X[0], "up": X[0]}),
     "layer norm": (norm_model(centers=True), norm_feeds(True, (1, 3, 64))),

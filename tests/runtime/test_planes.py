@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plane_cases import make_planes
+from plane_cases import FORMS, make_planes
 
 from qcompiler.numerics import planes
-from qcompiler.numerics.planes import GROUP_SIZES, WIDTHS, PlaneMatrix, ceil_div
+from qcompiler.numerics.planes import GROUP_SIZES, WIDTHS, Grid, PlaneMatrix, ceil_div
 
 EVERY_WIDTH = pytest.mark.parametrize("bits", WIDTHS)
 
@@ -75,6 +75,20 @@ def test_golden_groups():
     assert w.dequantized()[:, 0].tolist() == [1.0] * 16 + [-25.0]
 
 
+def test_golden_levels():
+    """Codes and groups as ever; what they stand for is the table's."""
+    codes = np.array([[3]] * 16 + [[0]], np.uint8)
+    zero_points, multiples = np.array([[1], [3]], np.uint8), np.array([[1], [20]], np.uint8)
+    scales, grid = np.full(1, 0.5, np.float32), Grid((0, 3, 9), 3)
+    w = PlaneMatrix.pack(codes, zero_points, multiples, scales, bits=2, group_size=16, grid=grid)
+    assert w.grid == Grid((0, 3, 9, 9), 3)
+    assert w.groups is not None
+    assert w.groups[0, :, 0].tolist() == [1, 3 + (19 << 2)]
+    np.testing.assert_array_equal(w.W, planes.pack_planes(codes, 2))
+    assert w.weights()[:, 0].tolist() == [9 - 4] * 16 + [-6 * 20]
+    assert w.dequantized()[:, 0].tolist() == [2.5] * 16 + [-60.0]
+
+
 @EVERY_WIDTH
 def test_identity_and_padding(bits):
     @settings(max_examples=40, deadline=None)
@@ -92,12 +106,14 @@ def test_identity_and_padding(bits):
     check()
 
 
-@pytest.mark.parametrize("bits", WIDTHS[:-1])
+@pytest.mark.parametrize(
+    ("bits", "grid"), [(bits, grid) for bits, grid in FORMS.values() if bits < 8], ids=str
+)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
-def test_weights_of_groups(bits, group_size):
+def test_weights_of_groups(bits, grid, group_size):
     """Of any bytes, each weight by itself in plain integers, modulo 256."""
     k, n = 2 * group_size + 5, 19
-    w = make_planes(k, n, group_size, bits=bits)
+    w = make_planes(k, n, group_size, bits=bits, grid=grid)
     assert w.groups is not None
     w.groups[:] = np.random.default_rng(1).integers(0, 256, w.groups.shape)
     codes, found = planes.unpack_planes(w.W, k, n, bits), w.weights()
@@ -106,7 +122,10 @@ def test_weights_of_groups(bits, group_size):
         for column in range(n):
             byte = int(w.groups[column // 16, row // group_size, column % 16])
             zero_point, multiple = byte % (1 << bits), byte // (1 << bits) + 1
-            value = (int(codes[row, column]) - zero_point) * multiple
+            number = int(codes[row, column])
+            if grid is not None:
+                number, zero_point = grid.levels[number], zero_point + grid.zero
+            value = (number - zero_point) * multiple
             assert int(found[row, column]) % 256 == value % 256
 
 
@@ -119,7 +138,9 @@ def test_weights_of_8_bits():
     np.testing.assert_array_equal(w.dequantized(), values * scales)
 
 
-def pack(bits=4, group_size=16, *, code=0, zero_point=0, multiple=1, groups=2, scale=1.0):
+def pack(
+    bits=4, group_size=16, *, code=0, zero_point=0, multiple=1, groups=2, scale=1.0, grid=None
+):
     """A matrix 17 x 3 of one code."""
     return PlaneMatrix.pack(
         np.full((17, 3), code, np.uint8),
@@ -128,7 +149,11 @@ def pack(bits=4, group_size=16, *, code=0, zero_point=0, multiple=1, groups=2, s
         np.full(3, scale, np.float32),
         bits=bits,
         group_size=group_size,
+        grid=grid,
     )
+
+
+SIXTEEN = Grid(tuple(range(16, 32)), 20)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +171,12 @@ def pack(bits=4, group_size=16, *, code=0, zero_point=0, multiple=1, groups=2, s
         ({"code": 16}, r"4-bit codes must lie in 0 .. 15"),
         ({"code": 8, "multiple": 16}, "beyond 127"),
         ({"zero_point": 8, "multiple": 16}, "beyond 127"),
+        ({"grid": SIXTEEN, "bits": 3}, "no codes of 3 bits for 16 levels"),
+        ({"grid": SIXTEEN, "bits": 5}, "no codes of 5 bits for 16 levels"),
+        ({"grid": SIXTEEN, "code": 16}, r"4-bit codes must lie in 0 .. 15"),
+        ({"grid": SIXTEEN, "zero_point": 16}, r"zero_points must lie in 0 .. 15"),
+        ({"grid": SIXTEEN, "code": 15, "multiple": 12}, "beyond 127"),
+        ({"grid": SIXTEEN, "zero_point": 6, "code": 7, "bits": 4, "multiple": 12}, "beyond 255"),
         ({"scale": np.nan}, "3 finite float32"),
         ({"scale": np.inf}, "3 finite float32"),
     ],
@@ -155,6 +186,30 @@ def test_refusals(changes, message):
     assert pack().weights().shape == (17, 3)
     with pytest.raises(ValueError, match=message):
         pack(**changes)
+
+
+def test_the_highest_levels_that_have_a_place():
+    """A level times its multiple is 255 at most, where it is in use."""
+    assert pack(grid=SIXTEEN, code=5, zero_point=1, multiple=12).weights()[0, 0] == 0
+    assert pack(grid=SIXTEEN, code=4, zero_point=10, multiple=12).weights()[0, 0] == -120
+
+
+@pytest.mark.parametrize(
+    ("levels", "zero", "message"),
+    [
+        ((), 0, "levels must ascend"),
+        ((0, 3, 2), 0, r"levels must ascend within 0 .. 32, unlike \[0, 3, 2\]"),
+        ((-1, 3), 0, "levels must ascend"),
+        ((0, 33), 0, "levels must ascend"),
+        ((0, 32), -1, "zero must lie in 0 .. 32, unlike -1"),
+        ((0, 32), 33, "zero must lie in 0 .. 32, unlike 33"),
+    ],
+    ids=str,
+)
+def test_grids_that_are_none(levels, zero, message):
+    assert Grid((0, 0, 32), 32).levels == (0, 0, 32)
+    with pytest.raises(ValueError, match=message):
+        Grid(levels, zero)
 
 
 def test_what_int8_refuses():

@@ -112,6 +112,6 @@ def test_few_rows_are_left_to_whom_the_kernels_leave_them() -> None:
     found = {
         file.stem.removeprefix("linear_"): other
         for file in KERNELS.glob("linear_*.cc")
-        for other in re.findall(r"linear_s8_w##bits##_f32_(\w+)\)", file.read_text("utf-8"))
+        for other in re.findall(r"linear_s8_##letter##bits##_f32_(\w+)\)", file.read_text("utf-8"))
     }
     assert found == FEW_ROWS

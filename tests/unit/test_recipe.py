@@ -63,7 +63,7 @@ def test_recipes_that_fit_weights_or_biases_to_data_name_text() -> None:
     for name in available():
         recipe = load(name)
         fitted = any(
-            step.name in ("correct-bias", "tweak-norms")
+            step.name in ("compensate", "correct-bias", "tweak-norms")
             or options_of(step).get("rounding", "nearest") != "nearest"
             for step in recipe.passes
         )
@@ -175,11 +175,11 @@ def test_a_recipe_says_only_what_sets_it_apart(tmp_path: Path) -> None:
     ("name", "numbers"),
     [
         ("w4a8-small", {"group_size": 128}),
-        ("w3a8", {"bits": 3}),
-        ("w2a8", {"bits": 2}),
+        ("w3a8", {"bits": 3, "grid": "gaussian"}),
+        ("w2a8", {"bits": 2, "grid": "gaussian"}),
     ],
 )
-def test_smaller_recipes_differ_in_formats_only(name: str, numbers: dict[str, int]) -> None:
+def test_smaller_recipes_differ_in_formats_only(name: str, numbers: dict[str, typing.Any]) -> None:
     large, small = (load(each).to_dict()["pass"] for each in ("w4a8", name))
     changed = [
         (a["name"], key, b[key])

@@ -14,9 +14,10 @@ import pytest
 import qcompiler
 from qcompiler import targets
 from qcompiler.errors import RecipeError
-from qcompiler.formats import LayerPlan, WeightFormat
+from qcompiler.formats import GridName, LayerPlan, WeightFormat
 from qcompiler.numerics import planes
 from qcompiler.passes import register
+from qcompiler.passes.plan_weights import PlanWeights
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.targets import TARGETS
 
@@ -57,6 +58,38 @@ def test_op_targets_take_the_widths_that_have_ops() -> None:
 def test_which_formats_each_takes(bits: int, size: int | None, taken_by: set[str]) -> None:
     plan = LayerPlan(weight=WeightFormat(bits=bits, group_size=size))
     assert {name for name, target in TARGETS.items() if target.accepts(plan) is None} == taken_by
+
+
+@pytest.mark.parametrize("name", ["gaussian", "learned", "fp4"])
+def test_grids_need_the_op_library_or_qdq(name: GridName) -> None:
+    form = WeightFormat.planned(4, 32, symmetric=False, grid=name)
+    said = {key: target.accepts(LayerPlan(weight=form)) for key, target in TARGETS.items()}
+    refused = said.pop("ort-contrib")
+    assert refused == f"it has no kernels for the grid '{name}', only for 'even'"
+    assert set(said.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("grid", "target", "planned"),
+    [
+        ("gaussian", "ort-contrib", "int4 g32 asym"),
+        ("gaussian", "ort-custom", "int4 g32 gaussian"),
+        ("learned", "ort-contrib", "int4 g32 asym"),
+        ("learned", "qdq", "int4 g32 learned"),
+        ("fp4", "ort-contrib", "int4 g32 fp4"),  # asked for by name: refused, not replaced
+    ],
+)
+def test_grids_that_only_gain_give_way(grid: GridName, target: str, planned: str) -> None:
+    step = PlanWeights(grid=grid, group_size=32, symmetric=False).suited(TARGETS[target])
+    assert str(step.linear) == planned
+
+
+def test_candidates_are_the_best_of_their_bytes() -> None:
+    for name, least in (("ort-custom", "int2 g32 gaussian"), ("ort-contrib", "int2 g32 asym")):
+        found = [str(form) for form in TARGETS[name].candidates()]
+        assert found[0] == least and {"int4 g32 asym", "int8 sym"} <= set(found)
+        sizes = [TARGETS[name].candidates()[i].nbytes(512, 512) for i in range(len(found))]
+        assert sizes == sorted(set(sizes))
 
 
 def test_an_unknown_target_is_guessed() -> None:

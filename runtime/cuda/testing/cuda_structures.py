@@ -5,13 +5,19 @@ Needs nothing but Python, so that benchmarks run where qcompiler is not installe
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_uint8, c_void_p
 
 
 class Output(Structure):
     """`Output` of runtime/cuda/elements.h."""
 
     _fields_ = (("data", c_void_p), ("begin", c_int64), ("end", c_int64))
+
+
+class Levels(Structure):
+    """`Levels` of runtime/kernels/planes.h."""
+
+    _fields_ = (("values", c_uint8 * 16), ("zero", c_int32))
 
 
 class LinearProduct(Structure):
@@ -24,7 +30,8 @@ class LinearProduct(Structure):
         ("outputs", Output * 3),
         ("element", c_int32),
         ("static_scale", c_float),
-        *((name, c_int32) for name in ("bits", "one_bias")),
+        *((name, c_int32) for name in ("form", "one_bias")),
+        ("levels", Levels),
     )
 
 

@@ -130,6 +130,15 @@ inline std::int32_t dot_s8(std::uint32_t a, std::uint32_t b, std::int32_t sum) {
   return sum;
 }
 
+inline std::uint32_t byte_of_each(std::uint32_t a, std::uint32_t b, std::uint32_t digits) {
+  const std::uint64_t bytes = std::uint64_t{b} << 32 | a;
+  std::uint32_t found = 0;
+  for (int i = 0; i < 4; ++i) {
+    found |= static_cast<std::uint32_t>(bytes >> 8 * (digits >> 4 * i & 7) & 0xff) << 8 * i;
+  }
+  return found;
+}
+
 inline void copy_async(void* shared, const void* from, bool present) {
   emulator::copy_async(shared, from, present);
 }

@@ -20,14 +20,15 @@ constexpr bool kBest = false, kForced = true;  // KernelTable::only_forced
     table.swiglu = swiglu_f32_##simd;                    \
     table.gelu = gelu_f32_##simd;                        \
   }
-#define QC_ADD_LINEAR(bits, symbol) table.linear[bits] = linear_s8_w##bits##_f32_##symbol;
+#define QC_ADD_LINEAR(letter, bits, symbol) \
+  table.linear[kForm##letter + bits] = linear_s8_##letter##bits##_f32_##symbol;
 #define QC_ISA(name, symbol, base, more, compiler_flags, instruction, simd, chosen) \
   constexpr KernelTable make_##symbol() {                                           \
     KernelTable table{};                                                            \
     table.isa = name;                                                               \
     table.needs = kNeeds_##base | kNeeds_##simd | (more);                           \
     table.only_forced = chosen;                                                     \
-    QC_EACH_WIDTH(QC_ADD_LINEAR, symbol)                                            \
+    QC_EACH_FORM(QC_ADD_LINEAR, symbol)                                             \
     add_##simd(table);                                                              \
     return table;                                                                   \
   }                                                                                 \

@@ -25,7 +25,7 @@ struct KernelTable {
   std::uint32_t needs;  // CpuFlags, all of them
   bool only_forced;     // never chosen unless named: there for tests and measurements
   Quantize quantize;
-  Linear linear[kMostBits + 1];  // by the width of the weights; null where there is no such width
+  Linear linear[kForms];  // by the form of the weights; null where there is none
   Widen widen_f16;
   Narrow narrow_f16;
   Attend attend;

@@ -23,14 +23,15 @@ void embedding(const PlaneWeights& w, std::int64_t column, float* out) {
     if constexpr (Planes::kGrouped) {
       const std::int64_t group = panel * w.group_count() + k / w.group_size;
       const int byte = w.groups[group * kPanel + lane];
-      zero = Planes::zero_point(byte);
+      zero = Planes::zero_point(byte, w.levels);
       multiple = Planes::multiple(byte);
     }
     const std::uint8_t* strip = strips + k / kStrip * Planes::kStripBytes;
     const int first = static_cast<int>(k % kStrip);
     const int count = static_cast<int>(std::min(kRun, w.k - k));
     for (int i = 0; i < count; ++i) {
-      const int weight = (Planes::at(strip, first + i, lane) - zero) * multiple;
+      const int number = Planes::number(Planes::at(strip, first + i, lane), w.levels);
+      const int weight = (number - zero) * multiple;
       out[k + i] = static_cast<float>(static_cast<std::int8_t>(weight)) * scale;
     }
   }
@@ -38,8 +39,8 @@ void embedding(const PlaneWeights& w, std::int64_t column, float* out) {
 
 }  // namespace
 
-void embedding_f32(int bits, const PlaneWeights& w, std::int64_t column, float* out) {
-  with_planes(bits, [&](auto planes) { embedding<decltype(planes)>(w, column, out); });
+void embedding_f32(int form, const PlaneWeights& w, std::int64_t column, float* out) {
+  with_planes(form, [&](auto planes) { embedding<decltype(planes)>(w, column, out); });
 }
 
 }  // namespace qc::kernels

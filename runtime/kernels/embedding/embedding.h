@@ -8,9 +8,9 @@
 
 namespace qc::kernels {
 
-// `bits`: the width of the weights. `column` must lie in [0, n); out holds k floats. Bound by
+// `form`: of the weights. `column` must lie in [0, n); out holds k floats. Bound by
 // memory, so plain C++ serves all ISAs.
-void embedding_f32(int bits, const PlaneWeights& w, std::int64_t column, float* out);
+void embedding_f32(int form, const PlaneWeights& w, std::int64_t column, float* out);
 
 }  // namespace qc::kernels
 

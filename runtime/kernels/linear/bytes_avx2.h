@@ -7,6 +7,7 @@
 //   times_ints           32-bit products
 //   left, right          16-bit shifts, of unsigned words; right_ints of signed 32-bit integers
 //   spread_words, _bytes the low word, or byte, of each 32-bit integer in all of it; the rest was 0
+//   table, look_up       16 bytes, and which of them each byte names: 0 .. 15
 // Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_BYTES_AVX2_H_
 #define QC_KERNELS_LINEAR_BYTES_AVX2_H_
@@ -24,6 +25,9 @@ struct Bytes256 {
   static constexpr int kPerPanel = 2;
   static constexpr int kRegisters = 16;
 
+  static QC_INLINE Reg table(const std::uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static QC_INLINE Reg spread_bytes(Reg x) {
     const __m128i first = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
     return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(first));

@@ -16,6 +16,9 @@ struct Bytes512 {
   static constexpr int kPerPanel = 1;
   static constexpr int kRegisters = 32;
 
+  static QC_INLINE Reg table(const std::uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static QC_INLINE Reg spread_bytes(Reg x) {
     const __m128i first = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
     return _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(first));

@@ -55,6 +55,10 @@ struct Bytes128 {
   static QC_INLINE Reg right_ints(Reg x) {
     return vshrq_n_s32(x, kBits);
   }
+  static QC_INLINE Reg table(const std::uint8_t* p) { return load(p); }
+  static QC_INLINE Reg look_up(Reg table, Reg indices) {
+    return vreinterpretq_s32_u8(vqtbl1q_u8(u8(table), u8(indices)));
+  }
   static QC_INLINE Reg spread_words(Reg x) { return vorrq_s32(x, vshlq_n_s32(x, 16)); }
   static QC_INLINE Reg spread_bytes(Reg x) { return vmulq_n_s32(x, 0x01010101); }
   static QC_INLINE Reg load_ints(const std::int32_t* p) { return vld1q_s32(p); }

@@ -47,6 +47,9 @@
   static QC_INLINE Reg right_ints(Reg x) {                                               \
     return mm##_srai_epi32(x, kBits);                                                    \
   }                                                                                      \
+  static QC_INLINE Reg look_up(Reg table, Reg indices) {                                 \
+    return mm##_shuffle_epi8(table, indices);                                            \
+  }                                                                                      \
   static QC_INLINE Reg spread_words(Reg x) { return or_(x, mm##_slli_epi32(x, 16)); }
 
 #endif  // QC_KERNELS_LINEAR_BYTES_X86_H_

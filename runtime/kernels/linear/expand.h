@@ -30,9 +30,9 @@ QC_INLINE typename Bytes::Reg field(typename Bytes::Reg x) {
 }
 
 // The codes of quad kQuadIndex of a strip, of the columns of one register.
-template <typename Bytes, int kBits, int kQuadIndex>
+template <typename Bytes, int kForm, int kQuadIndex>
 QC_INLINE typename Bytes::Reg quad_codes(const std::uint8_t* strip) {
-  using P = Planes<kBits>;
+  using P = Planes<kForm>;
   constexpr int kLowBlock = P::block(P::kLow, kQuadIndex);
   constexpr int kLowShift = P::shift(P::kLow, kQuadIndex);
   const auto low =
@@ -57,48 +57,106 @@ QC_INLINE void each_quad(Body body) {
   }
 }
 
+// The numbers that codes and zero points stand for: themselves.
+template <typename Bytes, int kForm, bool kHasLevels = Planes<kForm>::kHasLevels>
+struct Numbers {
+  using Reg = typename Bytes::Reg;
+
+  explicit QC_INLINE Numbers(const PlaneWeights&) {}
+
+  // Those of quad kIndex of a strip, of the columns of one register.
+  template <int kIndex>
+  static QC_INLINE Reg quad(const std::uint8_t* strip) {
+    return quad_codes<Bytes, kForm, kIndex>(strip);
+  }
+  static QC_INLINE Reg zero_points(Reg values) { return values; }
+};
+
+// Levels, and what zero points count from.
+template <typename Bytes, int kForm>
+struct Numbers<Bytes, kForm, true> {
+  using Reg = typename Bytes::Reg;
+
+  explicit QC_INLINE Numbers(const PlaneWeights& w) : zero(Bytes::Lanes::set_ints(w.levels.zero)) {
+    levels[0] = Bytes::table(w.levels.values);
+    if constexpr (kTwoCodes) {
+      static constexpr std::uint8_t kFirst[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+      static constexpr std::uint8_t kSecond[16] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+      levels[1] = Bytes::look_up(levels[0], Bytes::table(kSecond));
+      levels[0] = Bytes::look_up(levels[0], Bytes::table(kFirst));
+    }
+  }
+
+  template <int kIndex>
+  QC_INLINE Reg quad(const std::uint8_t* strip) const {
+    if constexpr (kTwoCodes) {
+      using P = Planes<kForm>;
+      constexpr int kBlock = P::block(P::kLow, kIndex), kShift = P::shift(P::kLow, kIndex);
+      const auto both =
+          field<Bytes, kShift / 4 * 4, 4, 0>(Bytes::load(strip + kBlock * kBlockBytes));
+      return Bytes::look_up(levels[kShift % 4 / 2], both);
+    } else {
+      return Bytes::look_up(levels[0], quad_codes<Bytes, kForm, kIndex>(strip));
+    }
+  }
+  QC_INLINE Reg zero_points(Reg values) const { return Bytes::Lanes::add_ints(values, zero); }
+
+ private:
+  // Of two bits a look-up takes four, the codes of two quads: the level of the lower one, or of the
+  // upper. So both need one shift and one mask.
+  static constexpr bool kTwoCodes = Planes<kForm>::kBits == 2;
+
+  Reg levels[kTwoCodes ? 2 : 1];
+  Reg zero;
+};
+
 // What the bytes of a group say, for the columns of one register: as 32-bit integers.
-template <typename Bytes, int kBits>
+template <typename Bytes, int kForm>
 struct Factors {
+  using P = Planes<kForm>;
   typename Bytes::Reg zero_points, multiples;
 
-  explicit QC_INLINE Factors(const std::uint8_t* bytes) {
+  QC_INLINE Factors(const std::uint8_t* bytes, const Numbers<Bytes, kForm>& numbers) {
     const auto wide = Bytes::Lanes::load_bytes(bytes);
-    zero_points = Bytes::and_(wide, Bytes::Lanes::set_ints(Planes<kBits>::kMask));
-    multiples =
-        Bytes::Lanes::add_ints(Bytes::template right_ints<kBits>(wide), Bytes::Lanes::set_ints(1));
+    zero_points = numbers.zero_points(Bytes::and_(wide, Bytes::Lanes::set_ints(P::kMask)));
+    multiples = Bytes::Lanes::add_ints(Bytes::template right_ints<P::kBits>(wide),
+                                       Bytes::Lanes::set_ints(1));
   }
 };
 
 // Quads [kBegin, kEnd) of a strip as int8 weights plus kOffset, 64 bytes a quad and panel.
-// 16-bit products serve two bytes, since a code times its multiple stays below 256.
-template <typename Bytes, int kBits, int kOffset, int kBegin, int kEnd>
-QC_INLINE void expand_quads(const std::uint8_t* strip, const Factors<Bytes, kBits>& factors,
-                            std::uint8_t* to) {
+// 16-bit products serve two bytes, since a number times its multiple stays below 256.
+template <typename Bytes, int kForm, int kOffset, int kBegin, int kEnd>
+QC_INLINE void expand_quads(const std::uint8_t* strip, const Numbers<Bytes, kForm>& numbers,
+                            const Factors<Bytes, kForm>& factors, std::uint8_t* to) {
   const auto multiples = Bytes::spread_words(factors.multiples);
-  const auto less =
-      Bytes::sub(Bytes::spread_bytes(Bytes::times(factors.zero_points, factors.multiples)),
-                 Bytes::all(kOffset));
+  auto zeros = Bytes::times(factors.zero_points, factors.multiples);
+  if constexpr (Planes<kForm>::kHasLevels) {
+    // Zero points may lie beyond all levels, and their products beyond a byte.
+    zeros = Bytes::and_(zeros, Bytes::Lanes::set_ints(255));
+  }
+  const auto less = Bytes::sub(Bytes::spread_bytes(zeros), Bytes::all(kOffset));
   each_quad<kBegin, kEnd>([&](auto quad) {
     constexpr int kIndex = decltype(quad)::kValue;
-    const auto codes = quad_codes<Bytes, kBits, kIndex>(strip);
-    Bytes::store(to + kIndex * kBlockBytes, Bytes::sub(Bytes::times(codes, multiples), less));
+    const auto values = numbers.template quad<kIndex>(strip);
+    Bytes::store(to + kIndex * kBlockBytes, Bytes::sub(Bytes::times(values, multiples), less));
   });
 }
 
 // Strips [first, last) of a panel as int8 weights plus kOffset: 512 bytes a strip.
-template <typename Bytes, int kBits, int kOffset>
+template <typename Bytes, int kForm, int kOffset>
 void expand(const PlaneWeights& w, int64_t panel, int64_t first, int64_t last, std::uint8_t* to) {
-  using P = Planes<kBits>;
+  using P = Planes<kForm>;
   constexpr int kBytes = kBlockBytes / Bytes::kPerPanel;  // of a block, in a register
   const std::uint8_t* strip = w.codes + (panel * P::strips(w.k) + first) * P::kStripBytes;
   const std::uint8_t* groups = P::kGrouped ? w.groups + panel * w.group_count() * kPanel : nullptr;
   const int64_t last_group = P::kGrouped ? w.group_count() - 1 : 0;
   const int shift = __builtin_ctzll(static_cast<unsigned long long>(w.group_size));
+  const Numbers<Bytes, kForm> numbers(w);
   for (int64_t s = first; s < last; ++s, strip += P::kStripBytes, to += kQuads * kBlockBytes) {
     // As far ahead as the strips that come next: those of this panel in the chunk behind this one.
 #pragma GCC unroll 8
-    for (int b = 0; b < kBits; ++b) {
+    for (int b = 0; b < P::kBits; ++b) {
       __builtin_prefetch(strip + (last - first) * P::kStripBytes + b * kBlockBytes);
     }
     for (int part = 0; part < Bytes::kPerPanel; ++part) {
@@ -114,14 +172,14 @@ void expand(const PlaneWeights& w, int64_t panel, int64_t first, int64_t last, s
           const int64_t g = k >> shift;
           const int64_t at =
               (g < last_group ? g : last_group) * kPanel + part * Bytes::Lanes::kLanes;
-          return Factors<Bytes, kBits>(groups + at);
+          return Factors<Bytes, kForm>(groups + at, numbers);
         };
         if (w.group_size >= kStrip) {
-          expand_quads<Bytes, kBits, kOffset, 0, kQuads>(codes, factors(s * kStrip), out);
+          expand_quads<Bytes, kForm, kOffset, 0, kQuads>(codes, numbers, factors(s * kStrip), out);
         } else {
           constexpr int kHalf = kQuads / 2;
-          expand_quads<Bytes, kBits, kOffset, 0, kHalf>(codes, factors(s * kStrip), out);
-          expand_quads<Bytes, kBits, kOffset, kHalf, kQuads>(codes,
+          expand_quads<Bytes, kForm, kOffset, 0, kHalf>(codes, numbers, factors(s * kStrip), out);
+          expand_quads<Bytes, kForm, kOffset, kHalf, kQuads>(codes, numbers,
                                                              factors(s * kStrip + kStrip / 2), out);
         }
       }

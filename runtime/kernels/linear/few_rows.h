@@ -16,13 +16,13 @@ namespace qc::kernels {
 namespace {
 
 // kRows rows times kPanels panels.
-template <typename Isa, int kWidth, int kRows, int kPanelCount>
+template <typename Isa, int kForm, int kRows, int kPanelCount>
 class FewRows {
  public:
   using Bytes = typename Isa::Bytes;
   using Lanes = typename Bytes::Lanes;
   using Reg = typename Bytes::Reg;
-  using P = Planes<kWidth>;
+  using P = Planes<kForm>;
 
   static constexpr int kPerPanel = Bytes::kPerPanel;
   static constexpr int kVectors = kPanelCount * kPerPanel;
@@ -33,13 +33,17 @@ class FewRows {
   // chain are shifted instead.
   static constexpr int kFields = 8 / P::kLow;
   static constexpr bool kInPlace = Isa::kOffset > 0 && P::kHigh == 0 && kFields > 1 &&
-                                   (kFields + 2) * kRows* kVectors < Bytes::kRegisters;
+                                   !P::kHasLevels &&
+                                   (kFields + 2) * kRows * kVectors < Bytes::kRegisters;
   static constexpr int kChains = kInPlace                                       ? kFields
                                  : 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2
                                                                                 : 1;
 
   FewRows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel)
-      : w_(w), groups_(w.group_count()), panel_bytes_(P::strips(w.k) * P::kStripBytes) {
+      : w_(w),
+        groups_(w.group_count()),
+        panel_bytes_(P::strips(w.k) * P::kStripBytes),
+        numbers_(w) {
     strip_ = w.codes + panel * panel_bytes_;
     bytes_ = P::kGrouped ? w.groups + panel * groups_ * kPanel : nullptr;
     for (int r = 0; r < kRows; ++r) {
@@ -103,7 +107,7 @@ class FewRows {
 
   // What quad kIndex of a strip holds in one register.
   template <int kIndex>
-  static QC_INLINE Reg load(const std::uint8_t* strip) {
+  QC_INLINE Reg load(const std::uint8_t* strip) const {
     if constexpr (!P::kGrouped) {
       return Bytes::xor_(Bytes::load(strip + kIndex * kBlockBytes), Bytes::all(Isa::kOffset));
     } else if constexpr (kInPlace) {
@@ -111,7 +115,7 @@ class FewRows {
       return field<Bytes, kShift, P::kLow, kShift>(
           Bytes::load(strip + P::block(P::kLow, kIndex) * kBlockBytes));
     } else {
-      return quad_codes<Bytes, kWidth, kIndex>(strip);
+      return numbers_.template quad<kIndex>(strip);
     }
   }
 
@@ -139,7 +143,7 @@ class FewRows {
       for (int p = 0; p < kPanelCount; ++p) {
         const auto* ahead = reinterpret_cast<const char*>(strip_ + p * panel_bytes_);
 #pragma GCC unroll 8
-        for (int b = 0; b < kWidth; ++b) {
+        for (int b = 0; b < P::kBits; ++b) {
           __builtin_prefetch(ahead + Isa::kPrefetchBytes + b * kBlockBytes);
         }
       }
@@ -149,13 +153,14 @@ class FewRows {
     for (int r = 0; r < kRows; ++r) q_[r] += kStrip;
   }
 
-  // totals += multiple * (sums of codes - zero point * sum of activations)
+  // totals += multiple * (sum of numbers - zero point * sum of activations)
   QC_INLINE void add_group(Reg (&totals)[kRows][kVectors],
                            const Reg (&dots)[kChains][kRows][kVectors], int64_t g) const {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const Factors<Bytes, kWidth> factors(bytes_ + (v / kPerPanel * groups_ + g) * kPanel +
-                                           v % kPerPanel * Lanes::kLanes);
+      const Factors<Bytes, kForm> factors(
+          bytes_ + (v / kPerPanel * groups_ + g) * kPanel + v % kPerPanel * Lanes::kLanes,
+          numbers_);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const Reg less = Lanes::times(factors.zero_points, sums_[r][g]);
@@ -200,12 +205,13 @@ class FewRows {
   const std::uint8_t* bytes_;
   const std::int8_t* q_[kRows];
   const std::int32_t* sums_[kRows];
+  const Numbers<Bytes, kForm> numbers_;
 };
 
-template <typename Isa, int kBits, int kRows, int kPanelCount>
+template <typename Isa, int kForm, int kRows, int kPanelCount>
 __attribute__((noinline)) void few_rows_tile(const QuantizedRows& q, const PlaneWeights& w,
                                              const Tile& t, int64_t row, int64_t panel) {
-  using Few = FewRows<Isa, kBits, kRows, kPanelCount>;
+  using Few = FewRows<Isa, kForm, kRows, kPanelCount>;
   typename Few::Reg totals[kRows][Few::kVectors];
   Few(q, w, row, panel).multiply(totals);
 #pragma GCC unroll 8
@@ -219,17 +225,17 @@ __attribute__((noinline)) void few_rows_tile(const QuantizedRows& q, const Plane
 }
 
 // All panels of at most kMost rows.
-template <typename Isa, int kBits, int kMost>
+template <typename Isa, int kForm, int kMost>
 void few_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   with_count<kMost>(t.row_end - t.row_begin, [&](auto count) {
     constexpr int kRows = decltype(count)::kValue;
     constexpr int kAtOnce = Isa::panels_for(kRows);
     int64_t panel = t.panel_begin;
     for (; panel + kAtOnce <= t.panel_end; panel += kAtOnce) {
-      few_rows_tile<Isa, kBits, kRows, kAtOnce>(q, w, t, t.row_begin, panel);
+      few_rows_tile<Isa, kForm, kRows, kAtOnce>(q, w, t, t.row_begin, panel);
     }
     for (; kAtOnce > 1 && panel < t.panel_end; ++panel) {
-      few_rows_tile<Isa, kBits, kRows, 1>(q, w, t, t.row_begin, panel);
+      few_rows_tile<Isa, kForm, kRows, 1>(q, w, t, t.row_begin, panel);
     }
   });
 }

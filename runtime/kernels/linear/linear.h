@@ -39,6 +39,7 @@ struct PlaneWeights {
   const float* bias;           // [N], or null
   std::int64_t k, n;
   std::int64_t group_size;  // k for 8 bits
+  Levels levels;            // of the forms that have them
 
   QC_INLINE std::int64_t group_count() const { return ceil_div(k, group_size); }
   QC_INLINE std::int64_t panels() const { return ceil_div(n, kPanel); }
@@ -56,18 +57,19 @@ struct Tile {
 
 using Linear = void (*)(const QuantizedRows&, const PlaneWeights&, const Tile&);
 
-// linear_s8_w<bits>_f32_<isa>
-#define QC_DECLARE_LINEAR(bits, symbol) \
-  void linear_s8_w##bits##_f32_##symbol(const QuantizedRows&, const PlaneWeights&, const Tile&);
-#define QC_ISA(name, symbol, ...) QC_EACH_WIDTH(QC_DECLARE_LINEAR, symbol)
+// linear_s8_<form>_f32_<isa>
+#define QC_DECLARE_LINEAR(letter, bits, symbol)                                           \
+  void linear_s8_##letter##bits##_f32_##symbol(const QuantizedRows&, const PlaneWeights&, \
+                                               const Tile&);
+#define QC_ISA(name, symbol, ...) QC_EACH_FORM(QC_DECLARE_LINEAR, symbol)
 #include "kernels/dispatch/isas.inc"
 #undef QC_DECLARE_LINEAR
 
-// Defines those of an ISA, by its template linear<bits>.
-#define QC_DEFINE_LINEAR(bits, symbol)                                                 \
-  void linear_s8_w##bits##_f32_##symbol(const QuantizedRows& q, const PlaneWeights& w, \
-                                        const Tile& t) {                               \
-    linear<bits>(q, w, t);                                                             \
+// Defines those of an ISA, by its template linear<form>.
+#define QC_DEFINE_LINEAR(letter, bits, symbol)                                                \
+  void linear_s8_##letter##bits##_f32_##symbol(const QuantizedRows& q, const PlaneWeights& w, \
+                                               const Tile& t) {                               \
+    linear<kForm##letter + bits>(q, w, t);                                                    \
   }
 
 }  // namespace qc::kernels

@@ -82,9 +82,9 @@ struct RowTiles {
 
 // Expands a panel of a chunk, and zeros up to whole steps: what activations hold beyond K is
 // anything there.
-template <int kBits>
+template <int kForm>
 void expand_panel(const PlaneWeights& w, const Chunk& c, int64_t p, Expanded& s) {
-  expand<Bytes512, kBits, 0>(w, c.panel + p, c.first, c.last, s.weights[p]);
+  expand<Bytes512, kForm, 0>(w, c.panel + p, c.first, c.last, s.weights[p]);
   const int64_t end = c.steps() * kStep * kPanel;
   for (int64_t at = (c.last - c.first) * kStrip * kPanel; at < end; at += kBlockBytes) {
     _mm512_store_si512(s.weights[p] + at, _mm512_setzero_si512());
@@ -179,16 +179,16 @@ void multiply(const QuantizedRows& q, const Chunk& c, const RowTiles& rows, Expa
   __asm__ volatile("" ::: "memory");  // nor what tilestored writes
 }
 
-template <int kBits>
+template <int kForm>
 void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
                    const RowTiles& rows, Expanded& s) {
-  const int64_t strips = Planes<kBits>::strips(w.k);
+  const int64_t strips = Planes<kForm>::strips(w.k);
   for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kPanels) {
     const int64_t panels = panel + kPanels < t.panel_end ? kPanels : t.panel_end - panel;
     for (int64_t first = 0; first < strips; first += kChunk / kStrip) {
       const int64_t stop = first + kChunk / kStrip;
       const Chunk c{panel, panels, first, stop < strips ? stop : strips};
-      for (int64_t p = 0; p < panels; ++p) expand_panel<kBits>(w, c, p, s);
+      for (int64_t p = 0; p < panels; ++p) expand_panel<kForm>(w, c, p, s);
       multiply(q, c, rows, s);
     }
     for (int64_t tile = 0; tile < rows.count(); ++tile) {
@@ -202,7 +202,7 @@ void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
   }
 }
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, Linear few_rows) {
   if (t.row_end - t.row_begin < kFewRows) return few_rows(q, w, t);
   Expanded& s = scratch<Expanded>();
@@ -211,17 +211,17 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, Linear
     const int64_t stop = row + kRowTiles * kTileRows;
     const RowTiles rows{row, stop < t.row_end ? stop : t.row_end};
     configure_tiles(static_cast<int>(rows.of_tile()));
-    block_of_rows<kBits>(q, w, t, rows, s);
+    block_of_rows<kForm>(q, w, t, rows, s);
   }
 }
 
 }  // namespace
 
-#define QC_DEFINE_AMX(bits, ...)                                                      \
-  void linear_s8_w##bits##_f32_amxint8(const QuantizedRows& q, const PlaneWeights& w, \
-                                       const Tile& t) {                               \
-    linear<bits>(q, w, t, linear_s8_w##bits##_f32_avx512vnni);                        \
+#define QC_DEFINE_AMX(letter, bits, ...)                                                     \
+  void linear_s8_##letter##bits##_f32_amxint8(const QuantizedRows& q, const PlaneWeights& w, \
+                                              const Tile& t) {                               \
+    linear<kForm##letter + bits>(q, w, t, linear_s8_##letter##bits##_f32_avx512vnni);        \
   }
-QC_EACH_WIDTH(QC_DEFINE_AMX)
+QC_EACH_FORM(QC_DEFINE_AMX)
 
 }  // namespace qc::kernels

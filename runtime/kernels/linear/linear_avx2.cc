@@ -47,22 +47,23 @@ QC_INLINE void take_words(__m256i& total, __m256i a, __m256i b) {
       : "x"(a), "x"(b));
 }
 
-// Quads whose pairs of products fit into int16 together: 2 * 127 * the largest code each.
-constexpr int quads_in_word(int bits) {
-  const int fit = 32767 / (2 * 127 * ((1 << bits) - 1));
+// Quads whose pairs of products fit into int16 together: 2 * 127 * the largest number each.
+constexpr int quads_in_word(int largest) {
+  const int fit = 32767 / (2 * 127 * largest);
   return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 
 // kRows rows times half a panel or a whole one.
-template <int kWidth, int kRows, int kHalves>
+template <int kForm, int kRows, int kHalves>
 class Rows {
  public:
-  using P = Planes<kWidth>;
+  using P = Planes<kForm>;
   static constexpr int kBytes = kBlockBytes / 2;
-  static constexpr int kRun = kWidth < 8 ? quads_in_word(kWidth) : 1;
+  static constexpr int kRun =
+      P::kGrouped ? quads_in_word(P::kHasLevels ? kMostLevel : P::kMask) : 1;
 
   Rows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel, int half)
-      : w_(w), groups_(w.group_count()) {
+      : w_(w), groups_(w.group_count()), numbers_(w) {
     strip_ = w.codes + panel * P::strips(w.k) * P::kStripBytes + half * kBytes;
     bytes_ = P::kGrouped ? w.groups + panel * groups_ * kPanel + half * Avx2::kLanes : nullptr;
     for (int r = 0; r < kRows; ++r) {
@@ -102,7 +103,7 @@ class Rows {
   QC_INLINE void advance() {
     if constexpr (kRows < 4) {
 #pragma GCC unroll 8
-      for (int b = 0; b < kWidth; ++b) {
+      for (int b = 0; b < P::kBits; ++b) {
         __builtin_prefetch(strip_ + kPrefetchBytes + b * kBlockBytes);
       }
     }
@@ -117,9 +118,9 @@ class Rows {
     __m256i multiples[kHalves];
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
-      const Factors<Bytes256, kWidth> f(bytes_ + g * kPanel + h * Avx2::kLanes);
+      const Factors<Bytes256, kForm> f(bytes_ + g * kPanel + h * Avx2::kLanes, numbers_);
       multiples[h] = Bytes256::spread_words(f.multiples);
-      // Below 2^8 in well-formed weights, so that one 16-bit multiply is exact.
+      // Below 2^12, so that one 16-bit multiply is exact.
       const __m256i both = Bytes256::times(f.zero_points, f.multiples);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -139,7 +140,7 @@ class Rows {
 #pragma GCC unroll 2
     for (int h = 0; h < kHalves; ++h) {
       const std::uint8_t* bytes = bytes_ + g * kPanel + h * Avx2::kLanes;
-      const Factors<Bytes256, kWidth> first(bytes), second(bytes + kPanel);
+      const Factors<Bytes256, kForm> first(bytes, numbers_), second(bytes + kPanel, numbers_);
       multiples[0][h] = Bytes256::spread_words(first.multiples);
       multiples[1][h] = Bytes256::spread_words(second.multiples);
       both[h] = Bytes256::or_(
@@ -172,7 +173,7 @@ class Rows {
         __m256i codes[kHalves];
 #pragma GCC unroll 2
         for (int h = 0; h < kHalves; ++h) {
-          codes[h] = quad_codes<Bytes256, kWidth, kIndex>(strip_ + h * kBytes);
+          codes[h] = numbers_.template quad<kIndex>(strip_ + h * kBytes);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
@@ -218,13 +219,14 @@ class Rows {
   const std::uint8_t* bytes_;
   const std::int8_t* q_[kRows];
   const std::int32_t* sums_[kRows];
+  const Numbers<Bytes256, kForm> numbers_;
 };
 
-template <int kBits, int kRows, int kHalves>
+template <int kForm, int kRows, int kHalves>
 __attribute__((noinline)) void tile(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
                                     int64_t row, int64_t panel, int half = 0) {
   __m256i totals[kRows][kHalves];
-  Rows<kBits, kRows, kHalves>(q, w, row, panel, half).multiply(totals);
+  Rows<kForm, kRows, kHalves>(q, w, row, panel, half).multiply(totals);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
@@ -235,18 +237,18 @@ __attribute__((noinline)) void tile(const QuantizedRows& q, const PlaneWeights& 
 }
 
 // A whole panel where 16 registers hold its sums.
-template <int kBits, int kRows>
+template <int kForm, int kRows>
 void panel_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, int64_t row,
                 int64_t panel) {
   if constexpr (kRows <= 2) {
-    tile<kBits, kRows, 2>(q, w, t, row, panel);
+    tile<kForm, kRows, 2>(q, w, t, row, panel);
   } else {
-    tile<kBits, kRows, 1>(q, w, t, row, panel);
-    if (t.column_end - panel * kPanel > kPanel / 2) tile<kBits, kRows, 1>(q, w, t, row, panel, 1);
+    tile<kForm, kRows, 1>(q, w, t, row, panel);
+    if (t.column_end - panel * kPanel > kPanel / 2) tile<kForm, kRows, 1>(q, w, t, row, panel, 1);
   }
 }
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   for (int64_t panel = t.panel_begin; panel < t.panel_end; ++panel) {
     int64_t row = t.row_begin;
@@ -255,7 +257,7 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
       // 5 to 7 rows are two tiles of nearly the same height.
       const int64_t height = left >= 8 ? 4 : left > 4 ? (left + 1) / 2 : left;
       with_count<4>(height, [&](auto count) {
-        panel_rows<kBits, decltype(count)::kValue>(q, w, t, row, panel);
+        panel_rows<kForm, decltype(count)::kValue>(q, w, t, row, panel);
       });
       row += height;
     }
@@ -264,6 +266,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, avx2)
+QC_EACH_FORM(QC_DEFINE_LINEAR, avx2)
 
 }  // namespace qc::kernels

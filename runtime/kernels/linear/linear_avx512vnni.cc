@@ -40,13 +40,13 @@ struct Vnni512 {
   }
 };
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  any_rows<Vnni512, kBits>(q, w, t);
+  any_rows<Vnni512, kForm>(q, w, t);
 }
 
 }  // namespace
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, avx512vnni)
+QC_EACH_FORM(QC_DEFINE_LINEAR, avx512vnni)
 
 }  // namespace qc::kernels

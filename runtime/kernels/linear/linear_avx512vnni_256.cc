@@ -2,6 +2,6 @@
 
 namespace qc::kernels {
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, avx512vnni_256)
+QC_EACH_FORM(QC_DEFINE_LINEAR, avx512vnni_256)
 
 }  // namespace qc::kernels

@@ -2,6 +2,6 @@
 
 namespace qc::kernels {
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, avxvnni)
+QC_EACH_FORM(QC_DEFINE_LINEAR, avxvnni)
 
 }  // namespace qc::kernels

@@ -3,13 +3,13 @@
 namespace qc::kernels {
 namespace {
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  any_rows<Sdot, kBits>(q, w, t);
+  any_rows<Sdot, kForm>(q, w, t);
 }
 
 }  // namespace
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, neondotprod)
+QC_EACH_FORM(QC_DEFINE_LINEAR, neondotprod)
 
 }  // namespace qc::kernels

@@ -62,13 +62,13 @@ struct Smmla : Sdot {
   }
 };
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  any_rows<Smmla, kBits>(q, w, t);
+  any_rows<Smmla, kForm>(q, w, t);
 }
 
 }  // namespace
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, neoni8mm)
+QC_EACH_FORM(QC_DEFINE_LINEAR, neoni8mm)
 
 }  // namespace qc::kernels

@@ -10,10 +10,10 @@ namespace {
 constexpr std::int64_t kRows = 8;  // that share a strip once it is taken apart
 
 // The weights of a strip of a panel, all of them int8.
-template <int kBits>
+template <int kForm>
 void take_apart(const PlaneWeights& w, std::int64_t panel, std::int64_t s,
                 int (&weights)[kStrip][kPanel]) {
-  using Planes = Planes<kBits>;
+  using Planes = Planes<kForm>;
   const std::uint8_t* strip = w.codes + (panel * Planes::strips(w.k) + s) * Planes::kStripBytes;
   for (int k = 0; k < kStrip; ++k) {
     const std::int64_t group = std::min((s * kStrip + k) / w.group_size, w.group_count() - 1);
@@ -21,8 +21,8 @@ void take_apart(const PlaneWeights& w, std::int64_t panel, std::int64_t s,
       int weight = Planes::at(strip, k, c);
       if constexpr (Planes::kGrouped) {
         const int byte = w.groups[(panel * w.group_count() + group) * kPanel + c];
-        weight =
-            static_cast<std::int8_t>((weight - Planes::zero_point(byte)) * Planes::multiple(byte));
+        weight = Planes::number(weight, w.levels) - Planes::zero_point(byte, w.levels);
+        weight = static_cast<std::int8_t>(weight * Planes::multiple(byte));
       }
       weights[k][c] = weight;
     }
@@ -30,12 +30,12 @@ void take_apart(const PlaneWeights& w, std::int64_t panel, std::int64_t s,
 }
 
 // Some rows and one panel, over all of K.
-template <int kBits>
+template <int kForm>
 void add_strips(const QuantizedRows& q, const PlaneWeights& w, std::int64_t row, std::int64_t rows,
                 std::int64_t panel, std::int32_t (&sums)[kRows][kPanel]) {
-  for (std::int64_t s = 0; s < Planes<kBits>::strips(w.k); ++s) {
+  for (std::int64_t s = 0; s < Planes<kForm>::strips(w.k); ++s) {
     int weights[kStrip][kPanel];
-    take_apart<kBits>(w, panel, s, weights);
+    take_apart<kForm>(w, panel, s, weights);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int8_t* codes = q.codes + (row + r) * q.stride + s * kStrip;
       for (int k = 0; k < kStrip; ++k) {
@@ -51,13 +51,13 @@ float value_at(const float* values, std::int64_t index) {
   return value;
 }
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   for (std::int64_t panel = t.panel_begin; panel < t.panel_end; ++panel) {
     for (std::int64_t row = t.row_begin; row < t.row_end; row += kRows) {
       const std::int64_t rows = std::min(kRows, t.row_end - row);
       std::int32_t sums[kRows][kPanel] = {};
-      add_strips<kBits>(q, w, row, rows, panel, sums);
+      add_strips<kForm>(q, w, row, rows, panel, sums);
       for (std::int64_t r = 0; r < rows; ++r) {
         float* out =
             t.out + (row + r - t.row_begin) * t.out_stride + (panel - t.panel_begin) * kPanel;
@@ -74,6 +74,6 @@ void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
 
 }  // namespace
 
-QC_EACH_WIDTH(QC_DEFINE_LINEAR, reference)
+QC_EACH_FORM(QC_DEFINE_LINEAR, reference)
 
 }  // namespace qc::kernels

@@ -44,9 +44,9 @@ struct Vnni256 {
   }
 };
 
-template <int kBits>
+template <int kForm>
 void linear(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
-  any_rows<Vnni256, kBits>(q, w, t);
+  any_rows<Vnni256, kForm>(q, w, t);
 }
 
 }  // namespace

@@ -86,13 +86,13 @@ void tiles(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, const C
   }
 }
 
-template <typename Isa, int kBits>
+template <typename Isa, int kForm>
 void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t, int64_t begin,
                    int64_t end, Expanded& s) {
   for (int64_t row = begin; row < end; ++row) {
     s.starts[row - begin] = -Isa::kOffset * row_sum(q, w, row);
   }
-  const int64_t strips = Planes<kBits>::strips(w.k);
+  const int64_t strips = Planes<kForm>::strips(w.k);
   for (int64_t panel = t.panel_begin; panel < t.panel_end; panel += kPanels) {
     const int64_t left = t.panel_end - panel;
     const int64_t panels = left < kPanels ? left : kPanels;
@@ -100,7 +100,7 @@ void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
       const int64_t stop = first + kChunk / kStrip;
       const Chunk c{panel, panels, first, stop < strips ? stop : strips, stop >= strips};
       for (int64_t p = 0; p < panels; ++p) {
-        expand<typename Isa::Bytes, kBits, Isa::kOffset>(w, panel + p, c.first, c.last,
+        expand<typename Isa::Bytes, kForm, Isa::kOffset>(w, panel + p, c.first, c.last,
                                                          s.weights[p]);
       }
       for (int64_t row = begin; row < end;) {
@@ -118,23 +118,23 @@ void block_of_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t,
   }
 }
 
-template <typename Isa, int kBits>
+template <typename Isa, int kForm>
 void many_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   Expanded& s = scratch<Expanded>();
   for (int64_t row = t.row_begin; row < t.row_end; row += kRowBlock) {
     const int64_t end = row + kRowBlock < t.row_end ? row + kRowBlock : t.row_end;
-    block_of_rows<Isa, kBits>(q, w, t, row, end, s);
+    block_of_rows<Isa, kForm>(q, w, t, row, end, s);
   }
 }
 
 // The few rows that are better off without expanded weights, or many.
-template <typename Isa, int kBits>
+template <typename Isa, int kForm>
 void any_rows(const QuantizedRows& q, const PlaneWeights& w, const Tile& t) {
   constexpr int kFew = 2;
   if (t.row_end - t.row_begin <= kFew) {
-    few_rows<Isa, kBits, kFew>(q, w, t);
+    few_rows<Isa, kForm, kFew>(q, w, t);
   } else {
-    many_rows<Isa, kBits>(q, w, t);
+    many_rows<Isa, kForm>(q, w, t);
   }
 }
 

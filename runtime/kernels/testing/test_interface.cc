@@ -43,9 +43,9 @@ int qc_quantize(const char* isa, const qc::kernels::QuantizeRow* row) {
   return with_kernels(isa, [&](const KernelTable& table) { table.quantize(*row); });
 }
 
-int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
+int qc_linear(const char* isa, int form, const qc::kernels::QuantizedRows* q,
               const qc::kernels::PlaneWeights* w, const qc::kernels::Tile* t) {
-  return with_kernels(isa, [&](const KernelTable& table) { table.linear[bits](*q, *w, *t); });
+  return with_kernels(isa, [&](const KernelTable& table) { table.linear[form](*q, *w, *t); });
 }
 
 int qc_load_tiles(const void* config) {
@@ -105,6 +105,6 @@ void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::i
   qc::kernels::pack_keys(k, stride, keys, d, packed);
 }
 
-void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column, float* out) {
-  qc::kernels::embedding_f32(bits, *w, column, out);
+void qc_embedding(int form, const qc::kernels::PlaneWeights* w, std::int64_t column, float* out) {
+  qc::kernels::embedding_f32(form, *w, column, out);
 }

@@ -22,7 +22,7 @@ QC_TEST_EXPORT int qc_table(int index, const char** isa, std::uint32_t* needs);
 
 // These return 0 where `isa` can't run here.
 QC_TEST_EXPORT int qc_quantize(const char* isa, const qc::kernels::QuantizeRow* row);
-QC_TEST_EXPORT int qc_linear(const char* isa, int bits, const qc::kernels::QuantizedRows* q,
+QC_TEST_EXPORT int qc_linear(const char* isa, int form, const qc::kernels::QuantizedRows* q,
                              const qc::kernels::PlaneWeights* w, const qc::kernels::Tile* t);
 // The calling thread's AMX tile configuration, 64 bytes; 0 where there is none.
 QC_TEST_EXPORT int qc_load_tiles(const void* config);
@@ -42,7 +42,7 @@ QC_TEST_EXPORT int qc_gelu(const char* isa, const float* x, std::int64_t count, 
 QC_TEST_EXPORT void qc_pack_keys(const float* k, std::int64_t stride, std::int64_t keys,
                                  std::int64_t d, float* packed);
 
-QC_TEST_EXPORT void qc_embedding(int bits, const qc::kernels::PlaneWeights* w, std::int64_t column,
+QC_TEST_EXPORT void qc_embedding(int form, const qc::kernels::PlaneWeights* w, std::int64_t column,
                                  float* out);
 
 #endif  // QC_KERNELS_TESTING_TEST_INTERFACE_H_
