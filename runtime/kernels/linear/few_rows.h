@@ -28,16 +28,20 @@ class FewRows {
   static constexpr int kVectors = kPanelCount * kPerPanel;
   static constexpr int kBytes = kBlockBytes / kPerPanel;  // of a block, in a register
 
-  // Products take turns on so many chains of sums, so that short tiles don't wait for their own.
-  // Where there is one for each field of a byte, fields stay where they are, and the sums of their
-  // chain are shifted instead.
-  static constexpr int kFields = 8 / P::kLow;
-  static constexpr bool kInPlace = Isa::kOffset > 0 && P::kHigh == 0 && kFields > 1 &&
-                                   !P::kHasLevels &&
-                                   (kFields + 2) * kRows * kVectors < Bytes::kRegisters;
-  static constexpr int kChains = kInPlace                                       ? kFields
-                                 : 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2
-                                                                                : 1;
+  // Products take turns on two chains of sums, so that short tiles don't wait for their own. Of
+  // four bits, the two fields of a byte may stay where they are, each with a chain of its own, and
+  // the sums of the upper one are shifted instead. Of two bits, joining four chains costs more than
+  // it saves.
+  static constexpr bool kInPlace = Isa::kOffset > 0 && P::kBits == 4 && !P::kHasLevels &&
+                                   4 * kRows * kVectors < Bytes::kRegisters;
+  static constexpr int kChains = kInPlace || 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2 : 1;
+
+  // Short tiles wait for memory. Long panels are streams side by side, each read ahead of. A tile
+  // of short ones is read in one go while the tile before it is multiplied, in order of addresses,
+  // so that the processor's own prefetching helps.
+  static constexpr bool kPrefetches = kRows * kPanelCount < 6;
+  static constexpr int64_t kShortBytes = 1 << 16;
+  static constexpr int kIntoL2 = 2;
 
   FewRows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel)
       : w_(w),
@@ -46,6 +50,11 @@ class FewRows {
         numbers_(w) {
     strip_ = w.codes + panel * panel_bytes_;
     bytes_ = P::kGrouped ? w.groups + panel * groups_ * kPanel : nullptr;
+    const int64_t tile_bytes = kPanelCount * panel_bytes_;
+    short_ = tile_bytes <= kShortBytes;
+    ahead_ = strip_ + tile_bytes;
+    groups_ahead_ = P::kGrouped ? bytes_ + kPanelCount * groups_ * kPanel : nullptr;
+    groups_step_ = kPanelCount * kPanel * kStrip / w.group_size;
     for (int r = 0; r < kRows; ++r) {
       q_[r] = q.codes + (row + r) * q.stride;
       // Hides where the pointer came from: GCC would rather recompute all of them for every quad.
@@ -138,13 +147,26 @@ class FewRows {
   }
 
   QC_INLINE void advance() {
-    if constexpr (kRows * kPanelCount < 6) {
+    if constexpr (kPrefetches) {
+      if (short_) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kPanelCount * P::kBits; ++i) {
+          __builtin_prefetch(ahead_ + i * kBlockBytes, 0, kIntoL2);
+        }
+        if constexpr (P::kGrouped) {
+          __builtin_prefetch(groups_ahead_, 0, kIntoL2);
+          __builtin_prefetch(groups_ahead_ + kBlockBytes, 0, kIntoL2);
+          groups_ahead_ += groups_step_;
+        }
+        ahead_ += kPanelCount * P::kStripBytes;
+      } else {
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanelCount; ++p) {
-        const auto* ahead = reinterpret_cast<const char*>(strip_ + p * panel_bytes_);
+        for (int p = 0; p < kPanelCount; ++p) {
+          const std::uint8_t* ahead = strip_ + p * panel_bytes_;
 #pragma GCC unroll 8
-        for (int b = 0; b < P::kBits; ++b) {
-          __builtin_prefetch(ahead + Isa::kPrefetchBytes + b * kBlockBytes);
+          for (int b = 0; b < P::kBits; ++b) {
+            __builtin_prefetch(ahead + Isa::kPrefetchBytes + b * kBlockBytes);
+          }
         }
       }
     }
@@ -200,9 +222,11 @@ class FewRows {
   }
 
   const PlaneWeights& w_;
-  int64_t groups_, panel_bytes_;
+  int64_t groups_, panel_bytes_, groups_step_;
+  bool short_;
   const std::uint8_t* strip_;
   const std::uint8_t* bytes_;
+  const std::uint8_t *ahead_, *groups_ahead_;  // in the tile behind this one
   const std::int8_t* q_[kRows];
   const std::int32_t* sums_[kRows];
   const Numbers<Bytes, kForm> numbers_;
