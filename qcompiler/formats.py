@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
@@ -138,6 +138,13 @@ GRIDS: dict[tuple[str, int], Grid] = {(grid.name, grid.bits): grid for grid in _
 """
 
 
+def grid_of(levels: Iterable[int], bits: int) -> Grid:
+    """The grid of these levels; one that nobody has named is "learned"."""
+    found = tuple(sorted(set(levels)))
+    named = (grid for (_, width), grid in GRIDS.items() if width == bits and grid.levels == found)
+    return next(named, Grid("learned", found, GRIDS["learned", bits].zeros))
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
     """How the weight of a layer is stored: unsigned codes in groups of input channels.
@@ -163,7 +170,7 @@ class WeightFormat:
             raise ValueError(f"weights have 2 to 8 bits, not {self.bits}")
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"a group has at least one channel, not {self.group_size}")
-        if self.grid is not None and (self.symmetric or self.grid.bits != self.bits):
+        if self.grid is not None and (self.symmetric or self.grid.bits > self.bits):
             raise ValueError(f"weights of {self.bits} bits have no grid '{self.grid.name}'")
 
     @property
@@ -332,5 +339,6 @@ __all__ = [
     "Storage",
     "WeightFormat",
     "candidates",
+    "grid_of",
     "storage_of",
 ]

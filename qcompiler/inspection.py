@@ -19,7 +19,7 @@ from qcompiler.analysis.layers import Layer, find_layers
 from qcompiler.analysis.qdq import quantized_layer
 from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import PassError
-from qcompiler.formats import Granularity, WeightFormat
+from qcompiler.formats import Granularity, WeightFormat, grid_of
 from qcompiler.models import ModelPackage, open_package, open_packages
 from qcompiler.passmanager import PassContext, PassManager, Record
 from qcompiler.recipe import parse_pipeline
@@ -283,4 +283,6 @@ def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:
     else:
         granularity = Granularity.PER_TOKEN
     form = WeightFormat.planned(width, int(attrs.get("group_size", channels)), symmetric=False)
+    if "levels" in attrs:
+        form = replace(form, grid=grid_of(attrs["levels"], width))
     return _info(node.name, node.op, (channels, int(attrs["N"])), form, granularity, node)

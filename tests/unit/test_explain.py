@@ -72,6 +72,22 @@ def test_our_ops(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert forced["isa"] == forced["layers"][1]["many_rows"] == "reference"
 
 
+@pytest.mark.parametrize("grid", ["gaussian", "odd"])
+def test_grids_go_by_their_names(model: Path, grid: str) -> None:
+    """Also by `qc inspect`: the op holds levels only."""
+    path, options = model.with_name("grid.onnx"), [f"grid={grid}", "bits=2", "group_size=16"]
+    sets = [part for each in options for part in ("--set", f"plan-weights.{each}")]
+    assert qc("compile", model, "-o", path, "-r", "rtn", *sets).exit_code == 0
+    up = layers(path)["up"]
+    assert (up["op"], up["scheme"]) == ("LinearT2A8", f"int2 g16 {grid}")
+    (found,) = (
+        each
+        for each in json.loads(qc("inspect", path, "--json").stdout)["layers"]
+        if each["name"] == "up"
+    )
+    assert found["scheme"] == up["scheme"]
+
+
 def test_without_the_library(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise RuntimeLibraryError("it is not built")
