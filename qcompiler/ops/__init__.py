@@ -76,7 +76,8 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
         embedding_op(bits, levels=levels): partial(embedding_function, bits=bits, levels=levels)
         for bits, levels in FORMS
     },
-    "GroupQueryAttention": attention_function,
+    "GroupQueryAttention": partial(attention_function, sink=False),
+    "GroupQueryAttentionSink": partial(attention_function, sink=True),
     "MultiHeadAttention": multi_head_attention_function,
     "SwiGLU": swiglu_function,
     "Gelu": partial(gelu_function, by_tanh=False),
