@@ -15,7 +15,12 @@ import onnx
 from qcompiler.numerics import planes
 from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
-from qcompiler.ops.attention import HEAD_STEP, attention_function, multi_head_attention_function
+from qcompiler.ops.attention import (
+    HEAD_STEP,
+    MOST_WINDOW,
+    attention_function,
+    multi_head_attention_function,
+)
 from qcompiler.ops.embedding import embedding_function
 from qcompiler.ops.linear import linear_function
 from qcompiler.ops.norm import norm_function
@@ -105,6 +110,7 @@ __all__ = [
     "FORMS",
     "HEAD_STEP",
     "LAYOUT",
+    "MOST_WINDOW",
     "ONNX_OPSET",
     "OPSET_VERSION",
     "OP_TYPES",

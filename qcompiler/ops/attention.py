@@ -15,6 +15,8 @@ from qcompiler.ops._text import CONTRIB_DOMAIN, parse
 
 HEAD_STEP = 16
 """The kernels take heads whose channels are a multiple of this."""
+MOST_WINDOW = (1 << 31) - 1
+"""The largest window of ``GroupQueryAttention``."""
 
 _BODY = """
     Y, present_key, present_value = com.microsoft.GroupQueryAttention <

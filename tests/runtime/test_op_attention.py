@@ -83,7 +83,9 @@ def expected(fed, heads, d, past=None, scale=None, sequence=0, **options):
 
 
 def agree(runner, fed, heads, d, **options):
-    for found, wanted in zip(runner.run(None, fed), expected(fed, heads, d, **options), strict=True):
+    for found, wanted in zip(
+        runner.run(None, fed), expected(fed, heads, d, **options), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, atol=5e-6)
 
 
