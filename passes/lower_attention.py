@@ -131,8 +131,9 @@ def _lower(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> str:
     """Put our op in a node's place. Returns its type."""
     channels, read = _channels(node), node.attrs.get
     assert channels is not None  # _veto asked
+    heads = int(node.attrs["num_heads"])
     attrs = {
-        "num_heads": int(node.attrs["num_heads"]),
+        "num_heads": heads,
         "kv_num_heads": int(node.attrs["kv_num_heads"]),
         "scale": float(read("scale") or 1 / math.sqrt(channels)),
         "window": int(read("local_window_size", -1)),
@@ -143,7 +144,7 @@ def _lower(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> str:
     if len(node.inputs) > _SINKS and not node.inputs[_SINKS].is_empty():
         inputs.append(node.inputs[_SINKS])
     elif read("smooth_softmax") == 1:
-        zeros = np.zeros(attrs["num_heads"], np.float32)
+        zeros = np.zeros(heads, np.float32)
         inputs.append(ir.constant(namer(f"{node.name}_sinks"), zeros))
     op = WITH_SINKS if len(inputs) > len(_NEEDED) else OP
     outputs, name = list(node.outputs), node.name

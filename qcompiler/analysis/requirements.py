@@ -27,7 +27,7 @@ def required_versions(graph: gs.Graph) -> Iterator[str]:
                 continue
             if node.op == "GroupQueryAttentionSink" or _has_sinks(node):
                 yield SINKS
-            if node.attrs.get(_WINDOW.get(node.domain), -1) > 0:
+            if node.attrs.get(_WINDOW.get(str(node.domain), ""), -1) > 0:
                 yield WINDOWS
 
 

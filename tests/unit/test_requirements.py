@@ -15,7 +15,9 @@ from qcompiler.targets import TARGETS
 OURS, THEIRS = ops.DOMAIN, ops.CONTRIB_DOMAIN
 
 
-def attention(domain: str, *, op: str = "GroupQueryAttention", inputs: int = 9, **attrs: Any) -> Any:
+def attention(
+    domain: str, *, op: str = "GroupQueryAttention", inputs: int = 9, **attrs: Any
+) -> Any:
     named = [gs.Variable(f"x{i}") for i in range(inputs)]
     return gs.Node(op, attrs=attrs, inputs=named, outputs=[gs.Variable("y")], domain=domain)
 
