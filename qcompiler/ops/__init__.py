@@ -1,7 +1,8 @@
 """The ops of the ``ai.qcompiler`` domain, each defined by an ONNX function.
 
-A model that uses an op carries its function, so any ONNX Runtime from 1.20 runs the model right;
-where the op library is registered, its kernels take over. `docs/ops.md` describes the ops.
+A model that uses an op carries its function, so any ONNX Runtime from 1.20 runs the model right
+(from 1.24 with attention windows, 1.23 with attention sinks); where the op library is registered,
+its kernels take over. `docs/ops.md` describes the ops.
 """
 
 from __future__ import annotations
