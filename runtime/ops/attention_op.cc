@@ -43,12 +43,12 @@ struct Job {
   std::vector<std::int64_t> past;  // positions in use before this run, by sequence
 
   std::int64_t row_width() const { return (heads + 2 * kv_heads) * d; }
-  // Of the first panel of keys with one that a row of sequence b sees.
+  // Where the first panel begins in which a row of sequence b sees a key.
   std::int64_t first_key(std::int64_t b, std::int64_t row) const {
     const std::int64_t seen = past[static_cast<std::size_t>(b)] + row + 1;
     return seen > window ? (seen - window) / kernels::kKeyPanel * kernels::kKeyPanel : 0;
   }
-  // From there to the last, for all rows of any sequence.
+  // From there to the last key, at most, for all rows of any sequence.
   std::int64_t keys() const {
     std::int64_t most = 0;
     for (std::int64_t b = 0; b < batch; ++b) {

@@ -101,6 +101,7 @@ void add_to(float* scores, const float* mask, int64_t count) {
   for (; j < count; ++j) scores[j] += mask[j];
 }
 
+// Scores to most * tanh(score / most).
 template <typename Simd>
 void cap(float* scores, int64_t count, float most) {
   const auto factor = Simd::set(most);
