@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -27,7 +28,8 @@ def required_versions(graph: gs.Graph) -> Iterator[str]:
                 continue
             if node.op == "GroupQueryAttentionSink" or _has_sinks(node):
                 yield SINKS
-            if node.attrs.get(_WINDOW.get(str(node.domain), ""), -1) > 0:
+            window: Any = node.attrs.get(_WINDOW.get(str(node.domain), ""), -1)
+            if window > 0:
                 yield WINDOWS
 
 
