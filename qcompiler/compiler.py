@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import __version__, ir, memory, targets
 from qcompiler import recipe as recipes
 from qcompiler.analysis.reach import Reach, reach
+from qcompiler.analysis.requirements import required_versions
 from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.commit import Made, file_place, folder_place, put_folder, put_model
 from qcompiler.companions import put_companions
@@ -238,7 +239,7 @@ class _Compilation:
         job, history = self.job, self.job.manager.history
         graph, learned = job.run()
         _require_quantized(history, job.package)
-        return graph, self.target.minimum_for(learned.plan.values())
+        return graph, self.target.minimum_for(learned.plan.values(), required_versions(graph))
 
     def _pair(self, staged: Path, reached: Reach) -> Pair:
         """Source and result, as they are to be compared."""

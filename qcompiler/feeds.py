@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from qcompiler import settings
+from qcompiler import ops, settings
 from qcompiler.errors import ModelError
 from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage
@@ -29,7 +29,7 @@ IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "to
 SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _MOST_TOKENS = 1 << 24  # far more than any vocabulary has
 _MOST_CACHED = 1 << 28  # values of a position in a cache, far more than any has
-_ATTENTION = "GroupQueryAttention"
+_ATTENTION = ("GroupQueryAttention", "GroupQueryAttentionSink")
 _LAST_AXIS_IS_TOKENS = 3  # rank of [batch, sequence, vocabulary or hidden]
 
 _FLOATS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -112,7 +112,7 @@ class Signature:
         stored = {tensor.name for tensor in model.graph.initializer}
         inputs = tuple(_of_value(v) for v in model.graph.input if v.name not in stored)
         outputs = tuple(_of_value(v) for v in model.graph.output)
-        attention = [n for n in all_nodes(model) if n.op_type == _ATTENTION]
+        attention = [n for n in all_nodes(model) if n.op_type in _ATTENTION]
         facts = _CacheFacts.of(config, model, attention)
         return _signature(inputs, outputs, facts, shares_buffer=bool(attention))
 
@@ -296,7 +296,7 @@ def _head_dim(model: onnx.ModelProto, node: onnx.NodeProto, heads: int) -> int |
             hidden = _of_value(value).last()
             if hidden is not None:
                 return hidden // heads
-    cos_cache = 7  # index of the input [positions, head_dim / 2]
+    cos_cache = 5 if node.domain == ops.DOMAIN else 7  # the input [positions, head_dim / 2]
     if len(node.input) > cos_cache:
         for tensor in model.graph.initializer:
             if tensor.name == node.input[cos_cache]:

@@ -42,7 +42,8 @@ _EMBEDDED = {0: 2, 1: 4, 8: 3}
 """Inputs of EmbedLayerNormalization that are ids, and the tables they index."""
 _ROTARY = {
     "RotaryEmbedding": {"com.microsoft": 2, "": 1},
-    "GroupQueryAttention": {"com.microsoft": 7},
+    "GroupQueryAttention": {"com.microsoft": 7, ops.DOMAIN: 5},
+    "GroupQueryAttentionSink": {ops.DOMAIN: 5},
 }
 """Where operators read their cache [positions, ...] of cosines."""
 _WORDS = ("cats_strings", "keys_strings")

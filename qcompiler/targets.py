@@ -84,11 +84,11 @@ class Target:
         """The fewest channels of a group that it has kernels for, in weights of a width."""
         return self._group_sizes(bits)[0]
 
-    def minimum_for(self, plans: Iterable[LayerPlan]) -> str:
-        """The ONNX Runtime that a model planned so needs."""
+    def minimum_for(self, plans: Iterable[LayerPlan], required: Iterable[str] = ()) -> str:
+        """The ONNX Runtime that a model planned so needs, whose nodes need those `required`."""
         widths = {plan.weight.bits for plan in plans if plan.weight is not None}
         versions = [each.minimum_onnxruntime for bits, each in self.later.items() if bits in widths]
-        return max([self.minimum_onnxruntime, *versions], key=_release)
+        return max([self.minimum_onnxruntime, *versions, *required], key=_release)
 
     def _group_sizes(self, bits: int) -> tuple[GroupSize, ...]:
         return self.later[bits].group_sizes if bits in self.later else GROUP_SIZES

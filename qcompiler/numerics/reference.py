@@ -91,17 +91,32 @@ def rotated(x: F32Array, cosines: F32Array, sines: F32Array) -> F32Array:
     return y
 
 
-def causal_attention(q: F32Array, k: F32Array, v: F32Array) -> F32Array:
+def causal_attention(
+    q: F32Array,
+    k: F32Array,
+    v: F32Array,
+    *,
+    window: int | None = None,
+    softcap: float = 0.0,
+    sink: F32Array | float = -np.inf,
+) -> F32Array:
     """softmax(q k^T) v, where the last row of q sees all keys, the one before all but one, ..
 
-    q [..., S, d], scaled; k and v [..., T, d] with T >= S. Computed in float64.
+    q [..., S, d], scaled; k and v [..., T, d] with T >= S. Computed in float64. `window`: of these
+    keys a row sees so many, the last. `softcap`: scores become softcap tanh(score / softcap).
+    `sink`: one more score of every row, of a value of zeros; a number, or [..., 1, 1].
     """
     scores = q.astype(np.float64) @ np.swapaxes(k, -1, -2).astype(np.float64)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
     s, t = scores.shape[-2:]
-    visible = np.arange(t) <= np.arange(s)[:, None] + (t - s)
+    before = np.arange(s)[:, None] + (t - s) - np.arange(t)
+    visible = (before >= 0) & (before < (t if window is None else window))
     scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    y: F32Array = (weights / weights.sum(-1, keepdims=True) @ v).astype(np.float32)
+    top = np.maximum(scores.max(-1, keepdims=True), sink)
+    weights = np.exp(scores - top)
+    total = weights.sum(-1, keepdims=True) + np.exp(np.float64(sink) - top)
+    y: F32Array = (weights / total @ v).astype(np.float32)
     return y
 
 
@@ -114,11 +129,14 @@ def group_query_attention(
     *,
     num_heads: int,
     scale: float,
+    window: int | None = None,
+    softcap: float = 0.0,
+    head_sink: F32Array | None = None,
 ) -> tuple[F32Array, F32Array, F32Array]:
     """``GroupQueryAttention`` of one sequence whose caches are full: Y and both new caches.
 
     X [1, S, (num_heads + 2 kv) d], caches [1, kv, P, d]; the results are [1, S, num_heads d] and
-    [1, kv, P + S, d].
+    [1, kv, P + S, d]. With `head_sink` [num_heads] it is ``GroupQueryAttentionSink``.
     """
     kv, past, d = past_key.shape[1:]
     s = X.shape[1]
@@ -128,7 +146,12 @@ def group_query_attention(
     k = np.concatenate([past_key, rotated(heads[:, num_heads:-kv], *turns)], axis=2)
     v = np.concatenate([past_value, heads[:, -kv:]], axis=2)
     shared = num_heads // kv
-    y = causal_attention(q, np.repeat(k, shared, axis=1), np.repeat(v, shared, axis=1))
+    y = causal_attention(
+        *(q, np.repeat(k, shared, axis=1), np.repeat(v, shared, axis=1)),
+        window=window,
+        softcap=softcap,
+        sink=-np.inf if head_sink is None else head_sink[:, None, None],
+    )
     return y.transpose(0, 2, 1, 3).reshape(1, s, num_heads * d), k, v
 
 

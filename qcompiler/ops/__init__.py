@@ -1,7 +1,8 @@
 """The ops of the ``ai.qcompiler`` domain, each defined by an ONNX function.
 
-A model that uses an op carries its function, so any ONNX Runtime from 1.20 runs the model right;
-where the op library is registered, its kernels take over. `docs/ops.md` describes the ops.
+A model that uses an op carries its function, so any ONNX Runtime from 1.20 runs the model right
+(from 1.24 with attention windows, 1.23 with attention sinks); where the op library is registered,
+its kernels take over. `docs/ops.md` describes the ops.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import onnx
 from qcompiler.numerics import planes
 from qcompiler.ops._text import CONTRIB_DOMAIN, DOMAIN, ONNX_OPSET
 from qcompiler.ops.activation import gelu_function, swiglu_function
-from qcompiler.ops.attention import HEAD_STEP, attention_function, multi_head_attention_function
+from qcompiler.ops.attention import (
+    HEAD_STEP,
+    MOST_WINDOW,
+    attention_function,
+    multi_head_attention_function,
+)
 from qcompiler.ops.embedding import embedding_function
 from qcompiler.ops.linear import linear_function
 from qcompiler.ops.norm import norm_function
@@ -76,7 +82,8 @@ _FUNCTIONS: dict[str, Callable[[str], onnx.FunctionProto]] = {
         embedding_op(bits, levels=levels): partial(embedding_function, bits=bits, levels=levels)
         for bits, levels in FORMS
     },
-    "GroupQueryAttention": attention_function,
+    "GroupQueryAttention": partial(attention_function, sink=False),
+    "GroupQueryAttentionSink": partial(attention_function, sink=True),
     "MultiHeadAttention": multi_head_attention_function,
     "SwiGLU": swiglu_function,
     "Gelu": partial(gelu_function, by_tanh=False),
@@ -104,6 +111,7 @@ __all__ = [
     "FORMS",
     "HEAD_STEP",
     "LAYOUT",
+    "MOST_WINDOW",
     "ONNX_OPSET",
     "OPSET_VERSION",
     "OP_TYPES",

@@ -1,9 +1,10 @@
 """``GroupQueryAttention`` and ``MultiHeadAttention``, as ONNX functions.
 
 The first is a decoder's attention over its key/value cache. Its body is ONNX Runtime's operator of
-the same name, in the one form the kernel knows: queries, keys and values in one tensor, rotary
-embedding with halves apart, causal, no window. The second is an encoder's: all rows see all keys
-but what a mask takes away.
+the same name, in the form the kernel knows: queries, keys and values in one tensor, rotary
+embedding with halves apart, causal. ``GroupQueryAttentionSink`` has attention sinks too, which
+ONNX Runtime 1.20 does not know. The third is an encoder's: all rows see all keys but what a mask
+takes away.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from qcompiler.ops._text import CONTRIB_DOMAIN, parse
 
 HEAD_STEP = 16
 """The kernels take heads whose channels are a multiple of this."""
+MOST_WINDOW = (1 << 31) - 1
+"""The largest window of ``GroupQueryAttention``."""
 
 _BODY = """
     Y, present_key, present_value = com.microsoft.GroupQueryAttention <
         num_heads : int = @num_heads, kv_num_heads : int = @kv_num_heads, scale : float = @scale,
-        do_rotary = 1
-    > (X, , , past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache)
+        local_window_size : int = @window, softcap : float = @softcap, do_rotary = 1
+    > (X, , , past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache{more})
 """
 
 
@@ -58,17 +61,17 @@ _MULTI_HEAD_BODY = """
 """
 
 
-def attention_function(op_type: str) -> onnx.FunctionProto:
-    """The function of ``GroupQueryAttention``."""
+def attention_function(op_type: str, *, sink: bool) -> onnx.FunctionProto:
+    """The function of ``GroupQueryAttention``, or with a `sink` ``GroupQueryAttentionSink``."""
     return parse(
         op_type,
-        attributes=["num_heads", "kv_num_heads", "scale"],
+        attributes=["num_heads", "kv_num_heads", "scale", "window", "softcap"],
         inputs=[
             *("X", "past_key", "past_value", "seqlens_k", "total_sequence_length"),
-            *("cos_cache", "sin_cache"),
+            *("cos_cache", "sin_cache", *(["head_sink"] if sink else [])),
         ],
         outputs=["Y", "present_key", "present_value"],
-        body=_BODY,
+        body=_BODY.format(more=", , , head_sink" if sink else ""),
         domains={CONTRIB_DOMAIN: 1},
     )
 

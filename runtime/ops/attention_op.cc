@@ -12,8 +12,17 @@
 namespace qc::ops {
 namespace {
 
-constexpr const char* kName = "GroupQueryAttention";
-enum Input : std::size_t { kX, kPastKey, kPastValue, kLastPosition, kTotal, kCosines, kSines };
+enum Input : std::size_t {
+  kX,
+  kPastKey,
+  kPastValue,
+  kLastPosition,
+  kTotal,
+  kCosines,
+  kSines,
+  kSink,
+  kInputs
+};
 enum Output : std::size_t { kY, kPresentKey, kPresentValue };
 
 // Multiply-adds below which a step is not worth its dispatch to other threads.
@@ -27,12 +36,26 @@ struct Job {
   std::int64_t past_length, present_length;  // positions that the caches have room for
   const float *x, *past_key, *past_value, *cosines, *sines;
   std::int64_t half;
-  float scale;
+  float scale, softcap;
+  std::int64_t window;
+  const float* sinks;  // null where the op has none
   float *y, *present_key, *present_value;
   std::vector<std::int64_t> past;  // positions in use before this run, by sequence
 
   std::int64_t row_width() const { return (heads + 2 * kv_heads) * d; }
-  std::int64_t keys() const { return *std::max_element(past.begin(), past.end()) + rows; }
+  // Where the first panel begins in which a row of sequence b sees a key.
+  std::int64_t first_key(std::int64_t b, std::int64_t row) const {
+    const std::int64_t seen = past[static_cast<std::size_t>(b)] + row + 1;
+    return seen > window ? (seen - window) / kernels::kKeyPanel * kernels::kKeyPanel : 0;
+  }
+  // From there to the last key, at most, for all rows of any sequence.
+  std::int64_t keys() const {
+    std::int64_t most = 0;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      most = std::max(most, past[static_cast<std::size_t>(b)] + rows - first_key(b, 0));
+    }
+    return most;
+  }
 };
 
 class Runner {
@@ -55,7 +78,7 @@ class Runner {
     const std::int64_t parts = kernels::ceil_div(job_.rows, kRowsPerTask);
     const std::int64_t heads = job_.batch * job_.heads;
     // Long parts first: the last ones to finish are short.
-    each(heads * parts, values * job_.keys() * 2,
+    each(heads * parts, values * std::min(job_.keys(), job_.window) * 2,
          [&](std::int64_t i) { attend(i % heads, parts - 1 - i / heads); });
   }
 
@@ -92,7 +115,10 @@ class Runner {
                         q_ + ((b * job_.heads + h) * job_.rows + r) * d);
       }
     }
-    if (packs) kernels::pack_keys(keys, d, past + job_.rows, d, packed_ + index * packed_size_);
+    if (!packs) return;
+    const std::int64_t first = job_.first_key(b, 0);
+    kernels::pack_keys(keys + first * d, d, past + job_.rows - first, d,
+                       packed_ + index * packed_size_);
   }
 
   // Positions in use, where past and present are not one buffer; zeros behind the new ones.
@@ -110,16 +136,19 @@ class Runner {
     const std::int64_t kv = b * job_.kv_heads + head / (job_.heads / job_.kv_heads);
     const std::int64_t row = part * kRowsPerTask;
     const std::int64_t rows = std::min(kRowsPerTask, job_.rows - row);
-    const std::int64_t first = job_.past[static_cast<std::size_t>(b)] + row;
+    const std::int64_t first = job_.first_key(b, row);
+    const std::int64_t keys = job_.past[static_cast<std::size_t>(b)] + row + rows - first;
+    const std::int64_t cached = (kv * job_.present_length + first) * d;
+    const std::int64_t packed = kv * packed_size_ + (first - job_.first_key(b, 0)) * d;
     thread_local Scratch scratch;
-    const std::int64_t scores = kernels::attention_scores_size(first + rows);
+    const std::int64_t scores = kernels::attention_scores_size(keys);
     kernels_.attend(
-        {q_ + (index * job_.rows + row) * d, d, rows, first + rows, true,
-         job_.present_key + kv * job_.present_length * d, packed_ + kv * packed_size_,
-         job_.present_value + kv * job_.present_length * d, d,
+        {q_ + (index * job_.rows + row) * d, d, rows, keys, true, job_.present_key + cached,
+         packed_ + packed, job_.present_value + cached, d,
          reinterpret_cast<float*>(scratch.get(static_cast<std::size_t>(scores) * sizeof(float))),
          job_.y + ((b * job_.rows + row) * job_.heads + head) * d, job_.heads * d, nullptr, 0,
-         false});
+         false, job_.window, job_.softcap,
+         job_.sinks == nullptr ? kernels::kNoSink : job_.sinks[head]});
   }
 
   const OrtApi* api_;
@@ -134,7 +163,7 @@ class Runner {
 class AttentionKernel {
  public:
   AttentionKernel(const OrtApi* api, const OrtKernelInfo* info, const Op& op)
-      : AttentionKernel(api, Node(api, info, kName), op) {}
+      : AttentionKernel(api, Node(api, info, op.name), op) {}
 
   const OrtApi* api() const { return api_; }
 
@@ -172,6 +201,9 @@ class AttentionKernel {
     read_cosines(context, total, job);
     read_positions(context, total, job);
     job.present_length = std::max(job.past_length, total);
+    job.window = window_;
+    job.softcap = softcap_;
+    job.sinks = has_sink_ ? read_sinks(context) : nullptr;
 
     job.x = floats(x);
     job.past_key = floats(past_key);
@@ -190,12 +222,31 @@ class AttentionKernel {
         label_(node.label()),
         heads_(node.integer("num_heads")),
         kv_heads_(node.integer("kv_num_heads")),
-        scale_(node.real("scale")) {
+        scale_(node.real("scale")),
+        window_(node.integer("window")),
+        softcap_(node.real("softcap")),
+        has_sink_(op.input_types.size() == kInputs) {
     constexpr std::int64_t kMost = 1 << 20;
     if (heads_ < 1 || kv_heads_ < 1 || heads_ > kMost || heads_ % kv_heads_ != 0) {
       node.refuse("num_heads=" + std::to_string(heads_) +
                   " is not a multiple of kv_num_heads=" + std::to_string(kv_heads_));
     }
+    if (window_ != -1 && (window_ < 1 || window_ > INT32_MAX)) {
+      node.refuse("window=" + std::to_string(window_) + " is neither -1 nor in 1 .. 2^31 - 1");
+    }
+    if (window_ == -1) window_ = kernels::kNoWindow;
+    if (!std::isfinite(softcap_) || softcap_ < 0.0f) {
+      node.refuse("softcap=" + std::to_string(softcap_) + " is not a finite number of 0 or more");
+    }
+  }
+
+  const float* read_sinks(OrtKernelContext* context) const {
+    const OrtValue* sinks = input_of(api_, context, kSink);
+    const Shape shape = info_of(api_, sinks).shape;
+    if (shape != Shape{heads_}) {
+      refuse("head_sink has shape " + to_string(shape) + ", expected " + to_string({heads_}));
+    }
+    return floats(sinks);
   }
 
   std::int64_t read_total(OrtKernelContext* context) const {
@@ -271,16 +322,22 @@ class AttentionKernel {
   std::string label_;
   std::int64_t heads_, kv_heads_;
   float scale_;
+  std::int64_t window_;
+  float softcap_;
+  bool has_sink_;
 };
 
 }  // namespace
 
 void add_attention_ops(std::deque<Op>& ops) {
   const int f = abi::kFloat;
-  Op& op =
-      ops.emplace_back(make_op(kName, {f, f, f, abi::kInt32, abi::kInt32, f, f}, {f, f, f}, 3));
-  op.InferOutputShapeFn = infer_attention;
-  set_kernel<AttentionKernel>(op);
+  std::vector<int> inputs{f, f, f, abi::kInt32, abi::kInt32, f, f};
+  for (const char* name : {"GroupQueryAttention", "GroupQueryAttentionSink"}) {
+    Op& op = ops.emplace_back(make_op(name, inputs, {f, f, f}, 3));
+    op.InferOutputShapeFn = infer_attention;
+    set_kernel<AttentionKernel>(op);
+    inputs.push_back(f);
+  }
 }
 
 }  // namespace qc::ops

@@ -13,7 +13,7 @@ namespace qc::ops {
 void add_ops(std::deque<Op>& ops);
 
 void add_activation_ops(std::deque<Op>& ops);  // SwiGLU, Gelu and GeluTanh
-void add_attention_ops(std::deque<Op>& ops);   // GroupQueryAttention
+void add_attention_ops(std::deque<Op>& ops);   // GroupQueryAttention and GroupQueryAttentionSink
 void add_multi_head_attention_ops(std::deque<Op>& ops);
 void add_embedding_ops(std::deque<Op>& ops);  // each width, for each type of ids
 void add_linear_ops(std::deque<Op>& ops);     // each width and form, for each type of X

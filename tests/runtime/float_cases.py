@@ -29,6 +29,7 @@ def _decoder_case(rng: np.random.Generator) -> NodeCase:
     heads, kv, d = pick(rng, [(4, 2, 16), (9, 3, 64), (3, 1, 32), (2, 2, 80), (1, 1, 16)])
     half = d // 2 if rng.random() < 0.8 else int(rng.integers(0, d // 2 + 1))
     angles = rng.uniform(0, 6, (POSITIONS, half))
+    sinks = {"head_sink": _normal(rng, heads, size=3.0)} if rng.random() < 0.4 else {}
 
     def vary(rng: np.random.Generator) -> Values:
         batch, rows = int(pick(rng, [1, 1, 1, 2, 3, 0])), int(pick(rng, [0, 1, 1, 2, 3, 9, 40]))
@@ -49,10 +50,16 @@ def _decoder_case(rng: np.random.Generator) -> NodeCase:
 
     tables = {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     return NodeCase(
-        "GroupQueryAttention",
-        {"num_heads": heads, "kv_num_heads": kv, "scale": float(pick(rng, [d**-0.5, 0.0, 0.1]))},
-        vary(rng) | tables,
-        set(tables) if rng.random() < 0.5 else set(),
+        "GroupQueryAttentionSink" if sinks else "GroupQueryAttention",
+        {
+            "num_heads": heads,
+            "kv_num_heads": kv,
+            "scale": float(pick(rng, [d**-0.5, 0.0, 0.1])),
+            "window": pick(rng, [-1, -1, 1, 2, 7, 33, 64, 65, 150, 2**31 - 1]),
+            "softcap": pick(rng, [0.0, 0.0, 0.5, 30.0]),
+        },
+        vary(rng) | tables | sinks,
+        set(tables | sinks) if rng.random() < 0.5 else set(),
         ["Y", "key", "value"],
         _decoded,
         vary,
@@ -68,6 +75,7 @@ def _decoded(attributes: Mapping[str, Any], values: Values) -> list[Wanted]:
     batch, rows = x.shape[:2]
     d = x.shape[2] // (heads + 2 * kv)
     scale = attributes["scale"] or d**-0.5
+    window = None if attributes["window"] == -1 else attributes["window"]
     caches = values["past_key"], values["past_value"]
     room = max(total, caches[0].shape[2])
     y = np.zeros((batch, rows, heads * d)), np.zeros((batch, rows, heads * d))
@@ -82,7 +90,12 @@ def _decoded(attributes: Mapping[str, Any], values: Values) -> list[Wanted]:
             found = (own[..., : heads * d], *used)  # without rows
             if rows:
                 found = reference.group_query_attention(
-                    *(own, *used, values["cos"], values["sin"]), num_heads=heads, scale=scale
+                    *(own, *used, values["cos"], values["sin"]),
+                    num_heads=heads,
+                    scale=scale,
+                    window=window,
+                    softcap=attributes["softcap"],
+                    head_sink=values.get("head_sink"),
                 )
             peak, key, value = map(_largest, (own, *used))
             scores = abs(scale) * peak * largest * np.maximum(key, peak * largest) * d

@@ -33,6 +33,7 @@ PATH_VARIABLE = "QCOMPILER_KERNELS_TEST_LIBRARY"
 
 
 UNPACKED_ROWS = 2  # of attention
+NO_WINDOW = 2**63 - 1
 
 
 class QuantizeRow(Structure):
@@ -103,6 +104,9 @@ class AttentionRows(Structure):
         ("mask", c_void_p),
         ("mask_stride", c_int64),
         ("nan_is_zero", c_bool),
+        ("window", c_int64),
+        ("softcap", c_float),
+        ("sink", c_float),
     )
 
 
@@ -287,7 +291,19 @@ class KernelLibrary:
         return packed
 
     def attend(
-        self, isa, q, k, v, *, rows=None, causal=True, mask=None, nan_is_zero=False
+        self,
+        isa,
+        q,
+        k,
+        v,
+        *,
+        rows=None,
+        causal=True,
+        mask=None,
+        nan_is_zero=False,
+        window=NO_WINDOW,
+        softcap=0.0,
+        sink=-np.inf,
     ) -> np.ndarray:
         """The last `len(q)` positions, or all, attend to keys [keys, d].
 
@@ -313,7 +329,7 @@ class KernelLibrary:
             *(address(keep[0]), q.shape[1], end - begin, used, causal),
             *(address(keep[1]), address(keep[2]), address(keep[3]), q.shape[1]),
             *(address(scores), address(out), q.shape[1]),
-            *(address(added), stride, nan_is_zero),
+            *(address(added), stride, nan_is_zero, window, softcap, sink),
         )
         assert self._c.qc_attend(isa.encode(), ctypes.byref(arguments))
         return out

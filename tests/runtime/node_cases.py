@@ -139,7 +139,8 @@ class NodeCase:
             results,
             tensors,
         )
-        domains = {ops.CONTRIB_DOMAIN: 1} if self.op_type == "GroupQueryAttention" else {}
+        attends = self.op_type.startswith("GroupQueryAttention")
+        domains = {ops.CONTRIB_DOMAIN: 1} if attends else {}
         model = with_function(graph, self.op_type if functions else None, **domains)
         if self.structure == "no domain version":
             del model.opset_import[1:]

@@ -38,6 +38,56 @@ def test_attends_to_what_came_before(kernels, isa, shape):
         np.testing.assert_allclose(part, expected[5:-1], atol=2e-6)
 
 
+# Of one key, below, at and above a register, a panel and all there are.
+WINDOWS = [1, 2, 7, 16, 33, 63, 64, 65, 130, 200, 2**62]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 200, 16), (200, 200, 16)], ids=str)
+def test_a_window_ends_what_rows_see(kernels, isa, shape):
+    """To the same bits as without what it hides; nothing before its first panel is read."""
+    q, k, v = problem(*shape)
+    rows, keys, _ = shape
+    for window in WINDOWS:
+        expected = reference.causal_attention(q, k, v, window=window)
+        hidden = max(0, keys - rows + 1 - window) // 64 * 64
+        unread = [np.array(k), np.array(v)]
+        for each in unread:
+            each[:hidden] = np.nan
+        y = kernels.attend(isa, q, *unread, window=window)
+        np.testing.assert_allclose(y, expected, atol=2e-6)
+        cut = kernels.attend(isa, q, k[hidden:], v[hidden:], window=window)
+        np.testing.assert_array_equal(y, cut)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_softcap_and_sinks(kernels, isa, shape):
+    q, k, v = problem(*shape, scale=3.0)
+    for options in (
+        {"softcap": 2.0},
+        {"softcap": 50.0, "window": 30},
+        {"sink": 0.0},
+        {"sink": -3.0, "window": 5},
+        {"sink": 90.0},
+        {"sink": -np.inf},
+        {"sink": 1.5, "softcap": 4.0, "window": 64},
+    ):
+        expected = reference.causal_attention(q, k, v, **options)
+        y = kernels.attend(isa, q, k, v, **options)
+        np.testing.assert_allclose(y, expected, atol=5e-6, err_msg=str(options))
+
+
+def test_softcap_is_a_hyperbolic_tangent(kernels, isa):
+    """A row that sees two keys tells the difference of their scores, one of which is zero."""
+    scores = np.concatenate([np.linspace(-12, 12, 3001), np.geomspace(1e-7, 1, 500)])
+    q, k = np.zeros((1, 16), np.float32), np.zeros((2, 16), np.float32)
+    v = np.zeros((2, 16), np.float32)
+    v[0], k[0, 0] = 1, 1
+    for score in scores.astype(np.float32):
+        q[0, 0] = score
+        weight = float(kernels.attend(isa, q, k, v, softcap=1.0)[0, 0])
+        assert abs(weight - 1 / (1 + np.exp(-np.tanh(np.float64(score))))) < 2e-7
+
+
 @pytest.mark.parametrize("scale", [0.0, 30.0, 1e4])
 def test_scores_of_any_size(kernels, isa, scale):
     """From all alike to one that takes all: the exponential neither overflows nor vanishes."""

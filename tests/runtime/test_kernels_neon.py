@@ -17,10 +17,12 @@ from isas import FLAGS, names
 from test_kernel_activation import test_gelu, test_swiglu  # noqa: F401
 from test_kernel_attention import (  # noqa: F401
     test_a_row_without_keys,
+    test_a_window_ends_what_rows_see,
     test_attends_to_all,
     test_attends_to_what_came_before,
     test_keys_are_packed_side_by_side,
     test_scores_of_any_size,
+    test_softcap_and_sinks,
 )
 from test_kernel_embedding import test_embedding_is_exact  # noqa: F401
 from test_kernel_linear import (  # noqa: F401

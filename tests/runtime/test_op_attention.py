@@ -18,8 +18,14 @@ POSITIONS = 300
 HEADS = [(9, 3, 64), (4, 4, 32), (3, 1, 16), (2, 1, 96), (2, 2, 80)]
 
 
-def attention_model(heads, kv, d, **attributes) -> onnx.ModelProto:
-    attrs = {"num_heads": heads, "kv_num_heads": kv, "scale": float(d**-0.5)} | attributes
+# Of one key, below, at and above the rows of a task, a panel of keys and all there are.
+WINDOWS = [1, 3, 47, 48, 49, 63, 64, 65, 130, 2**31 - 1]
+OPS = {False: "GroupQueryAttention", True: "GroupQueryAttentionSink"}
+
+
+def attention_model(heads, kv, d, *, sink=False, **attributes) -> onnx.ModelProto:
+    attrs = {"num_heads": heads, "kv_num_heads": kv, "scale": float(d**-0.5)}
+    attrs |= {"window": -1, "softcap": 0.0} | attributes
     inputs = {
         "X": (TensorProto.FLOAT, ["B", "S", "W"]),
         "past_key": (TensorProto.FLOAT, ["B", "H", "P", "d"]),
@@ -29,9 +35,11 @@ def attention_model(heads, kv, d, **attributes) -> onnx.ModelProto:
         "cos": (TensorProto.FLOAT, ["M", "h"]),
         "sin": (TensorProto.FLOAT, ["M", "h"]),
     }
+    if sink:
+        inputs["head_sink"] = (TensorProto.FLOAT, ["N"])
     outputs = {"Y": ["B", "S", heads * d], "key": ["B", kv, "T", d], "value": ["B", kv, "T", d]}
     node = helper.make_node(
-        "GroupQueryAttention", list(inputs), list(outputs), name="att", domain=ops.DOMAIN, **attrs
+        OPS[sink], list(inputs), list(outputs), name="att", domain=ops.DOMAIN, **attrs
     )
     graph = helper.make_graph(
         [node],
@@ -39,7 +47,7 @@ def attention_model(heads, kv, d, **attributes) -> onnx.ModelProto:
         [helper.make_tensor_value_info(name, *form) for name, form in inputs.items()],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
     )
-    return with_function(graph, "GroupQueryAttention", **{"com.microsoft": 1})
+    return with_function(graph, OPS[sink], **{"com.microsoft": 1})
 
 
 def feeds(heads, kv, d, *, batch=1, rows=4, room=0, past=None, half=None, seed=0):
@@ -60,13 +68,25 @@ def feeds(heads, kv, d, *, batch=1, rows=4, room=0, past=None, half=None, seed=0
     }
 
 
-def expected(fed, heads, d, past=None, scale=None):
-    """Of the first sequence, of whose cache `past` positions are in use."""
-    caches = [fed[name][:1, :, :past] for name in ("past_key", "past_value")]
+def expected(fed, heads, d, past=None, scale=None, sequence=0, **options):
+    """Of one sequence, the first, of whose cache `past` positions are in use."""
+    one = slice(sequence, sequence + 1)
+    caches = [fed[name][one, :, :past] for name in ("past_key", "past_value")]
     scale = float(d**-0.5) if scale is None else scale
     return reference.group_query_attention(
-        fed["X"][:1], *caches, fed["cos"], fed["sin"], num_heads=heads, scale=scale
+        *(fed["X"][one], *caches, fed["cos"], fed["sin"]),
+        num_heads=heads,
+        scale=scale,
+        head_sink=fed.get("head_sink"),
+        **options,
     )
+
+
+def agree(runner, fed, heads, d, **options):
+    for found, wanted in zip(
+        runner.run(None, fed), expected(fed, heads, d, **options), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=5e-6)
 
 
 @BOTH
@@ -77,9 +97,52 @@ def test_agrees_with_reference(session, form, library):
     onnx.checker.check_model(model, full_check=True)
     runner = session(model, library=library)
     for rows, room in ((1, 1), (1, 200), (2, 64), (3, 63), (20, 70), (130, 0), (7, 0)):
-        fed = feeds(heads, kv, d, rows=rows, room=room)
-        for found, wanted in zip(runner.run(None, fed), expected(fed, heads, d), strict=True):
-            np.testing.assert_allclose(found, wanted, atol=5e-6)
+        agree(runner, feeds(heads, kv, d, rows=rows, room=room), heads, d)
+
+
+@BOTH
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windows(session, window, library):
+    """Prompts, parts of prompts and steps, below, at and above the window."""
+    runner = session(attention_model(4, 2, 32, window=window), library=library)
+    sizes = [(1, 0), (1, 1), (1, 63), (1, 64), (1, 200), (2, 130), (3, 63), (20, 70), (60, 140)]
+    sizes += [(n, 0) for n in (2, 3, 48, 49, 65, 97, 130, 200)]
+    for rows, room in sizes:
+        agree(runner, feeds(4, 2, 32, rows=rows, room=room), 4, 32, window=window)
+
+
+@BOTH
+def test_softcap(session, library):
+    for softcap, window in ((0.5, -1), (50.0, -1), (2.0, 10)):
+        model = attention_model(3, 1, 48, softcap=softcap, window=window, scale=0.5)
+        runner = session(model, library=library)
+        for rows, room in ((1, 200), (2, 64), (7, 63), (70, 0)):
+            fed = feeds(3, 1, 48, rows=rows, room=room)
+            options = {"softcap": softcap, "scale": 0.5}
+            agree(runner, fed, 3, 48, window=None if window < 0 else window, **options)
+
+
+@BOTH
+def test_sinks(session, library):
+    sinks = np.array([0.0, -2.0, 5.0, -np.inf], np.float32)
+    for window, softcap in ((-1, 0.0), (7, 0.0), (66, 3.0)):
+        model = attention_model(4, 2, 32, sink=True, window=window, softcap=softcap)
+        onnx.checker.check_model(model, full_check=True)
+        runner = session(model, library=library)
+        for rows, room in ((1, 0), (1, 200), (2, 64), (7, 63), (130, 0)):
+            fed = feeds(4, 2, 32, rows=rows, room=room) | {"head_sink": sinks}
+            agree(runner, fed, 4, 32, window=None if window < 0 else window, softcap=softcap)
+
+
+def test_nothing_before_a_window_is_read(session):
+    """Steps and parts of prompts: what lies there may be anything."""
+    for rows in (1, 2, 5, 60):
+        fed = feeds(4, 2, 32, rows=rows, room=200)
+        runner = session(attention_model(4, 2, 32, window=10))
+        wanted = runner.run(["Y"], fed)[0]
+        for name in ("past_key", "past_value"):
+            fed[name][:, :, :128] = np.nan  # whole panels
+        np.testing.assert_array_equal(runner.run(["Y"], fed)[0], wanted)
 
 
 def test_a_part_of_a_head_is_rotated(session):
@@ -117,40 +180,61 @@ def test_one_buffer_may_be_past_and_present(session, rows):
         np.testing.assert_allclose(buffer.numpy()[:, :, : used + rows], cache, atol=5e-6)
 
 
+FORMS = pytest.mark.parametrize(
+    ("window", "softcap", "sink"),
+    [(-1, 0.0, False), (70, 0.0, False), (5, 4.0, False), (-1, 0.0, True), (70, 3.0, True)],
+    ids=str,
+)
+
+
+def options_of(window, softcap):
+    """Of the reference."""
+    return {"window": None if window < 0 else window, "softcap": softcap}
+
+
+def with_sinks(fed, heads, sink):
+    sinks = np.linspace(-1, 2, heads, dtype=np.float32)
+    return fed | ({"head_sink": sinks} if sink else {})
+
+
 @BOTH
-def test_sequences_of_different_lengths(session, library):
-    runner = session(attention_model(4, 2, 32), library=library)
-    fed = feeds(4, 2, 32, batch=2, rows=1, room=9, past=[7, 9])
-    y, key, value = runner.run(None, fed)
-    for found, wanted in zip((y, key, value), expected(fed, 4, 32, 7), strict=True):
-        np.testing.assert_allclose(
-            found[:1, :, :8] if found.ndim == 4 else found[:1], wanted, atol=5e-6
-        )
-    assert key.shape == value.shape == (2, 2, 10, 32)
+@FORMS
+@pytest.mark.parametrize("past", [[7, 9], [130, 81], [64, 0]], ids=str)
+def test_sequences_of_different_lengths(session, library, window, softcap, sink, past):
+    model = attention_model(4, 2, 32, window=window, softcap=softcap, sink=sink)
+    room = max(past)
+    fed = with_sinks(feeds(4, 2, 32, batch=2, rows=1, room=room, past=past), 4, sink)
+    results = session(model, library=library).run(None, fed)
+    options = options_of(window, softcap)
+    for b, used in enumerate(past):
+        for found, wanted in zip(
+            results, expected(fed, 4, 32, used, sequence=b, **options), strict=True
+        ):
+            own = found[b : b + 1]
+            own = own[:, :, : used + 1] if own.ndim == 4 else own
+            np.testing.assert_allclose(own, wanted, atol=5e-6)
+    assert results[1].shape == results[2].shape == (2, 2, room + 1, 32)
 
 
-def test_a_padded_prompt(session):
-    """Two sequences at once give what each gives alone; what follows the shorter one is padding."""
-    runner = session(attention_model(4, 2, 32))
-    fed = feeds(4, 2, 32, batch=2, rows=6)
-    fed["seqlens_k"][1] = 3
-    y = runner.run(["Y"], fed)[0]
-    alone = {
-        name: value[1:] if name in ("X", "past_key", "past_value") else value
-        for name, value in fed.items()
-    }
-    alone |= {
-        "X": fed["X"][1:, :4],
-        "seqlens_k": fed["seqlens_k"][1:],
-        "total": np.array(4, np.int32),
-    }
-    np.testing.assert_allclose(y[1:, :4], runner.run(["Y"], alone)[0], atol=5e-6)
+@BOTH
+@FORMS
+@pytest.mark.parametrize(("rows", "shorter"), [(6, 4), (130, 100), (100, 1)])
+def test_a_padded_prompt(session, library, window, softcap, sink, rows, shorter):
+    """Two sequences at once; what follows the shorter one is padding."""
+    model = attention_model(4, 2, 32, window=window, softcap=softcap, sink=sink)
+    fed = with_sinks(feeds(4, 2, 32, batch=2, rows=rows), 4, sink)
+    fed["seqlens_k"][1] = shorter - 1
+    y = session(model, library=library).run(["Y"], fed)[0]
+    for b, length in enumerate((rows, shorter)):
+        wanted = expected(fed, 4, 32, 0, sequence=b, **options_of(window, softcap))[0]
+        np.testing.assert_allclose(y[b, :length], wanted[0, :length], atol=5e-6)
 
 
-def test_bits_do_not_depend_on_threads(session):
-    model = attention_model(9, 3, 64)
+@FORMS
+def test_bits_do_not_depend_on_threads(session, window, softcap, sink):
+    model = attention_model(9, 3, 64, window=window, softcap=softcap, sink=sink)
     for rows, room in ((1, 250), (130, 100)):
-        fed = feeds(9, 3, 64, rows=rows, room=room)
+        fed = with_sinks(feeds(9, 3, 64, rows=rows, room=room), 9, sink)
         one, two = (session(model, threads=n).run(None, fed) for n in (1, 2))
         for a, b in zip(one, two, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -218,3 +302,32 @@ def test_malformed_inputs_are_refused(session, change):
 def test_malformed_attributes_are_refused(session, attributes):
     with pytest.raises(Exception, match="is not a multiple of kv_num_heads"):
         session(attention_model(2, 1, 16, **attributes))
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"window": 0}, "window=0 is neither -1 nor in 1 .. 2^31 - 1"),
+        ({"window": -2}, "window=-2 is neither"),
+        ({"window": 2**31}, "window=2147483648 is neither"),
+        ({"window": -(2**63)}, "window=-9223372036854775808 is neither"),
+        ({"softcap": -1.0}, "softcap=-1.000000 is not a finite number of 0 or more"),
+        ({"softcap": float("nan")}, "softcap=nan is not a finite number"),
+        ({"softcap": float("inf")}, "softcap=inf is not a finite number"),
+    ],
+    ids=str,
+)
+def test_malformed_forms_are_refused(session, attributes, message, sink):
+    with pytest.raises(Exception, match=f"{OPS[sink]} node 'att': ") as caught:
+        session(attention_model(2, 1, 16, sink=sink, **attributes))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 2)], ids=str)
+def test_malformed_sinks_are_refused(session, shape):
+    model = attention_model(2, 1, 16, sink=True)
+    model.graph.input[-1].type.tensor_type.ClearField("shape")
+    fed = feeds(2, 1, 16, room=3) | {"head_sink": np.zeros(shape, np.float32)}
+    with pytest.raises(Exception, match=r"head_sink has shape .*, expected \[2\]"):
+        session(model).run(None, fed)

@@ -7,9 +7,11 @@ import pytest
 import tiny_models as tiny
 from onnx import TensorProto, helper
 
+from qcompiler import ops
 from qcompiler.decoding import Decoder
 from qcompiler.errors import ModelError
 from qcompiler.feeds import Signature, as_taken, vocabulary
+from qcompiler.lookups import Lookups
 from qcompiler.models import open_package
 from qcompiler.session import create_session
 
@@ -114,6 +116,31 @@ def test_feeds_of_one_model_serve_another_with_float16_caches(tmp_path):
     assert {name for name in feeds if taken[name] is not feeds[name]} == {"half"}
     assert taken["half"].dtype == np.float16
     session.run(["logits"], taken)
+
+
+@pytest.mark.parametrize("op_type", ["GroupQueryAttention", "GroupQueryAttentionSink"])
+def test_caches_and_positions_of_our_attention(op_type):
+    """Where their shapes leave them open, from attributes and from the rotary tables."""
+    cache = ["batch", "heads", "past_sequence", "width"]
+    names = [f"past_key_values.0.{each}" for each in ("key", "value")]
+    nodes = [
+        helper.make_node(
+            op_type,
+            ["x", *names, "last", "total", "cos", "sin", *["sinks"] * op_type.endswith("Sink")],
+            ["y", "present.0.key", "present.0.value"],
+            domain=ops.DOMAIN,
+            num_heads=6,
+            kv_num_heads=3,
+        )
+    ]
+    inputs = [tiny.value(name, TensorProto.FLOAT, cache) for name in names]
+    outputs = [tiny.value(n, TensorProto.FLOAT, cache) for n in nodes[0].output[1:]]
+    tables = {name: np.zeros((50, 8), np.float32) for name in ("cos", "sin")}
+    model = tiny.model_of(nodes, inputs, outputs, tables | {"sinks": np.zeros(6, np.float32)})
+    signature = Signature.of_proto(model)
+    assert signature.shares_buffer
+    assert [each.empty(2).shape for each in signature.caches] == [(2, 3, 0, 16)] * 2
+    assert Lookups.of(model).positions == 50
 
 
 def test_windows_and_states_keep_their_size():

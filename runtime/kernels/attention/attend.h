@@ -101,56 +101,93 @@ void add_to(float* scores, const float* mask, int64_t count) {
   for (; j < count; ++j) scores[j] += mask[j];
 }
 
-// Scores to their exponentials, relative to the largest; zeros from `count` to `padded`, which is a
-// multiple of kKeyPanel. Returns 1 / their sum.
+// Scores to most * tanh(score / most).
 template <typename Simd>
-float soften(float* scores, int64_t count, int64_t padded) {
+void cap(float* scores, int64_t count, float most) {
+  const auto factor = Simd::set(most);
+  const auto capped = [&](typename Simd::Vector x) {
+    return Simd::mul(factor, hyperbolic_tangent<Simd>(Simd::div(x, factor)));
+  };
+  int64_t j = 0;
+  for (; j + Simd::kLanes <= count; j += Simd::kLanes) {
+    Simd::store(scores + j, capped(Simd::load(scores + j)));
+  }
+  if (j < count) Simd::store(scores + j, count - j, capped(Simd::load(scores + j, count - j)));
+}
+
+// The largest of scores [0, padded) and the sink, where those outside [begin, end) don't count.
+template <typename Simd>
+float largest_score(float* scores, int64_t begin, int64_t end, int64_t padded, float sink) {
   const float lowest = -__builtin_inff();
-  for (int64_t j = count; j < padded; ++j) scores[j] = lowest;
+  for (int64_t j = 0; j < begin; ++j) scores[j] = lowest;
+  for (int64_t j = end; j < padded; ++j) scores[j] = lowest;
   auto peak = Simd::set(lowest);
   for (int64_t j = 0; j < padded; j += Simd::kLanes) {
     peak = Simd::max(peak, Simd::load(scores + j));
   }
-  const auto top = Simd::set(Simd::largest(peak));
+  const float top = Simd::largest(peak);
+  return top > sink ? top : sink;
+}
+
+// Scores [begin, end) to their exponentials, relative to the largest; zeros before, and behind up
+// to `padded`, which is a multiple of kKeyPanel. Returns 1 / the sum of them and the sink's.
+template <typename Simd>
+float soften(float* scores, int64_t begin, int64_t end, int64_t padded, float sink) {
+  const auto top = Simd::set(largest_score<Simd>(scores, begin, end, padded, sink));
   auto total = Simd::zero();
-  int64_t j = 0;
-  for (; j + Simd::kLanes <= count; j += Simd::kLanes) {
-    const auto e = exponential<Simd>(Simd::sub(Simd::load(scores + j), top));
+  const auto put = [&](int64_t j, typename Simd::Vector e) {
     Simd::store(scores + j, e);
     total = Simd::add(total, e);
+  };
+  const auto soft = [&](int64_t j) {
+    return exponential<Simd>(Simd::sub(Simd::load(scores + j), top));
+  };
+  const auto put_part = [&](int64_t j) {
+    float part[Simd::kLanes];
+    Simd::store(part, soft(j));
+    for (int64_t i = 0; i < Simd::kLanes; ++i) {
+      part[i] = begin <= j + i && j + i < end ? part[i] : 0.0f;
+    }
+    put(j, Simd::load(part));
+  };
+  int64_t j = 0;
+  for (; j + Simd::kLanes <= begin; j += Simd::kLanes) Simd::store(scores + j, Simd::zero());
+  if (j < begin) {
+    put_part(j);
+    j += Simd::kLanes;
   }
-  if (j < count) {
-    float last[Simd::kLanes];
-    Simd::store(last, exponential<Simd>(Simd::sub(Simd::load(scores + j), top)));
-    for (int64_t i = 0; i < Simd::kLanes; ++i) last[i] = j + i < count ? last[i] : 0.0f;
-    Simd::store(scores + j, Simd::load(last));
-    total = Simd::add(total, Simd::load(last));
+  for (; j + Simd::kLanes <= end; j += Simd::kLanes) put(j, soft(j));
+  if (j < end) {
+    put_part(j);
     j += Simd::kLanes;
   }
   for (; j < padded; j += Simd::kLanes) Simd::store(scores + j, Simd::zero());
-  return 1.0f / Simd::sum(total);
+  const float rest = Simd::largest(exponential<Simd>(Simd::sub(Simd::set(sink), top)));
+  return 1.0f / (Simd::sum(total) + rest);
 }
 
-// Rows that share a pass over keys and values: how many, the keys that the last one sees, and those
-// up to whole panels, which is how far their scores are apart.
+// Rows that share a pass over keys and values: how many, the first panel with a key that one of
+// them sees, where that key is, the end of those that the last one sees, and that up to whole
+// panels, which is how far their scores are apart. All but `panel` count from there.
 struct Pass {
-  int64_t row, rows, keys, padded;
+  int64_t row, rows, panel, first, keys, padded;
 };
 
 // The scores of rows whose keys lie as they are.
 template <typename Simd>
 void score_unpacked(const AttentionRows& a, const Pass& pass) {
   const int64_t d = a.d;
+  const float *k = a.k + pass.panel * d, *v = a.v + pass.panel * d;
   for (int64_t r = 0; r < pass.rows; ++r) {
     const float* q = a.q + (pass.row + r) * a.q_stride;
     float* scores = a.scores + r * pass.padded;
-    int64_t j = 0;
+    int64_t j = pass.first;
     for (; j + 4 <= pass.keys; j += 4) {
       // Both come from memory, and the values are next.
-      for (int64_t i = 0; i < 4 * d; i += kLine) __builtin_prefetch(a.v + j * d + i);
-      dot_keys<Simd, 4>(q, a.k + j * d, d, scores + j);
+      for (int64_t i = 0; i < 4 * d; i += kLine) __builtin_prefetch(v + j * d + i);
+      dot_keys<Simd, 4>(q, k + j * d, d, scores + j);
     }
-    for (; j < pass.keys; ++j) dot_keys<Simd, 1>(q, a.k + j * d, d, scores + j);
+    for (; j < pass.keys; ++j) dot_keys<Simd, 1>(q, k + j * d, d, scores + j);
   }
 }
 
@@ -158,8 +195,9 @@ void score_unpacked(const AttentionRows& a, const Pass& pass) {
 template <typename Simd>
 void score_packed(const AttentionRows& a, const Pass& pass) {
   const float* q = a.q + pass.row * a.q_stride;
+  const float* k = a.packed_k + pass.panel * a.d;
   for (int64_t j = 0; j < pass.padded; j += kKeyPanel) {
-    multiply_rows<Simd>(pass.rows, q, a.q_stride, a.packed_k + j * a.d, kKeyPanel, a.d, kKeyPanel,
+    multiply_rows<Simd>(pass.rows, q, a.q_stride, k + j * a.d, kKeyPanel, a.d, kKeyPanel,
                         a.scores + j, pass.padded);
   }
 }
@@ -168,10 +206,15 @@ void score_packed(const AttentionRows& a, const Pass& pass) {
 template <typename Simd>
 void soften_rows(const AttentionRows& a, const Pass& pass, float (&factors)[kQueryRows]) {
   for (int64_t r = 0; r < pass.rows; ++r) {
-    const int64_t row = pass.row + r, seen = a.seen(row);
+    const int64_t row = pass.row + r;
+    const int64_t begin = a.first_seen(row) - pass.panel, end = a.seen(row) - pass.panel;
     float* scores = a.scores + r * pass.padded;
-    if (a.mask != nullptr) add_to<Simd>(scores, a.mask + row * a.mask_stride, seen);
-    factors[r] = soften<Simd>(scores, seen, pass.padded);
+    if (a.softcap != 0.0f) cap<Simd>(scores + begin, end - begin, a.softcap);
+    if (a.mask != nullptr) {
+      const float* mask = a.mask + row * a.mask_stride + pass.panel;
+      add_to<Simd>(scores + begin, mask + begin, end - begin);
+    }
+    factors[r] = soften<Simd>(scores, begin, end, pass.padded, a.sink);
     if (a.nan_is_zero && factors[r] != factors[r]) {
       factors[r] = 0.0f;
       for (int64_t j = 0; j < pass.padded; ++j) scores[j] = 0.0f;
@@ -183,7 +226,8 @@ void soften_rows(const AttentionRows& a, const Pass& pass, float (&factors)[kQue
 template <typename Simd>
 void add_values(const AttentionRows& a, const Pass& pass, const float (&factors)[kQueryRows]) {
   float* out = a.out + pass.row * a.out_stride;
-  multiply_rows<Simd>(pass.rows, a.scores, pass.padded, a.v, a.d, pass.keys, a.d, out,
+  multiply_rows<Simd>(pass.rows, a.scores + pass.first, pass.padded,
+                      a.v + (pass.panel + pass.first) * a.d, a.d, pass.keys - pass.first, a.d, out,
                       a.out_stride);
   for (int64_t r = 0; r < pass.rows; ++r) {
     const auto factor = Simd::set(factors[r]);
@@ -198,8 +242,9 @@ template <typename Simd>
 void attend(const AttentionRows& a) {
   for (int64_t row = 0; row < a.rows; row += kQueryRows) {
     const int64_t rows = a.rows - row < kQueryRows ? a.rows - row : kQueryRows;
-    const int64_t keys = a.seen(row + rows - 1);
-    const Pass pass{row, rows, keys, padded_keys(keys)};
+    const int64_t first = a.first_seen(row), panel = first / kKeyPanel * kKeyPanel;
+    const int64_t keys = a.seen(row + rows - 1) - panel;
+    const Pass pass{row, rows, panel, first - panel, keys, padded_keys(keys)};
     if (a.rows <= kUnpackedRows) {
       score_unpacked<Simd>(a, pass);
     } else {

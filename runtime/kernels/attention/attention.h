@@ -1,14 +1,16 @@
 // Attention of query rows over the keys and values of one head, in float32.
 //
-//   p[r, j] = softmax over the j that row r sees of  q[r] . k[j] + mask[r, j]
+//   p[r, j] = softmax over the j that row r sees of  cap(q[r] . k[j]) + mask[r, j]
 //   out[r]  = sum over j of  p[r, j] * v[j]
 //
 // All rows see all keys; or, where causal, the last row does, the one before all but one, and so
-// on. Sums run in order of j and of the channels, whatever other rows there are.
+// on; of these only the last `window`. Sums run in order of j and of the channels, whatever other
+// rows there are. No key or value before a panel with a key that a row sees is read.
 #ifndef QC_KERNELS_ATTENTION_ATTENTION_H_
 #define QC_KERNELS_ATTENTION_ATTENTION_H_
 
 #include <cstdint>
+#include <limits>
 
 #include "kernels/inline.h"
 
@@ -25,6 +27,9 @@ QC_INLINE std::int64_t padded_keys(std::int64_t keys) {
   return ceil_div(keys, kKeyPanel) * kKeyPanel;
 }
 
+inline constexpr std::int64_t kNoWindow = std::numeric_limits<std::int64_t>::max();
+inline constexpr float kNoSink = -std::numeric_limits<float>::infinity();
+
 struct AttentionRows {
   const float* q;  // [rows, q_stride], times the scale
   std::int64_t q_stride;
@@ -39,10 +44,18 @@ struct AttentionRows {
   std::int64_t out_stride;
   const float* mask;  // [rows, mask_stride], or null
   std::int64_t mask_stride;
-  bool nan_is_zero;  // rows whose softmax is NaN give zeros, not NaN
+  bool nan_is_zero;                 // rows whose softmax is NaN give zeros, not NaN
+  std::int64_t window = kNoWindow;  // 1 or more
+  float softcap = 0.0f;             // cap(s) = softcap * tanh(s / softcap); 0: none
+  float sink = kNoSink;             // one more score in the softmax, of a value of zeros
 
   QC_INLINE std::int64_t seen(std::int64_t row) const {
     return causal ? keys - rows + row + 1 : keys;
+  }
+  // The first key that a row sees.
+  QC_INLINE std::int64_t first_seen(std::int64_t row) const {
+    const std::int64_t end = seen(row);
+    return end > window ? end - window : 0;
   }
 };
 
