@@ -18,6 +18,13 @@ from qcompiler.targets import Target
 _log = logging.getLogger(__name__)
 
 
+def check_companions(packages: Sequence[ModelPackage], target: Target) -> None:
+    """RuntimeLibraryError where the op library that belongs beside the models of a folder is
+    missing: to be known before the long passes."""
+    if packages[0].folder is not None and target.library is not None:
+        target.library.path()
+
+
 def put_companions(packages: Sequence[ModelPackage], result: Path, target: Target) -> list[Path]:
     """Copy tokenizer, configuration and whatever is beside the models of a folder into `result`.
 

@@ -18,7 +18,7 @@ from qcompiler.analysis.reach import Reach, reach
 from qcompiler.analysis.requirements import required_versions
 from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.commit import Made, file_place, folder_place, put_folder, put_model
-from qcompiler.companions import put_companions
+from qcompiler.companions import check_companions, put_companions
 from qcompiler.comparison import Pair
 from qcompiler.driver import Calibration, Job, open_jobs
 from qcompiler.errors import ModelError
@@ -84,6 +84,7 @@ def compile(
     packages = open_packages(model)
     chosen = recipes.load(recipe, overrides)
     wanted = targets.get(target)
+    check_companions(packages, wanted)
     if budget is not None or max_kl is not None:
         chosen = recipes.with_budget(chosen, wanted, budget, max_kl)
     jobs = open_jobs(

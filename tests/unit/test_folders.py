@@ -15,7 +15,7 @@ import qcompiler
 from qcompiler import recipe
 from qcompiler.compiler import _HELD_BACK
 from qcompiler.driver import Calibration, Job, open_jobs
-from qcompiler.errors import ModelError
+from qcompiler.errors import ModelError, RuntimeLibraryError
 from qcompiler.models import open_packages
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.recipe import options_of
@@ -300,6 +300,20 @@ def test_a_failure_in_the_second_leaves_nothing(pair: Path, tmp_path: Path) -> N
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert "nothing but NaN" in refusal("compile", pair, *FAST, "-o", tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {"pair", "out"}
+
+
+def test_a_missing_library_is_said_before_anything_runs(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belongs beside the models of a folder, and was missed once all else was done."""
+    monkeypatch.setenv("QCOMPILER_LIBRARY", "/nowhere")
+    told: list[str] = []
+    with pytest.raises(RuntimeLibraryError, match="/nowhere"):
+        qcompiler.compile(
+            pair, output=tmp_path / "out", progress=lambda what, *_: told.append(what)
+        )
+    assert told == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_next_compile_replaces_all_models_and_keeps_the_rest(
