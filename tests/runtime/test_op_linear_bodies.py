@@ -184,8 +184,8 @@ def test_an_id_out_of_range_is_an_error(session, bits, grid, wrong):
 @EVERY_FORM
 def test_inspect_tells_what_the_ops_are(tmp_path, bits, grid):
     w = make_planes(100, 35, 32, bits=bits, grid=grid)
-    # No grid that has a name.
-    scheme = f"int{bits} g32 {'asym' if grid is None else 'learned'}" if bits < 8 else "int8 sym"
+    kind = "asym" if grid is None else {2: "gaussian", 3: "learned", 4: "gaussian"}[bits]
+    scheme = f"int{bits} g32 {kind}" if bits < 8 else "int8 sym"
     form = f"{'W' if grid is None else 'T'}{bits}"
     for model, op, activation in (
         (linear_model(w), f"Linear{form}A8", "per-token"),
