@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Grid:
     @property
     def widest(self) -> int:
         """Between neighbouring levels."""
-        return max(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))
+        return max(b - a for a, b in pairwise(self.levels))
 
 
 # Of two bits the zero points are thirds between 1 and 2, of three and four halves. Least squared

@@ -15,8 +15,6 @@ WINDOWS = "1.24"
 """Before, a row of GroupQueryAttention sees one key more than the window holds."""
 _SINK = 11
 """The input of com.microsoft's operator."""
-
-
 _WINDOW = {ops.DOMAIN: "window", ops.CONTRIB_DOMAIN: "local_window_size"}
 
 

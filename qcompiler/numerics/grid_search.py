@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.formats import Grid, WeightFormat
+from qcompiler.numerics.planes import MOST_LEVEL
 from qcompiler.numerics.rounding import quantize_weight
 
 _ELEMENTS = 1 << 15  # of a weight that judge a grid
 _WORTH = 0.998  # of the squared error: less gain is chance
 _ROUNDS = 8
-_TOP = 32  # the largest level that the ops hold
 
 
 def fitted(
@@ -68,7 +68,7 @@ def _neighbours(grid: Grid) -> Iterator[Grid]:
 
 def _possible(grid: Grid) -> bool:
     ascending = all(a < b for a, b in pairwise(grid.levels))
-    return ascending and grid.levels[-1] <= _TOP and grid.zeros[0] >= 0
+    return ascending and grid.levels[-1] <= MOST_LEVEL and grid.zeros[0] >= 0
 
 
 __all__ = ["fitted"]

@@ -86,9 +86,10 @@ def test_grids_that_only_gain_give_way(grid: GridName, target: str, planned: str
 
 def test_candidates_are_the_best_of_their_bytes() -> None:
     for name, least in (("ort-custom", "int2 g32 gaussian"), ("ort-contrib", "int2 g32 asym")):
-        found = [str(form) for form in TARGETS[name].candidates()]
+        forms = TARGETS[name].candidates()
+        found = [str(form) for form in forms]
         assert found[0] == least and {"int4 g32 asym", "int8 sym"} <= set(found)
-        sizes = [TARGETS[name].candidates()[i].nbytes(512, 512) for i in range(len(found))]
+        sizes = [form.nbytes(512, 512) for form in forms]
         assert sizes == sorted(set(sizes))
 
 
