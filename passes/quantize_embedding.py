@@ -25,15 +25,15 @@ import onnx_graphsurgeon as gs
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer, find_layers
 from qcompiler.analysis.qdq import insert_dq, weight_constants
-from qcompiler.analysis.rounded import described
+from qcompiler.analysis.rounded import Judgement, better_codes, described
 from qcompiler.analysis.tables import Table, find_tables
 from qcompiler.errors import CalibrationError
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
-from qcompiler.numerics.gptq import Moments, gptq, improved, moments
+from qcompiler.numerics.gptq import Moments, gptq, moments
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
-from qcompiler.remarks import Remark, Rounded
+from qcompiler.remarks import Remark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class QuantizeEmbedding(Pass):
 
     def _rounded(
         self, weight: Any, form: WeightFormat, found: Moments | None
-    ) -> tuple[QuantizedWeight, _Judgement]:
+    ) -> tuple[QuantizedWeight, Judgement]:
         """A table as [K, N], and what to say of a head that has it too."""
         nearest = quantize_weight(
             weight,
@@ -119,14 +119,14 @@ class QuantizeEmbedding(Pass):
             importance=None if found is None else found.mean_square,
         )
         if found is None:
-            return nearest, _Judgement(self.rounding)
-        try:
-            chosen, before, after = improved(
-                weight, nearest, found, lambda: self._for_output(weight, nearest, found)
-            )
-        except ValueError as reason:
-            return nearest, _Judgement(self.rounding, fallback=reason)
-        return chosen, _Judgement(self.rounding, errors=(before, after))
+            return nearest, Judgement(self.rounding)
+        return better_codes(
+            self.rounding,
+            weight,
+            nearest,
+            found,
+            lambda: self._for_output(weight, nearest, found),
+        )
 
     def _for_output(self, weight: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
         """Codes for the head's output."""
@@ -189,21 +189,6 @@ class QuantizeEmbedding(Pass):
             [_widened(graph, output, name, namer)],
             attrs={"axis": -1 if rank is None else rank - 1, "block_size": channels},
         )
-
-
-@dataclass(frozen=True)
-class _Judgement:
-    """How the codes of a tied table were chosen, and what that did to the head's output."""
-
-    rounding: str
-    errors: tuple[float, float] | None = None
-    fallback: Exception | None = None
-
-    def tell(self, remark: Rounded) -> Rounded:
-        """The remark of a head with this added."""
-        if self.errors is not None:
-            return remark.improved(self.rounding, *self.errors)
-        return remark if self.fallback is None else remark.fallen_back(self.fallback)
 
 
 def _detach(gather: gs.Node, namer: ir.Namer) -> None:

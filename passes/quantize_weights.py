@@ -27,11 +27,11 @@ from qcompiler.analysis.activation_qdq import insert_activations
 from qcompiler.analysis.experts import ENOUGH, RoutedRows, routed_rows
 from qcompiler.analysis.layers import Layer, by_input, find_layers, layer_of
 from qcompiler.analysis.qdq import insert_weight_dq, replace_weight, weight_dq
-from qcompiler.analysis.rounded import described
+from qcompiler.analysis.rounded import better_codes, described
 from qcompiler.errors import CalibrationError
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.descent import descend
-from qcompiler.numerics.gptq import Moments, gptq, improved, moments
+from qcompiler.numerics.gptq import Moments, gptq, moments
 from qcompiler.numerics.grid_search import fitted
 from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
@@ -107,8 +107,8 @@ class QuantizeWeights(Pass):
     def _refine(
         self, graph: gs.Graph, source: gs.Graph, remarks: dict[str, Remark], ctx: PassContext
     ) -> None:
-        """Round the layers of `graph` once more, in order, against the float graph `source`, and
-        add to their remarks."""
+        """Search the ranges of the layers of `graph` and choose their codes, in order, against the
+        float graph `source`, and say so in their remarks."""
         shipped = ir.copied(graph)
         insert_activations(shipped, ctx.plan, ctx.statistics)
         here, ahead = _by_name(graph), _by_name(shipped)
@@ -169,31 +169,29 @@ class QuantizeWeights(Pass):
     def _refined(
         self, copies: tuple[Layer, Layer], source: Layer, found: Moments, remark: Rounded
     ) -> Rounded:
-        """Round one layer once more in both graphs; its remark with the output errors."""
-        here, ahead = (weight_dq(layer.weight) for layer in copies)
-        assert here is not None and ahead is not None  # `run` has just written them
+        """Round one layer in both graphs; its remark with the output errors."""
+        if _is_shared(source):
+            return remark.fallen_back(ValueError("other nodes read the same weight"))
         values = np.asarray(source.matrix(), np.float32)
-        nearest = here.load(remark.form)
-        try:
-            if len(ir.consumers(source.weight)) > 1:
-                raise ValueError("other nodes read the same weight")
-            chosen, before, after = improved(
-                values, nearest, found, lambda: self._rounded(values, nearest, remark.form, found)
-            )
-        except ValueError as reason:
-            return remark.fallen_back(reason)
-        replace_weight(here, chosen)
-        replace_weight(ahead, chosen)
+        nearest = quantize_weight(
+            values, remark.form, search=self.search, importance=found.mean_square
+        )
+        chosen, judged = better_codes(
+            "gptq" if found.drift is None else self.rounding,
+            values,
+            nearest,
+            found,
+            lambda: self._chosen(values, nearest, found),
+        )
+        for layer in copies:
+            written = weight_dq(layer.weight)
+            assert written is not None  # `run` has just done so
+            replace_weight(written, chosen)
         again = described(remark.layer, chosen, values, kind="linear")
-        again = replace(again, tokens=remark.tokens)
-        return again.improved("gptq" if found.drift is None else self.rounding, before, after)
+        return judged.tell(replace(again, tokens=remark.tokens))
 
-    def _rounded(
-        self, values: Any, nearest: QuantizedWeight, form: WeightFormat, found: Moments
-    ) -> QuantizedWeight:
+    def _chosen(self, values: Any, nearest: QuantizedWeight, found: Moments) -> QuantizedWeight:
         alpha = self.alpha if found.drift is not None else 0.0
-        # Importance as measured now; and a graph says nothing of how far codes may reach.
-        nearest = quantize_weight(values, form, search=self.search, importance=found.mean_square)
         chosen = gptq(
             values,
             nearest,
@@ -222,7 +220,10 @@ class QuantizeWeights(Pass):
         values = np.asarray(layer.matrix(), np.float32)
         if form.grid is not None and form.grid.name == "learned":
             form = fitted(values, form, importance)
-        quantized = quantize_weight(values, form, search=self.search, importance=importance)
+        # Otherwise the range is searched when codes are chosen, by the moments of then.
+        final = self.rounding == "nearest" or _is_shared(layer)
+        search: Search = self.search if final else "none"
+        quantized = quantize_weight(values, form, search=search, importance=importance)
         remark = described(layer.name, quantized, values, kind="linear")
         return insert_weight_dq(graph, quantized, str(layer.weight.name), namer), remark
 
@@ -230,6 +231,10 @@ class QuantizeWeights(Pass):
 def _whole(routed: RoutedRows | None) -> list[str]:
     """The name of the tensor that rows are taken from as they are, if there is one."""
     return [str(routed.whole.name)] if routed is not None and routed.alike else []
+
+
+def _is_shared(layer: Layer) -> bool:
+    return len(ir.consumers(layer.weight)) > 1
 
 
 def _by_name(graph: gs.Graph) -> Mapping[str, Layer]:

@@ -1,9 +1,12 @@
-"""What a report says of a weight that became codes."""
+"""Weights that became codes, and what a report says of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from qcompiler.numerics.gptq import Moments, improved
 from qcompiler.numerics.rounding import QuantizedWeight, sqnr_db
 from qcompiler.remarks import LayerKind, Rounded
 
@@ -22,6 +25,39 @@ def described(layer: str, quantized: QuantizedWeight, values: Any, *, kind: Laye
         sqnr_db=_sqnr_db(values, quantized),
         bytes_after=quantized.nbytes(),
     )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How codes were chosen, and what that did to a layer's output."""
+
+    rounding: str
+    errors: tuple[float, float] | None = None
+    """Of the output with the nearest codes, and with those chosen."""
+    fallback: ValueError | None = None
+    """Why the nearest codes were kept where more was asked for."""
+
+    def tell(self, remark: Rounded) -> Rounded:
+        """The remark of a layer with this added."""
+        if self.errors is not None:
+            return remark.improved(self.rounding, *self.errors)
+        return remark if self.fallback is None else remark.fallen_back(self.fallback)
+
+
+def better_codes(
+    rounding: str,
+    weight: Any,
+    nearest: QuantizedWeight,
+    found: Moments,
+    choose: Callable[[], QuantizedWeight],
+) -> tuple[QuantizedWeight, Judgement]:
+    """What `choose`, which is called `rounding`, gives for a weight [K, N] where the moments of its
+    input suffice and say that it is better; else `nearest`."""
+    try:
+        chosen, before, after = improved(weight, nearest, found, choose)
+    except ValueError as reason:
+        return nearest, Judgement(rounding, fallback=reason)
+    return chosen, Judgement(rounding, errors=(before, after))
 
 
 def _sqnr_db(values: Any, quantized: QuantizedWeight) -> float:

@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.gptq import COLUMNS, Double, Moments
+from qcompiler.numerics.gptq import Double, Moments
 from qcompiler.numerics.levels import nearest
-from qcompiler.numerics.parallel import mapped
+from qcompiler.numerics.parallel import column_parts, mapped
 from qcompiler.numerics.progressive import code_reach, units
 from qcompiler.numerics.rounding import QuantizedWeight
 
@@ -70,15 +70,12 @@ def compensated(weight: NDArray[Any], start: QuantizedWeight, found: Moments) ->
     weight = np.asarray(weight, np.float32)
     unit = units(weight, start.form) if start.form.narrow else start.scales
     start = replace(start, reach=code_reach(start.scales, unit))
-    step = max(1, COLUMNS // max(rows, 1))
-    parts = [
-        _Part(weight[:, part], start.columns(part), found.hessian)
-        for part in (slice(first, first + step) for first in range(0, columns, step))
-    ]
+    cut = column_parts(rows, columns)
+    parts = [_Part(weight[:, part], start.columns(part), found.hessian) for part in cut]
     if not all(mapped(_Part.is_nearest, parts)):
         raise ValueError("its codes have been chosen from data already")
     a, b = _shift(np.concatenate(list(mapped(_Part.lost, parts)), axis=1), found)
-    shifts = zip(parts, np.split(b, range(step, columns, step)), strict=True)
+    shifts = zip(parts, (b[part] for part in cut), strict=True)
     codes = mapped(lambda each: each[0].best(a, each[1]), shifts)
     return replace(start, codes=np.concatenate(list(codes), axis=1))
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.gptq import BLOCK, COLUMNS, Double, Moments
+from qcompiler.numerics.gptq import BLOCK, Double, Moments
 from qcompiler.numerics.levels import nearest
+from qcompiler.numerics.parallel import column_parts, mapped
 from qcompiler.numerics.rounding import QuantizedWeight
 
 
@@ -43,17 +44,17 @@ def descend(
     damped[np.diag_indices_from(damped)] = np.where(
         diagonal > 0.0, diagonal * (1.0 + dampening), 1.0
     )
-    codes = start.codes.copy()
-    step = max(1, COLUMNS // len(hessian))
-    for first in range(0, weight.shape[1], step):
-        part = slice(first, first + step)
+
+    def descended(part: slice) -> NDArray[np.uint8]:
         old = start.columns(part)
         w = np.asarray(weight[:, part], np.float64)
         gradient = damped @ (w - old.dequantize())
         if alpha and statistics.drift is not None:
             gradient += alpha * (statistics.drift.T @ w)
-        codes[:, part] = _swept(old, damped, gradient, alive, sweeps)
-    return replace(start, codes=codes)
+        return _swept(old, damped, gradient, alive, sweeps)
+
+    codes = mapped(descended, column_parts(*weight.shape))
+    return replace(start, codes=np.concatenate(list(codes), axis=1))
 
 
 def _swept(

@@ -24,6 +24,7 @@ Everything is float64 but the product of two float32 activations.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,18 +34,16 @@ from numpy.typing import NDArray
 
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.levels import nearest
-from qcompiler.numerics.parallel import mapped
+from qcompiler.numerics.parallel import column_parts, mapped
 from qcompiler.numerics.rounding import QuantizedWeight
 
 Double = NDArray[np.float64]
 
-BLOCK = 128
+BLOCK = 32
 """Channels whose updates reach the rest of the weight together, as one matrix product."""
 
-COLUMNS = 8 << 20
-"""Elements of a weight worked on at a time: bounds the float64 copies."""
-
 _ROWS = 4096
+_TRIANGLE = 128  # rows of a triangular matrix product taken together
 _ATTEMPTS = 4  # dampening rises tenfold between them
 
 
@@ -62,6 +61,9 @@ class Moments:
     _factors: dict[tuple[float, bool], tuple[NDArray[np.intp], Double]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _pushes: dict[tuple[float, bool], Double] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def factor(self, dampening: float, act_order: bool) -> tuple[NDArray[np.intp], Double]:
         """The order of channels and the factor of the inverse in that order, computed once for all
@@ -75,6 +77,28 @@ class Moments:
                 hessian = hessian[np.ix_(order, order)]
             self._factors[key] = order, inverse_factor(hessian, dampening)
         return self._factors[key]
+
+    def push(self, dampening: float, act_order: bool) -> Double:
+        """P = triu(D Uᵀ, 1) U of GPTAQ in the order of `factor`, computed once too.
+
+        ValueError where X_f is not known.
+        """
+        if self.drift is None:
+            raise ValueError("asymmetric calibration needs the float model's inputs")
+        key = (dampening, act_order)
+        if key not in self._pushes:
+            order, factor = self.factor(*key)
+            drift = self.drift[np.ix_(order, order)]
+            pushed = np.zeros_like(drift)
+
+            def fill(start: int) -> None:
+                rows = slice(start, start + _TRIANGLE)
+                missed = np.triu(drift[rows, start:] @ factor[start:, start:].T, 1)
+                pushed[rows, start:] = missed @ factor[start:, start:]
+
+            deque(mapped(fill, range(0, len(order), _TRIANGLE)), maxlen=0)
+            self._pushes[key] = pushed
+        return self._pushes[key]
 
     def uncompensated(self, dampening: float = 0.01) -> Double:
         """[K]: 1 / U[k, k]², what is left of an error in each channel, squared, in the output once
@@ -192,23 +216,20 @@ def gptq(
             f"a weight of shape {weight.shape} has no codes of shape {start.codes.shape} and "
             f"moments of shape {statistics.hessian.shape}"
         )
-    drift = statistics.drift
-    if alpha and drift is None:
-        raise ValueError("asymmetric calibration needs the float model's inputs")
     order, factor = statistics.factor(dampening, act_order)
-    push: Double | None = None
-    if alpha and drift is not None:
-        push = alpha * (np.triu(drift[np.ix_(order, order)] @ factor.T, 1) @ factor)
+    push = statistics.push(dampening, act_order) if alpha else None
     group = order // start.block
     codes = np.empty_like(start.codes)
-    step = max(1, COLUMNS // rows)
-    for first in range(0, columns, step):
-        part = slice(first, first + step)
+
+    def choose(part: slice) -> None:
         values = weight[order, part].astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError("the weight holds NaN or infinity")
-        grid = _Grid.of(start.columns(part), group)
-        codes[order, part] = _sweep(values, grid, factor, push)
+        if push is not None:  # by the weights as they were, so all at once
+            values += alpha * (push.T @ values)
+        codes[order, part] = _sweep(values, _Grid.of(start.columns(part), group), factor)
+
+    deque(mapped(choose, column_parts(rows, columns)), maxlen=0)
     return replace(start, codes=codes)
 
 
@@ -241,11 +262,10 @@ class _Grid:
         return codes, (codes - zeros) * scales
 
 
-def _sweep(values: Double, grid: _Grid, factor: Double, push: Double | None) -> NDArray[np.uint8]:
+def _sweep(values: Double, grid: _Grid, factor: Double) -> NDArray[np.uint8]:
     """Codes [K, n] of `values` [K, n], which are used up, channel by channel."""
     rows = len(values)
     codes = np.empty(values.shape, np.uint8)
-    original = values.copy() if push is not None else values
     for start in range(0, rows, BLOCK):
         stop = min(start + BLOCK, rows)
         errors = np.empty((stop - start, values.shape[1]))
@@ -254,11 +274,7 @@ def _sweep(values: Double, grid: _Grid, factor: Double, push: Double | None) -> 
             error = (values[k] - rounded) / factor[k, k]
             errors[k - start] = error
             values[k + 1 : stop] -= np.multiply.outer(factor[k, k + 1 : stop], error)
-            if push is not None:
-                values[k + 1 : stop] += np.multiply.outer(push[k, k + 1 : stop], original[k])
         values[stop:] -= factor[start:stop, stop:].T @ errors
-        if push is not None:
-            values[stop:] += push[start:stop, stop:].T @ original[start:stop]
     return codes
 
 
@@ -316,7 +332,7 @@ def inverse_factor(hessian: Double, dampening: float) -> Double:
 def _upper_inverse(upper: Double) -> Double:
     """The inverse of an upper triangular matrix by halves, so that BLAS does the work."""
     size = len(upper)
-    if size <= BLOCK:
+    if size <= _TRIANGLE:
         return np.asarray(np.triu(np.linalg.inv(upper)), np.float64)
     half = size // 2
     result = np.zeros_like(upper)
@@ -338,23 +354,25 @@ def output_errors(
     true = hessian
     if drift is not None and spread is not None:
         true = hessian + drift + drift.T + spread
-    signal = 0.0
-    noise = np.zeros(len(candidates))
-    step = max(1, COLUMNS // len(hessian))
-    for first in range(0, weight.shape[1], step):
-        part = slice(first, first + step)
+
+    def energies(part: slice) -> list[float]:
+        """Of the output, and of the error of each candidate."""
         w = np.asarray(weight[:, part], np.float64)
-        signal += _inner(w, true @ w)
+        found = [_inner(w, true @ w)]
         fixed, cross = 0.0, None
         if drift is not None and spread is not None:
             # X_f W - X Ŵ = (X_f - X) W + X (W - Ŵ): small terms only, so nothing cancels.
             fixed, cross = _inner(w, spread @ w), 2.0 * (drift.T @ w)
-        for index, candidate in enumerate(candidates):
+        for candidate in candidates:
             e = w - candidate.columns(part).dequantize()
             moved = hessian @ e
             if cross is not None:
                 moved += cross
-            noise[index] += fixed + _inner(e, moved)
+            found.append(fixed + _inner(e, moved))
+        return found
+
+    parts = mapped(energies, column_parts(*weight.shape))
+    signal, *noise = np.sum(list(parts), axis=0)
     return [float(np.sqrt(max(each, 0.0) / signal)) if signal > 0.0 else 0.0 for each in noise]
 
 

@@ -14,13 +14,13 @@ from qcompiler.formats import Grid, WeightFormat
 def nearest(values: NDArray[Any], least: Any, greatest: Any, form: WeightFormat) -> NDArray[Any]:
     """The code next to each of `values`, of those from `least` to `greatest`.
 
-    Values and limits broadcast, and count in codes; limits are codes. Whole numbers of the type of
-    the values.
+    Values and limits count in codes; limits are codes, and broadcast to the values. Whole numbers
+    of the type of the values, which are used up.
     """
     if form.grid is None:
-        return np.clip(np.rint(values), least, greatest)
+        return np.clip(np.rint(values, out=values), least, greatest, out=values)
     # All borders between levels are whole numbers or halves.
-    halves = np.floor(2 * np.clip(values, least, greatest))
+    halves = np.floor(2 * np.clip(values, least, greatest, out=values), out=values)
     return _by_halves(form.grid).astype(values.dtype)[halves.astype(np.intp)]
 
 

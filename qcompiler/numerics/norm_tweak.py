@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.numerics.gptq import COLUMNS, Double, Moments, moments
+from qcompiler.numerics.gptq import Double, Moments, moments
 from qcompiler.numerics.holdout import split
+from qcompiler.numerics.parallel import column_parts
 from qcompiler.numerics.rounding import QuantizedWeight
 
 Float = NDArray[np.float32]
@@ -127,10 +128,8 @@ def _products(layers: Layers, bias: NDArray[Any] | None) -> _Products:
     channels = len(layers[0][0])
     size = channels + (bias is not None)
     rounded, mixed, lost = (np.zeros((size, size)) for _ in range(3))
-    step = max(1, COLUMNS // channels)
     for weight, quantized in layers:
-        for first in range(0, weight.shape[1], step):
-            part = slice(first, first + step)
+        for part in column_parts(*weight.shape):
             near = _with_bias(quantized.columns(part).dequantize(), bias)
             error = _with_bias(np.asarray(weight[:, part], np.float32), bias) - near
             rounded += near @ near.T

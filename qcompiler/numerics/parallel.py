@@ -19,6 +19,9 @@ from threadpoolctl import threadpool_limits
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+_PART = 1 << 19  # elements
+_LEAST_COLUMNS, _MOST_COLUMNS = 256, 1024
+
 
 def one_blas_thread() -> AbstractContextManager[Any]:
     """Inside, each call of BLAS or LAPACK in this process runs on the thread that makes it."""
@@ -47,6 +50,17 @@ def mapped(function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int = 1)
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def column_parts(rows: int, columns: int) -> list[slice]:
+    """The columns of a matrix in even parts, by its shape alone.
+
+    Small enough for a core's cache in float64, large enough for the arithmetic to outweigh Python.
+    """
+    most = min(max(_PART // max(rows, 1), _LEAST_COLUMNS), _MOST_COLUMNS)
+    count = max(1, -(-columns // most))
+    borders = [columns * each // count for each in range(count + 1)]
+    return [slice(*borders[each : each + 2]) for each in range(count)]
 
 
 def _cores() -> int:

@@ -25,7 +25,7 @@ def test_no_level_within_the_limits_is_nearer(form, seed, dtype) -> None:
     ends = np.sort(rng.choice(levels, (2, 40)), axis=0)
     values = rng.uniform(-10, form.top + 10, 40).astype(dtype)
     values[:10] = rng.integers(-20, 2 * form.top + 20, 10) / 2  # borders and levels themselves
-    found = nearest(values, *ends.astype(np.float64), form)
+    found = nearest(values.copy(), *ends.astype(np.float64), form)
     assert found.dtype == dtype
     for value, code, low, high in zip(values, found, *ends, strict=True):
         allowed = levels[(levels >= low) & (levels <= high)]

@@ -173,3 +173,18 @@ def test_the_search_is_close_to_trying_everything(bits, lost):
         best = np.minimum(best, np.square(rounded - grouped).sum(axis=1, keepdims=True))
     found = quantize_weight(w, form, search="mse").dequantize() - w
     assert decibel(float(np.square(found).sum()), float(best.sum())) < lost
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_codes_have_room_on_both_sides(bits):
+    """Codes and zero points move together: what they stand for is the same."""
+    weight = np.random.default_rng(bits).standard_t(4, (96, 64)).astype(np.float32)
+    weight[:16] += np.abs(weight[:16]).max()  # a group on one side of zero: its zero point can't go
+    form = WeightFormat(bits=bits, group_size=16, symmetric=False)
+    found = quantize_weight(weight, form, search="output", importance=np.ones(96))
+    codes = found.codes.reshape(6, 16, 64).astype(int)
+    below, above = codes.min(axis=1), form.top - codes.max(axis=1)
+    assert found.zero_points is not None
+    bound = (found.zero_points == 0) | (found.zero_points == form.top)
+    assert np.all((np.abs(below - above) <= 1) | bound)
+    assert np.any((below > 0) & (above > 0))

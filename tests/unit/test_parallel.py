@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from qcompiler.numerics import parallel
-from qcompiler.numerics.parallel import mapped, one_blas_thread
+from qcompiler.numerics.parallel import column_parts, mapped, one_blas_thread
 from qcompiler.passmanager import Numerics, Pass, PassContext, PassManager, PassResult
 
 
@@ -75,3 +75,13 @@ def test_passes_run_with_one_blas_thread():
     assert threads() == before
     with one_blas_thread():
         assert set(threads()) == {1}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 576, 1536, 100_000])
+@pytest.mark.parametrize("columns", [0, 1, 255, 576, 49_152])
+def test_columns_are_parted_evenly(rows, columns):
+    parts = column_parts(rows, columns)
+    assert [n for part in parts for n in range(columns)[part]] == list(range(columns))
+    sizes = [len(range(columns)[part]) for part in parts]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) <= 1024
+    assert len(parts) == 1 or min(sizes) >= 128
