@@ -1,12 +1,12 @@
-"""fuse-experts: experts that split-experts took apart become ONNX Runtime's operator again, on codes.
+"""fuse-experts: experts that split-experts took apart become one operator again, on their codes.
 
     for each expert e  MatMulNBits(act(MatMulNBits(X_e, W1_e)), W2_e), the sum of p · ..
         ->  com.microsoft.QMoE(X, router, W1, scales, bias, W2, scales, bias[, zero points])
 
-One operator finds the experts of a token by itself and runs no others. The codes are the same, and
-with accuracy_level 4 so is what becomes of activations: int8 a row and block. Where the layers of the
-experts differ in form, or ONNX Runtime has no such kernel, they stay a MatMulNBits each, and a remark
-says why.
+ONNX Runtime's operator finds the experts of a token by itself and runs no others. The codes are the
+same, and with accuracy_level 4 so is what becomes of activations: int8 a row and block. Where the
+layers of the experts differ in form, or ONNX Runtime has no such kernel, they stay a MatMulNBits
+each, and a remark says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from numpy.typing import NDArray
 from qcompiler import ir, ops
 from qcompiler.analysis.requirements import QUANTIZED_EXPERTS
 from qcompiler.formats import Granularity
-from qcompiler.ir.matcher import Match, Mismatch, Op, Pattern, absent, const, either, find, match, op, var
+from qcompiler.ir.matcher import (
+    Match,
+    Op,
+    Pattern,
+    absent,
+    const,
+    either,
+    find,
+    match,
+    op,
+    var,
+)
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
 from qcompiler.versions import installed
@@ -203,7 +214,8 @@ def _taken(found: Match) -> tuple[Any, Sequence[Any]]:
     for token in ir.consumers(found["order"]):
         for gather in ir.consumers(token.outputs[0]):
             for split in ir.consumers(gather.outputs[0]) if match(_TAKEN, gather) else ():
-                if split.op == "Split" and match(_SIZES, ir.producer(split.inputs[1])):
+                sizes = ir.producer(split.inputs[1])
+                if split.op == "Split" and sizes is not None and match(_SIZES, sizes):
                     return gather.inputs[0], split.outputs
     raise _NotFusedError("its rows are not taken by expert")
 
@@ -230,9 +242,9 @@ def _activation(output: Any) -> tuple[_Activation, tuple[Any, ...]]:
     node = ir.producer(output)
     if node is None:
         raise _NotFusedError("they have no layer before the last")
-    if found := match(_SWIGLU, node):
+    if isinstance(found := match(_SWIGLU, node), Match):
         return _swiglu(found)
-    if found := match(_SILU, node):
+    if isinstance(found := match(_SILU, node), Match):
         return _Activation("silu"), (found["up"],)
     if node.op == "Gelu" and ir.attribute(node, "approximate") == "tanh":
         return _Activation("gelu"), (node.inputs[0],)
@@ -258,10 +270,11 @@ def _swiglu(found: Match) -> tuple[_Activation, tuple[Any, ...]]:
     return _Activation("swiglu", tuple(settings.items())), (gate, up)
 
 
-def _behind(pattern: Op, tensor: Any) -> Match | Mismatch | None:
+def _behind(pattern: Op, tensor: Any) -> Match | None:
     """The match of a pattern at what gives a tensor."""
     node = ir.producer(tensor)
-    return node and match(pattern, node)
+    found = None if node is None else match(pattern, node)
+    return found if isinstance(found, Match) else None
 
 
 def _require_alike(experts: Sequence[_Expert]) -> None:

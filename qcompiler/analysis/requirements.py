@@ -14,8 +14,8 @@ SINKS = "1.23"
 WINDOWS = "1.24"
 """Before, a row of GroupQueryAttention sees one key more than the window holds."""
 QUANTIZED_EXPERTS = "1.31"
-"""Before, QMoE has no `accuracy_level`: it multiplies floats, which takes longer than the integers of
-one MatMulNBits an expert."""
+"""Before, QMoE has no `accuracy_level`: it multiplies floats, which takes longer than the integers
+of one MatMulNBits an expert."""
 _SINK = 11
 """The input of com.microsoft's operator."""
 _WINDOW = {ops.DOMAIN: "window", ops.CONTRIB_DOMAIN: "local_window_size"}
