@@ -48,7 +48,7 @@ class Heads:
     values: int
 
     def apart(self, index: Index) -> Index | None:
-        """[B, heads, T, d] for the heads of queries, of V [B, its heads, T, d] or [B, T, columns]."""
+        """[B, heads, T, d] for the heads of queries, of V [B, its heads, T, d] or [B, T, ..]."""
         if self.queries % self.values or index.ndim not in (3, 4):
             return None
         if index.ndim == 3:

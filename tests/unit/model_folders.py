@@ -133,6 +133,45 @@ def body() -> onnx.ModelProto:
     )
 
 
+def part(source: str, result: str, *, width: int = WIDTH, seed: int = 7) -> onnx.ModelProto:
+    """A layer of a decoder that is cut into several."""
+    return model_of(
+        f"part (float[batch, sequence, 64] {source}) => (float[batch, sequence, {width}] {result})"
+        f" {{ [{result}_layer] {result} = MatMul ({source}, w) }}",
+        **_weights(seed, w=(WIDTH, width)),
+    )
+
+
+def pipeline(folder: Path) -> Path:
+    """A decoder in four parts, of which two do the same for texts and for one token."""
+    ends = {"inputs": ["inputs_embeds"], "outputs": ["hidden_out"]}
+    parts = {
+        "embeddings": {"filename": "embed.onnx"},
+        "prompt-processor": {
+            **ends,
+            "filename": "prompt.onnx",
+            "run_on_token_gen": False,
+            "output_names_forwarder": {"hidden_out": "hidden_in"},
+            "session_options": {"intra_op_num_threads": 1},
+        },
+        "token-generator": {
+            **ends,
+            "filename": "iterator.onnx",
+            "run_on_prompt": False,
+            "output_names_forwarder": {"hidden_out": "hidden_in"},
+        },
+        "transformer-head": {"filename": "lm_head.onnx"},
+    }
+    return save(
+        folder,
+        {"model": {"type": "decoder-pipeline", "decoder": {"pipeline": [parts]}}},
+        embed=table(),
+        prompt=part("inputs_embeds", "hidden_out"),
+        iterator=part("inputs_embeds", "hidden_out"),
+        lm_head=part("hidden_in", "logits", width=WORDS, seed=8),
+    )
+
+
 def save(folder: Path, config: dict | None = None, **models: onnx.ModelProto) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in models.items():

@@ -280,6 +280,51 @@ def test_what_belongs_together(tmp_path: Path, there: list[str], taken: list[str
     assert found == taken
 
 
+@pytest.mark.parametrize("as_list", [True, False])
+def test_the_parts_of_a_pipeline_compile_as_one(tmp_path: Path, as_list: bool) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    config = json.loads((folder / "genai_config.json").read_text())
+    if not as_list:  # each part in an object of its own
+        (parts,) = config["model"]["decoder"]["pipeline"]
+        config["model"]["decoder"]["pipeline"] = [{name: parts[name]} for name in parts]
+        (folder / "genai_config.json").write_text(json.dumps(config))
+    result = qc("compile", folder, *FAST, "--json")
+    assert result.exit_code == 0, result.stderr
+    models = {Path(each["source"]).name: each for each in json.loads(result.stdout)["models"]}
+    assert [*models] == ["embed.onnx", "prompt.onnx", "iterator.onnx", "lm_head.onnx"]
+    for name in ("prompt.onnx", "iterator.onnx"):
+        assert "inputs_embeds from embed.onnx" in models[name]["calibration"]
+    assert "hidden_in from prompt.onnx" in models["lm_head.onnx"]["calibration"]
+    output = folder.with_name("m.w4a8-fast")
+    written = json.loads((output / "genai_config.json").read_text())["model"]["decoder"]
+    assert "filename" not in written
+    library = written["session_options"]["custom_ops_library"]
+    assert (output / library).is_file()
+    found = {name: part for step in written["pipeline"] for name, part in step.items()}
+    assert found["prompt-processor"]["session_options"]["custom_ops_library"] == library
+    assert "session_options" not in found["token-generator"], "it has the decoder's"
+
+
+def test_files_that_a_pipeline_names_must_be_there(tmp_path: Path) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    (folder / "iterator.onnx").unlink()
+    said = refusal("compile", folder)
+    assert "iterator.onnx, which genai_config.json names for its pipeline's token-gen" in said
+
+
+def test_one_part_of_a_pipeline_keeps_its_config(tmp_path: Path) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    head = config["model"]["decoder"]["pipeline"][0]["transformer-head"]
+    config["model"]["decoder"]["pipeline"] = [{"transformer-head": head}]
+    file.write_text(json.dumps(config))
+    assert qc("compile", folder, *FAST).exit_code == 0
+    made = json.loads((folder.with_name("m.w4a8-fast") / file.name).read_text())
+    assert made["model"]["decoder"]["pipeline"] == [{"transformer-head": head}]
+    assert "filename" not in made["model"]["decoder"]
+
+
 # Nothing by halves
 
 
