@@ -26,7 +26,9 @@ Kind = Literal["decoder", "encoder", "other"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
-SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
+BRANCH = "use_cache_branch"
+"""Of a decoder that holds two: whether it goes on from its caches."""
+SWITCHES = {BRANCH: False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _MOST_TOKENS = 1 << 24  # far more than any vocabulary has
 _MOST_CACHED = 1 << 28  # values of a position in a cache, far more than any has
 _ATTENTION = ("GroupQueryAttention", "GroupQueryAttentionSink")
@@ -178,7 +180,7 @@ class Signature:
             if spec.name in values:
                 feeds[spec.name] = np.ascontiguousarray(values[spec.name], dtype=spec.dtype)
             elif spec.name in SWITCHES:
-                value = SWITCHES[spec.name]
+                value = cached > 0 if spec.name == BRANCH else SWITCHES[spec.name]
                 feeds[spec.name] = np.full((1,) * (spec.rank or 0), value, dtype=spec.dtype)
             else:
                 raise ModelError(

@@ -27,6 +27,7 @@ from qcompiler.calibration.draws import with_names_of_import
 from qcompiler.calibration.pieces import evaluate
 from qcompiler.errors import CalibrationError
 from qcompiler.feeds import (
+    BRANCH,
     IDS,
     MASK,
     POSITIONS,
@@ -43,7 +44,6 @@ from qcompiler.settings import Settings
 
 VECTORS, STATES = "last_hidden_state", "encoder_hidden_states"
 STATES_MASK = "encoder_attention_mask"
-_BRANCH = "use_cache_branch"
 _OWN = frozenset({IDS, MASK, POSITIONS, TYPES, *SWITCHES})
 """Inputs that every model has of its own."""
 
@@ -93,7 +93,7 @@ def shares_caches(package: ModelPackage, packages: Sequence[ModelPackage]) -> bo
     return (
         not presents <= own
         or any(not presents.isdisjoint(_presents(Signature.of(each))) for each in others)
-        or signature.input(_BRANCH) is not None
+        or signature.input(BRANCH) is not None
     )
 
 
@@ -128,7 +128,8 @@ class _End:
         renamed = settings.table(part, "output_names_forwarder").items()
         forwarded = {after: before for before, after in renamed if isinstance(after, str)}
         prompts = part.get("run_on_prompt") is not False
-        return cls(package, Signature.of(package), *texts, forwarded, prompts)
+        inputs, outputs = texts
+        return cls(package, Signature.of(package), inputs, outputs, forwarded, prompts)
 
     @property
     def name(self) -> str:

@@ -104,6 +104,32 @@ def stepping_decoders() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     )
 
 
+def merged_decoder() -> onnx.ModelProto:
+    """Both of `stepping_decoders` in one, as Optimum merges them: the weights are shared."""
+    first, after = stepping_decoders()
+    flag = onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    branches = {}
+    for attribute, model in (("else_branch", first), ("then_branch", after)):
+        graph = onnx.GraphProto(name=attribute)
+        graph.node.extend(model.graph.node)
+        graph.output.extend(model.graph.output)
+        for value in (*graph.output, *filter(lambda node: node.name, graph.node)):
+            value.name = f"{attribute}/{value.name}"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                kept = {each.name for each in (*after.graph.input, *after.graph.initializer)}
+                names[:] = [n if n in kept else f"{attribute}/{n}" for n in names]
+        branches[attribute] = graph
+    outputs = [each.name for each in after.graph.output]
+    chosen = onnx.helper.make_node("If", [flag.name], outputs, name="merged", **branches)
+    merged = onnx.ModelProto()
+    merged.CopyFrom(after)
+    merged.graph.input.append(flag)
+    del merged.graph.node[:]
+    merged.graph.node.append(chosen)
+    return merged
+
+
 def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.name = new if value.name == old else value.name

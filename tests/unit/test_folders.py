@@ -14,8 +14,10 @@ from command_line import qc, refusal
 import qcompiler
 from qcompiler import recipe
 from qcompiler.compiler import _HELD_BACK
+from qcompiler.decoding import Decoder
 from qcompiler.driver import Calibration, Job, open_jobs
 from qcompiler.errors import ModelError, RuntimeLibraryError
+from qcompiler.feeds import Signature
 from qcompiler.models import open_packages
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.recipe import options_of
@@ -253,6 +255,33 @@ def test_a_decoder_that_goes_on_reads_the_caches_of_the_first(tmp_path: Path) ->
         return np.concatenate([start["logits"], end["logits"]], 1)
 
     assert sqnr_db(stepped(folder), stepped(output)) > 18
+
+
+def test_both_branches_of_a_merged_decoder_have_data(tmp_path: Path) -> None:
+    folder = folders.save(tmp_path / "m", model=folders.merged_decoder())
+    result = qc("compile", folder, "--calib-samples", "16", "--calib-length", "32", "--json")
+    assert result.exit_code == 0, result.stderr
+    layers = [each for each in json.loads(result.stdout)["layers"] if each["quantized"]]
+    assert {each["name"].split("/")[0] for each in layers} == {"then_branch", "else_branch"}
+    assert not any("never runs" in (each["reason"] or "") for each in layers)
+    output = folder.with_name("m.w4a8") / "model.onnx"
+    ids = np.random.default_rng(0).integers(0, folders.WORDS, (2, 12))
+
+    def stepped(model: Path) -> np.ndarray:
+        past = {"past_key_values.0.value": np.zeros((2, 4, 0, 16), np.float32)}
+        flag = {"use_cache_branch": np.array([False])}
+        start = run(model, input_ids=ids[:, :8], **past, **flag)
+        past = {"past_key_values.0.value": start["present.0.value"]}
+        end = run(model, input_ids=ids[:, 8:], **past, use_cache_branch=np.array([True]))
+        return np.concatenate([start["logits"], end["logits"]], 1)
+
+    expected = stepped(folder / "model.onnx")
+    assert sqnr_db(expected, stepped(output)) > 18
+    package = open_packages(folder)[0]
+    decoder = Decoder(create_session(output), Signature.of(package), batch=2, capacity=12)
+    decoder.step(ids[:, :8])
+    last = decoder.step(ids[:, 8:])  # by the branch that reads the cache
+    assert sqnr_db(expected[:, -1], last) > 18
 
 
 @pytest.mark.parametrize(
