@@ -1,6 +1,7 @@
 """Residual streams: what a rotation of the hidden state between the blocks would have to touch.
 
     x = table[ids];  x = x + o_proj(..);  x = x + down_proj(..)     written
+    x = concat(class row, conv(image))                              written, too
     norm(x) · W                                                     read
 
 x ← x·R leaves a model as it was if everything that writes x turns with it (tables, columns and
@@ -212,6 +213,35 @@ def _multiple(node: gs.Node) -> tuple[list[int], list[Any]] | None:
     return (variable, list(node.outputs)) if math.prod(factor.shape) == 1 else None
 
 
+def _embedding(graph: gs.Graph, node: gs.Node) -> list[tuple[gs.Node, int, int]] | None:
+    """Node, input and axis of the constants that write rows by themselves; None for other nodes.
+
+    A row for all samples, as that of a class: Expand(c[.., channels]). Patches of an image, or
+    frames of sound: Transpose(Reshape(Conv(x, W[channels, ..], b[channels]))) or without Reshape.
+    """
+    if node.domain:
+        return None
+    if node.op == "Expand" and ir.is_constant(node.inputs[0]):
+        sizes, made = node.inputs[0].shape, node.outputs[0].shape
+        whole = bool(len(sizes)) and bool(made) and sizes[-1] == made[-1]
+        return [(node, 0, len(sizes) - 1)] if whole else None
+    if node.op != "Transpose" or ir.attribute(node, "perm") != [0, 2, 1]:
+        return None
+    source, inner = ir.producer(node.inputs[0]), [node.inputs[0]]
+    if source is not None and source.op == "Reshape" and not source.domain:
+        inner.append(source.inputs[0])
+        source = ir.producer(source.inputs[0])
+    alone = all(len(ir.value_readers(t)) == 1 and not ir.is_graph_output(graph, t) for t in inner)
+    if source is None or source.op != "Conv" or not alone or ir.attribute(source, "group", 1) != 1:
+        return None
+    given = [at for at in (1, 2) if _given(source, at)]
+    leads = [None if t.shape is None else list(t.shape[:2]) for t in inner]
+    kept = leads[0] is not None and None not in leads[0] and leads[0] == leads[-1]
+    if not kept or not all(ir.is_constant(source.inputs[at]) for at in given):
+        return None
+    return [(source, at, 0) for at in given]
+
+
 class _Walk:
     """One stream, followed from tensor to tensor; the first veto is kept."""
 
@@ -299,6 +329,9 @@ class _Walk:
             transposed = self._tables[id(node)].transposed
             source = ir.producer(node.inputs[0], "Transpose") if transposed else None
             self._use(*((node, 0, 1) if source is None else (source, 0, 0)), writes=True)
+        elif (places := _embedding(self._graph, node)) is not None:
+            for place in places:
+                self._use(*place, writes=True)
         elif not self._joins(node) or (_is_fused(node) and tensor is node.outputs[0]):
             self._refuse(f"{_label(node)} writes to the residual stream")
 
