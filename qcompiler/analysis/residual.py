@@ -119,7 +119,8 @@ class ResidualStream:
     norms: tuple[StreamNorm, ...] = ()
     """The norms that read it."""
     scaled: tuple[StreamNorm, ...] = ()
-    """Norms whose weights could not be folded: a table shares the weight of the layer behind."""
+    """Norms whose weights can't be folded: a table shares the weight of the layer behind, or the
+    stream begins behind them, and there are no `readers`."""
     veto: str | None = None
 
     @property
@@ -144,15 +145,16 @@ def find_streams(
     identities of nodes that multiply by a norm's weight, to be taken as if it were 1.
     """
     norms, inside = _find_norms(graph)
-    seen: set[int] = set()
-    streams: list[ResidualStream] = []
+    found: list[tuple[set[int], ResidualStream]] = []
     for norm in norms:
-        if id(norm.x) not in seen:
+        if not any(id(norm.x) in seen for seen, _ in found):
             walk = _Walk(graph, layers, norms, inside, folded)
             channels = math.prod(norm.weight.shape) if ir.is_constant(norm.weight) else 0
-            streams.append(walk.follow(norm.x, channels))
-            seen |= walk.seen
-    return streams
+            stream = walk.follow(norm.x, channels)
+            # What a norm reads in front of a stream is a part of that.
+            found = [(seen, each) for seen, each in found if not seen <= walk.seen]
+            found.append((walk.seen, stream))
+    return [stream for _, stream in found]
 
 
 def _find_norms(graph: gs.Graph) -> tuple[list[StreamNorm], set[int]]:
@@ -267,6 +269,7 @@ class _Walk:
         self._looked_up: dict[int, gs.Node] = {}
         self._uses: dict[tuple[int, int, int], ConstantUse] = {}
         self._scaled: list[StreamNorm] = []
+        self._front: list[StreamNorm] = []
         self._unnormed: Layer | None = None
         self._channels = 0
         self._veto: str | None = None
@@ -329,6 +332,9 @@ class _Walk:
             transposed = self._tables[id(node)].transposed
             source = ir.producer(node.inputs[0], "Transpose") if transposed else None
             self._use(*((node, 0, 1) if source is None else (source, 0, 0)), writes=True)
+        elif (norm := self._in_front(node, tensor)) is not None:
+            self._push(norm.x)
+            self._front.append(norm)
         elif (places := _embedding(self._graph, node)) is not None:
             for place in places:
                 self._use(*place, writes=True)
@@ -350,6 +356,15 @@ class _Walk:
             pass  # norms are looked at once the whole stream is known
         elif not self._joins(node):
             self._refuse(f"{_label(node)} reads the residual stream")
+
+    def _in_front(self, node: gs.Node, tensor: Any) -> StreamNorm | None:
+        """The norm of what is looked up, where the stream begins with it (BLOOM)."""
+        if node.op not in _NORMS or _is_fused(node) or tensor is not node.outputs[0]:
+            return None
+        looked_up = ir.producer(node.inputs[0])
+        if looked_up is None or id(looked_up) not in self._tables:
+            return None
+        return next((norm for norm in self._norms if norm.node is node), None)
 
     def _check_inside(self, node: gs.Node) -> None:
         """Only a norm may see what it makes of each channel; the lengths it computes stay."""
@@ -384,6 +399,12 @@ class _Walk:
     def _behind(self, norm: StreamNorm) -> None:
         """The layers behind a norm, and whether its weight lets a rotation pass."""
         weight, output = norm.weight, norm.output
+        if any(norm is front for front in self._front):
+            if not ir.is_constant(weight) or math.prod(weight.shape) != self._channels:
+                self._refuse(f"the weight of the norm '{norm.node.name}' is not one vector")
+            elif self._shifts(norm) or np.any(ir.array(weight) != 1.0):
+                self._scaled.append(norm)
+            return
         readers = tuple(each for each in self._layers if origin(each.x) is output)
         for layer in readers:
             self._touched.add(id(layer.node))
