@@ -36,6 +36,7 @@ _PASSES: dict[str, str] = {
     "lower-norm": "lower_norm:LowerNorm",
     "lower-activation": "lower_activation:LowerActivation",
     "lower-ort-contrib": "lower_ort_contrib:LowerOrtContrib",
+    "fuse-experts": "fuse_experts:FuseExperts",
     "half-precision": "half_precision:HalfPrecision",
     "decompose-norm": "decompose_norm:DecomposeNorm",
 }

@@ -2,6 +2,7 @@
 
     s = Add(x, skip); y = LayerNormalization(s, w, b)         ->  y, s = AddLayerNormalization(..)
     s = Add(x, skip); y = SimplifiedLayerNormalization(s, w)  ->  y, s = AddRMSNormalization(..)
+    s = Add(x, skip); y = RMSNormalization(s, w)              ->  the same
     y, s = SkipSimplifiedLayerNormalization(x, skip, w)       ->  the same
 
 Computed in float32, as before. The second output is '' where only the norm reads the sum.
@@ -21,6 +22,7 @@ from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 _AFTER_ADD = {
     "LayerNormalization": ("AddLayerNormalization", 3),
     "SimplifiedLayerNormalization": ("AddRMSNormalization", 2),
+    "RMSNormalization": ("AddRMSNormalization", 2),
 }
 """Norms behind an Add: the op that takes both, and how many inputs the norm must have."""
 

@@ -6,6 +6,7 @@ The residual stream, rotated by one matrix R (`residual`):
     layer_norm(x) of such a stream         ->   rms_norm(x), (table - mean)·R, (Wo - mean)·R, ..
     norm(x) · 1 -> linears W               ->   norm(x) · 1 -> linears Rᵀ·W
     h = norm(x) · w -> head, its weight    ->   h = norm(x) · c; h + h·M -> head, its weight
+    x = norm(table[ids]) · w               ->   the same, before the stream (BLOOM)
     Eᵀ tied to the table E                      (E·R)ᵀ still tied; M = Rᵀ·diag(w/c - 1)·R
 
 The values of each head, rotated by one matrix R for each key/value head (`heads`):
@@ -137,15 +138,19 @@ class _Work:
 
     def _scale_behind(self, norm: StreamNorm, matrix: Float) -> None:
         """Scale by the norm's weight in a small layer, which can do so between rotated vectors."""
-        old, head = norm.weight, norm.readers[0]
+        old = norm.weight
+        behind = norm.readers[0] if norm.readers else norm.node
         values = ir.array(old)
         # What all channels have in common needs no matrix. In one it would be a diagonal so large
         # that whoever rounds columns loses the rest.
         common, square = _split(values, matrix)
+        written = not norm.readers and norm.centers  # to a stream without a mean
+        if written:
+            square = square - _mean_taken(values / common, matrix)
         norm.node.inputs[norm.input] = ir.constant(
             self._namer(f"{old.name}_common"), np.full_like(values, common)
         )
-        x, name = norm.output, self._namer(f"{head.name}/rotate")
+        x, name = norm.output, self._namer(f"{behind.name}/rotate")
         part, output = (
             gs.Variable(self._namer(f"{x.name}_{suffix}"), x.dtype, x.shape)
             for suffix in ("turned", "rotated")
@@ -155,12 +160,16 @@ class _Work:
         weight = self._constant(old, square.astype(values.dtype))
         ir.add_node(self._graph, "MatMul", name, [x, weight], [part])
         if norm.bias is not None:
-            bias = self._constant(norm.bias, turned(ir.array(norm.bias).reshape(-1), matrix, 0))
+            shift = ir.array(norm.bias).reshape(-1)
+            shift = _centered(shift, 0) if written else shift
+            bias = self._constant(norm.bias, turned(shift, matrix, 0))
             shifted = gs.Variable(self._namer(f"{x.name}_shifted"), x.dtype, x.shape)
             ir.add_node(self._graph, "Add", self._namer(f"{name}/Bias"), [part, bias], [shifted])
             part = shifted
         ir.add_node(self._graph, "Add", self._namer(f"{name}/Add"), [x, part], [output])
-        message = f"rotates the norm's weight, which '{head.name}' can't take: its own is tied"
+        message = f"rotates the norm's weight, which '{behind.name}' can't take: its own is tied"
+        if not norm.readers:
+            message = "rotates the norm's weight, which nothing behind it can take"
         self._say([name], True, message)
 
     def _center_behind(self, node: gs.Node, matrix: Float) -> None:
@@ -271,6 +280,13 @@ def _split(values: NDArray[Any], matrix: Float) -> tuple[float, Float]:
     scales = values.reshape(-1).astype(np.float64)
     common = float(scales.mean()) if abs(scales.mean()) > scales.std() else 1.0
     return common, conjugated(scales / common - 1.0, matrix)
+
+
+def _mean_taken(weight: NDArray[Any], matrix: Float) -> Float:
+    """Rᵀ · w · 1ᵀ/n · R: of rotated rows h·R, the rotated mean of h·diag(w)."""
+    scales = weight.reshape(-1).astype(np.float64)
+    ones = np.full(len(scales), 1 / len(scales))
+    return np.outer(turned(scales, matrix, 0), turned(ones, matrix, 0))
 
 
 def _head_columns(edge: FoldEdge) -> tuple[NDArray[np.int64] | None, str | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qcompiler.errors import ModelError
 from qcompiler.files import read_json
-from qcompiler.folders import GENAI_CONFIG
+from qcompiler.folders import GENAI_CONFIG, pipeline
 from qcompiler.models import ModelPackage
 from qcompiler.targets import Target
 
@@ -62,11 +62,11 @@ def _name_library(
     data = read_json(config, ModelError)
     model = _object(data, "model")
     decoder = _object(model, "decoder")
-    if len(packages) == 1:
+    if len(packages) == 1 and not pipeline(data):
         decoder["filename"] = packages[0].onnx_path.name
     _object(decoder, "session_options")
-    for section in model.values():
-        # The decoder's options hold for all sections that have none of their own.
+    for section in (*model.values(), *pipeline(data).values()):
+        # The decoder's options hold for all that have none of their own.
         if isinstance(section, dict) and isinstance(section.get("session_options"), dict):
             options: dict[str, Any] = section["session_options"]
             options["custom_ops_library"] = library

@@ -136,13 +136,14 @@ def open_jobs(
     folder for each. Beside what `open_job` raises, CalibrationError for a source that suits none.
     """
     if len(packages) == 1:
-        usual = default_spec(packages[0], preferred)
+        (package,) = packages
+        usual = default_spec(package, preferred)
         source = usual if calibration.source is None else calibration.source
         data = replace(calibration, source=source, usual=usual)
         return [
             open_job(
-                packages[0],
-                passes,
+                package,
+                _for_one_of(packages, package, passes),
                 target=target,
                 calibration=data,
                 exclude=exclude,
@@ -155,7 +156,7 @@ def open_jobs(
         name = package.onnx_path.name
         jobs[name] = open_job(
             package,
-            [_within(step) for step in passes] if shares_caches(package, packages) else passes,
+            _for_one_of(packages, package, passes),
             target=target,
             calibration=data,
             exclude=_patterns_for(package, packages, exclude),
@@ -218,6 +219,13 @@ def _patterns_for(
         if meant(pattern, names[package.onnx_path])
         or not any(meant(pattern, nodes) for nodes in names.values())
     ]
+
+
+def _for_one_of(
+    packages: Sequence[ModelPackage], package: ModelPackage, passes: Sequence[Pass]
+) -> Sequence[Pass]:
+    """The passes for a model among others, which may read what it caches; so may its branches."""
+    return [_within(step) for step in passes] if shares_caches(package, packages) else passes
 
 
 def _within(step: Pass) -> Pass:

@@ -26,7 +26,9 @@ Kind = Literal["decoder", "encoder", "other"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IDS, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"
-SWITCHES = {"use_cache_branch": False, "num_logits_to_keep": 0, "logits_to_keep": 0}
+BRANCH = "use_cache_branch"
+"""Of a decoder that holds two: whether it goes on from its caches."""
+SWITCHES = {BRANCH: False, "num_logits_to_keep": 0, "logits_to_keep": 0}
 _MOST_TOKENS = 1 << 24  # far more than any vocabulary has
 _MOST_CACHED = 1 << 28  # values of a position in a cache, far more than any has
 _ATTENTION = ("GroupQueryAttention", "GroupQueryAttentionSink")
@@ -91,7 +93,7 @@ class Signature:
     """The inputs and outputs of a model, and what they make of it.
 
     kind: "decoder" predicts a next token at each position (output `logits` [B, T, V]); "encoder"
-    reads token ids and gives vectors; "other" is everything else.
+    reads token ids and gives vectors, or labels; "other" is everything else.
     """
 
     kind: Kind
@@ -100,6 +102,8 @@ class Signature:
     caches: tuple[CacheSpec, ...] = ()
     shares_buffer: bool = False
     """The graph attends through GroupQueryAttention: past and present may be one buffer."""
+    labels: bool = False
+    """Its logits are too few for the tokens that it reads: they are of labels."""
 
     @classmethod
     def of(cls, package: ModelPackage) -> Signature:
@@ -114,7 +118,8 @@ class Signature:
         outputs = tuple(_of_value(v) for v in model.graph.output)
         attention = [n for n in all_nodes(model) if n.op_type in _ATTENTION]
         facts = _CacheFacts.of(config, model, attention)
-        return _signature(inputs, outputs, facts, shares_buffer=bool(attention))
+        labels = _are_labels(next((o for o in outputs if o.name == "logits"), None), model)
+        return _signature(inputs, outputs, facts, shares_buffer=bool(attention), labels=labels)
 
     @property
     def logits(self) -> str:
@@ -130,7 +135,7 @@ class Signature:
         inputs = tuple(spec for spec in self.inputs if spec.name not in names)
         caches = tuple(cache for cache in self.caches if cache.past not in names)
         logits = next((spec for spec in self.outputs if spec.name == "logits"), None)
-        kind = _kind({spec.name for spec in inputs}, logits, caches)
+        kind = _kind({spec.name for spec in inputs}, None if self.labels else logits, caches)
         return replace(self, kind=kind, inputs=inputs, caches=caches)
 
     def feeds(
@@ -178,7 +183,7 @@ class Signature:
             if spec.name in values:
                 feeds[spec.name] = np.ascontiguousarray(values[spec.name], dtype=spec.dtype)
             elif spec.name in SWITCHES:
-                value = SWITCHES[spec.name]
+                value = cached > 0 if spec.name == BRANCH else SWITCHES[spec.name]
                 feeds[spec.name] = np.full((1,) * (spec.rank or 0), value, dtype=spec.dtype)
             else:
                 raise ModelError(
@@ -310,6 +315,7 @@ def _signature(
     facts: _CacheFacts,
     *,
     shares_buffer: bool,
+    labels: bool,
 ) -> Signature:
     names = {spec.name for spec in inputs}
     by_name = {spec.name: spec for spec in outputs}
@@ -318,8 +324,20 @@ def _signature(
         for spec in inputs
         if (present := _present_of(spec.name, by_name)) is not None
     ]
-    kind = _kind(names, by_name.get("logits"), caches)
-    return Signature(kind, inputs, outputs, tuple(caches), shares_buffer and bool(caches))
+    kind = _kind(names, None if labels else by_name.get("logits"), caches)
+    return Signature(kind, inputs, outputs, tuple(caches), shares_buffer and bool(caches), labels)
+
+
+def _are_labels(logits: TensorSpec | None, model: onnx.ModelProto) -> bool:
+    """Whether there is a logit for less than half of the tokens in the table of `input_ids`.
+
+    Vocabularies of tables and heads differ by padding and added tokens, never by that much.
+    """
+    width = None if logits is None else logits.last()
+    if width is None or logits is None or logits.rank != _LAST_AXIS_IS_TOKENS:
+        return False
+    rows = Lookups.of(model).rows.get(IDS)
+    return rows is not None and 2 * width < rows
 
 
 def _kind(names: Set[str], logits: TensorSpec | None, caches: Sequence[CacheSpec]) -> Kind:

@@ -2,7 +2,7 @@
 
 | folder | its files |
 | --- | --- |
-| genai_config.json names files in its sections | these |
+| genai_config.json names files in its sections, or in the parts of its decoder's pipeline | these |
 | holds model.onnx | that |
 | anything else | every .onnx, but for variants of others: decoder_int8.onnx beside decoder.onnx |
 """
@@ -56,8 +56,9 @@ def sections(folder: Path, config: Settings | None) -> Mapping[str, str]:
     ModelError for what can't be the name of a file.
     """
     found: dict[str, str] = {}
-    for section in settings.table(config or {}, "model"):
-        given = settings.table(config or {}, "model", section)
+    named = {section: settings.table(config or {}, "model", section) for section in _model(config)}
+    named |= {f"pipeline's {name}": part for name, part in pipeline(config).items()}
+    for section, given in named.items():
         if "filename" not in given:
             continue
         name = given["filename"]
@@ -68,6 +69,25 @@ def sections(folder: Path, config: Settings | None) -> Mapping[str, str]:
             )
         found.setdefault(name, section)
     return found
+
+
+def pipeline(config: Settings | None) -> Mapping[str, Settings]:
+    """The parts that a genai_config.json cuts its decoder into, in order, each by its name.
+
+    They hand to each other what has one name, under the names of `output_names_forwarder`.
+    """
+    given = settings.table(config or {}, "model", "decoder").get("pipeline")
+    steps = given if isinstance(given, list) else [given]
+    return {
+        name: settings.table(step, name)
+        for step in steps
+        if isinstance(step, Mapping)
+        for name in step
+    }
+
+
+def _model(config: Settings | None) -> Settings:
+    return settings.table(config or {}, "model")
 
 
 def _without_variants(folder: Path, stems: Sequence[str]) -> list[str]:

@@ -229,6 +229,8 @@ def _quantized(graph: gs.Graph) -> Iterator[LayerInfo]:
             yield _own_op(node, width, attrs)
         elif node.op == "MatMulNBits":
             yield _nbits(node, attrs)
+        elif node.op == "QMoE":
+            yield from _quantized_experts(node, attrs)
         elif (found := quantized_layer(graph, node)) is not None:
             activation = activation_qdq(found)
             shape, granularity = found.weight.shape, Granularity.NONE
@@ -271,6 +273,38 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
     granularity = Granularity.PER_GROUP if integer else Granularity.NONE
     shape = (int(attrs["K"]), int(attrs["N"]))
     return _info(node.name, node.op, shape, form, granularity, node)
+
+
+def _quantized_experts(node: gs.Node, attrs: Mapping[str, Any]) -> Iterator[LayerInfo]:
+    """The layers of ONNX Runtime's QMoE, with those of all experts side by side."""
+    integer = attrs.get("accuracy_level", 0) == 4
+    granularity = Granularity.PER_GROUP if integer else Granularity.NONE
+    bits = int(attrs.get("expert_weight_bits", 4))
+    given: list[Any] = [*node.inputs, *[gs.Variable.empty()] * _QMOE_INPUTS]
+    for which, (first, zeros) in _QMOE_LAYERS.items():
+        read = [each for each in (*given[first : first + 3], given[zeros]) if ir.is_constant(each)]
+        if not ir.is_constant(given[first]):
+            continue
+        experts, outputs, width = map(int, given[first].shape)
+        form = WeightFormat(
+            bits=bits,
+            group_size=int(attrs["block_size"]) if "block_size" in attrs else None,
+            symmetric=given[zeros].is_empty(),
+        )
+        yield LayerInfo(
+            name=f"{node.name}/{which}",
+            op=node.op,
+            K=width * 8 // bits,
+            N=experts * outputs,
+            scheme=str(form),
+            activation=FLOAT if granularity is Granularity.NONE else granularity.value,
+            nbytes=sum(ir.nbytes(each) for each in read),
+        )
+
+
+_QMOE_LAYERS = {"fc1": (2, 11), "fc2": (5, 12), "fc3": (8, 13)}
+"""Inputs with the codes and zero points of QMoE's layers; scales and biases follow the codes."""
+_QMOE_INPUTS = 14
 
 
 def _own_op(node: gs.Node, width: int, attrs: Mapping[str, Any]) -> LayerInfo:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import runtime
+from qcompiler import runtime, versions
 from qcompiler.errors import RecipeError, did_you_mean
 from qcompiler.formats import (
     GROUP_SIZES,
@@ -87,8 +87,8 @@ class Target:
     def minimum_for(self, plans: Iterable[LayerPlan], required: Iterable[str] = ()) -> str:
         """The ONNX Runtime that a model planned so needs, whose nodes need those `required`."""
         widths = {plan.weight.bits for plan in plans if plan.weight is not None}
-        versions = [each.minimum_onnxruntime for bits, each in self.later.items() if bits in widths]
-        return max([self.minimum_onnxruntime, *versions, *required], key=_release)
+        later = [each.minimum_onnxruntime for bits, each in self.later.items() if bits in widths]
+        return max([self.minimum_onnxruntime, *later, *required], key=versions.release)
 
     def _group_sizes(self, bits: int) -> tuple[GroupSize, ...]:
         return self.later[bits].group_sizes if bits in self.later else GROUP_SIZES
@@ -97,11 +97,10 @@ class Target:
         """Why the ONNX Runtime at hand has no kernels of a width, None where it has."""
         if bits not in self.later:
             return None
-        import onnxruntime  # noqa: PLC0415  (slow, and few plans need it)
-
-        here, least = onnxruntime.__version__, self.later[bits].minimum_onnxruntime
-        if _release(here) >= _release(least):
+        least = self.later[bits].minimum_onnxruntime
+        if versions.installed(least):
             return None
+        here = versions.onnxruntime_here()
         return f"weights of {bits} bits need ONNX Runtime {least} or later, and this is {here}"
 
     def candidates(self) -> tuple[WeightFormat, ...]:
@@ -119,12 +118,6 @@ class Target:
                     f"target '{self.name}' can't run {where}, planned as {plan.weight}: {reason}; "
                     "choose another format, or --target qdq"
                 )
-
-
-def _release(version: str) -> tuple[int, int]:
-    """Major and minor number."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
 
 
 _KNOWN = (
@@ -152,8 +145,8 @@ _KNOWN = (
     ),
     Target(
         name="ort-contrib",
-        summary="ONNX Runtime's own MatMulNBits, no library",
-        lowering="fuse-norm,compute-rotary,lower-ort-contrib,decompose-norm",
+        summary="ONNX Runtime's own MatMulNBits and QMoE, no library",
+        lowering="fuse-norm,compute-rotary,lower-ort-contrib,fuse-experts,decompose-norm",
         minimum_onnxruntime="1.23",
         widths=frozenset({2, 4, 8}),
         grids=False,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
-from qcompiler.analysis.layout import MOVES, PICKS, picked, value_columns
+from qcompiler.analysis.layout import MOVES, PICKS, Heads, picked, value_columns
 from qcompiler.analysis.norms import scaling_of
 from qcompiler.analysis.rows import origin, readers_of_rows
 
@@ -151,6 +151,8 @@ def _edge(site: _Site) -> FoldEdge:
             if up is not None and up.shape[1] == site.channels:
                 return _columns(site, "up-down", up)
         return site.veto("none", "no operand of its product is a linear layer")
+    if _is_attention(node) and x is node.outputs[0]:
+        return _plain_attention(site, node)
     if node.op in _FUSED_ATTENTION and x is node.outputs[0]:
         return _fused_attention(site, node)
     if node.op in ("Reshape", "Transpose"):
@@ -208,7 +210,8 @@ def _fused_attention(site: _Site, node: gs.Node) -> FoldEdge:
 
 
 def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
-    """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped."""
+    """Reshape(Transpose(MatMul(P, V))) with V's heads split, and repeated where grouped; or with
+    ONNX's Attention in place of the product."""
     veto, graph = partial(site.veto, "v-o"), site.graph
     after: list[Any] = []
     step: gs.Node | None = node
@@ -219,12 +222,15 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
         ):
             return veto("its reshaped parts have other readers")
         step = ir.producer(step.inputs[0])
-    if step is None or step.op != "MatMul" or ir.is_constant(step.inputs[1]):
+    product = None if step is None else _product(site, step)
+    if isinstance(product, str):
+        return veto(product)
+    if step is None or product is None:
         return veto("it is reshaped from something that is not an attention product")
-    if _uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0]):
+    if after and (_uses(step.outputs[0]) != 1 or ir.is_graph_output(graph, step.outputs[0])):
         return veto("the attention product has other readers")
     before: list[Any] = []
-    tensor = step.inputs[1]
+    tensor, heads = product
     while (written := _written(site, tensor)) is None:
         source = ir.producer(tensor)
         cached = source is not None and _appends_to_cache(graph, source)
@@ -240,10 +246,57 @@ def _plain_attention(site: _Site, node: gs.Node) -> FoldEdge:
     writer, columns = written
     if not _apart(tensor):
         return veto(f"the output of '{writer.name}' has other readers")
-    traced = value_columns(before, after, tensor, columns[1] - columns[0])
+    traced = value_columns(before, after, tensor, columns[1] - columns[0], heads)
     if traced is None or traced.columns.shape != (site.channels,):
         return veto("which value each output channel averages can't be told from the shapes")
     return _columns(site, "v-o", writer, columns, traced.columns, traced.head)
+
+
+_ATTENTION_V, _ATTENTION_PAST, _ATTENTION_PRESENT = 2, 5, 2
+"""Of ONNX's Attention: the inputs with values and with those of the past, the output with both."""
+
+
+def _is_attention(node: gs.Node) -> bool:
+    """Whether a node is ONNX's own Attention, since opset 23."""
+    return node.op == "Attention" and not node.domain
+
+
+def _product(site: _Site, node: gs.Node) -> tuple[Any, Heads | None] | str | None:
+    """The values that a node averages, and the heads that it cuts them into; or why they can't be
+    scaled. None where it averages none."""
+    if node.op == "MatMul" and not ir.is_constant(node.inputs[1]):
+        return node.inputs[1], None
+    if not _is_attention(node):
+        return None
+    query, values = node.inputs[0], node.inputs[_ATTENTION_V]
+    if ir.tensor_rank(values) == 4 and ir.tensor_rank(query) == 4:
+        counts = query.shape[1], values.shape[1]
+    else:
+        counts = ir.attribute(node, "q_num_heads"), ir.attribute(node, "kv_num_heads")
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        return "the number of heads is not known"
+    return _cached(site, node) or (values, Heads(*counts))
+
+
+def _cached(site: _Site, node: gs.Node) -> str | None:
+    """Why the cache that an Attention keeps of its values can't be scaled with them."""
+    past = _given(node.inputs, _ATTENTION_PAST)
+    present = _given(node.outputs, _ATTENTION_PRESENT)
+    if present is not None and ir.consumers(present):
+        return "the values are read in the cache, too"
+    handed_out = present is not None and ir.is_graph_output(site.graph, present)
+    if past is not None:
+        fed = any(past is each for each in site.graph.inputs)
+        if not fed or not handed_out or _uses(past) != 1:
+            return "the cache of the values is not an input that is handed out again"
+    if handed_out and not site.through_cache:
+        return "the values are handed out as KV cache, and folding would rescale them"
+    return None
+
+
+def _given(ends: Sequence[Any], place: int) -> Any | None:
+    """An input or output of a node, None where it has none there."""
+    return None if len(ends) <= place or ends[place].is_empty() else ends[place]
 
 
 def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:

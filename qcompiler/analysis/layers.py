@@ -323,6 +323,7 @@ _PRODUCTS = {
     "QLinearConv": QUANTIZED,
     "QGemm": QUANTIZED,
     "QAttention": QUANTIZED,
+    "QMoE": QUANTIZED,
     "FusedMatMul": _FUSED,
     "FusedGemm": _FUSED,
 }

@@ -4,7 +4,7 @@ through the very operators that move the columns."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,44 @@ class ValueColumns:
     None where heads are not kept together."""
 
 
+@dataclass(frozen=True)
+class Heads:
+    """How an operator that is attention as a whole cuts its queries and its values into heads."""
+
+    queries: int
+    values: int
+
+    def apart(self, index: Index) -> Index | None:
+        """[B, heads, T, d] for the heads of queries, of V [B, its heads, T, d] or [B, T, ..]."""
+        if self.queries % self.values or index.ndim not in (3, 4):
+            return None
+        if index.ndim == 3:
+            if index.shape[-1] % self.values:
+                return None
+            index = index.reshape(*index.shape[:2], self.values, -1).transpose(0, 2, 1, 3)
+        return np.repeat(index, self.queries // self.values, 1)
+
+
+def _side_by_side(index: Index) -> Index:
+    """[B, T, heads · d] of [B, heads, T, d]."""
+    batch, heads, rows, size = index.shape
+    return index.transpose(0, 2, 1, 3).reshape(batch, rows, heads * size)
+
+
 def value_columns(
-    before: Sequence[Any], after: Sequence[Any], values: Any, columns: int
+    before: Sequence[Any],
+    after: Sequence[Any],
+    values: Any,
+    columns: int,
+    heads: Heads | None = None,
 ) -> ValueColumns | None:
     """For each channel of the result the column of V [..., columns] it comes from.
 
     `before` are the tensors from V to the attention product, `after` those from the product to its
     readers, each in order and behind its producer: one of MOVES or PICKS, or a Concat behind a
     cache, whose columns are those of V. `values` is V, which may hold more than the product reads.
+    `heads`: of a product that cuts V into heads by itself; what it reads and gives is then either
+    [B, heads, T, d] or [B, T, heads · d].
     None where a shape is not known, or a channel has no column of its own.
     """
     sizes: dict[str, int] = {}
@@ -60,18 +90,25 @@ def value_columns(
     if len(known) != len(lead) or math.prod(known) * columns > _MOST:
         return None
     index = _through(before, np.broadcast_to(np.arange(columns), (*known, columns)), sizes)
+    flat = heads is not None and index is not None and index.ndim == 3
+    if index is not None and heads is not None:
+        index = heads.apart(index)
     # P [.., query, key] · V [.., key, head]: every query sees all keys, so they must agree.
     if index is None or index.ndim < 3 or not (index == index[..., :1, :]).all():
         return None
-    queries = _queries(after, index.ndim, sizes) or index.shape[-2]
+    queries = _queries(after, 3 if flat else index.ndim, sizes) or index.shape[-2]
     index = np.repeat(index[..., :1, :], queries, -2)
-    found = _through(after, index, sizes)
+
+    def given(lanes: Index) -> Index | None:
+        return _through(after, _side_by_side(lanes) if flat else lanes, sizes)
+
+    found = given(index)
     if found is None:
         return None
     rows = found.reshape(-1, found.shape[-1])
     if not (rows == rows[0]).all():
         return None
-    return ValueColumns(rows[0].copy(), _head(after, index.shape, sizes, rows.shape[-1]))
+    return ValueColumns(rows[0].copy(), _head(given, index.shape, rows.shape[-1]))
 
 
 def _keeps_columns(tensor: Any, columns: int) -> bool:
@@ -88,12 +125,15 @@ def _queries(after: Sequence[Any], rank: int, sizes: dict[str, int]) -> int | No
 
 
 def _head(
-    after: Sequence[Any], product: tuple[int, ...], sizes: dict[str, int], channels: int
+    given: Callable[[Index], Index | None], product: tuple[int, ...], channels: int
 ) -> int | None:
-    """The size of a head in the product [.., query, head], if channels keep heads together."""
+    """The size of a head in the product [.., query, head], if channels keep heads together.
+
+    `given`: what the nodes behind the product make of it.
+    """
     head = product[-1]
     lanes = np.arange(int(np.prod(product[:-1])) * head).reshape(product)
-    moved = _through(after, lanes, sizes)
+    moved = given(lanes)
     if moved is None or channels % head:
         return None
     runs = moved.reshape(-1, head)

@@ -13,15 +13,20 @@ SINKS = "1.23"
 """Before, GroupQueryAttention has no input `head_sink`."""
 WINDOWS = "1.24"
 """Before, a row of GroupQueryAttention sees one key more than the window holds."""
+QUANTIZED_EXPERTS = "1.31"
+"""Before, QMoE has no `accuracy_level`: it multiplies floats, which takes longer than the integers
+of one MatMulNBits an expert."""
 _SINK = 11
 """The input of com.microsoft's operator."""
 _WINDOW = {ops.DOMAIN: "window", ops.CONTRIB_DOMAIN: "local_window_size"}
 
 
 def required_versions(graph: gs.Graph) -> Iterator[str]:
-    """Versions of ONNX Runtime from which on decoder attention runs, and runs right, by node."""
+    """Versions of ONNX Runtime from which on attention and experts run, and run right, by node."""
     for each in ir.graphs(graph):
         for node in each.nodes:
+            if node.op == "QMoE" and "accuracy_level" in node.attrs:
+                yield QUANTIZED_EXPERTS
             if node.op not in ("GroupQueryAttention", "GroupQueryAttentionSink"):
                 continue
             if node.op == "GroupQueryAttentionSink" or _has_sinks(node):

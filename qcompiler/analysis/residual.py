@@ -1,6 +1,7 @@
 """Residual streams: what a rotation of the hidden state between the blocks would have to touch.
 
     x = table[ids];  x = x + o_proj(..);  x = x + down_proj(..)     written
+    x = concat(class row, conv(image))                              written, too
     norm(x) · W                                                     read
 
 x ← x·R leaves a model as it was if everything that writes x turns with it (tables, columns and
@@ -118,7 +119,8 @@ class ResidualStream:
     norms: tuple[StreamNorm, ...] = ()
     """The norms that read it."""
     scaled: tuple[StreamNorm, ...] = ()
-    """Norms whose weights could not be folded: a table shares the weight of the layer behind."""
+    """Norms whose weights can't be folded: a table shares the weight of the layer behind, or the
+    stream begins behind them, and there are no `readers`."""
     veto: str | None = None
 
     @property
@@ -143,15 +145,16 @@ def find_streams(
     identities of nodes that multiply by a norm's weight, to be taken as if it were 1.
     """
     norms, inside = _find_norms(graph)
-    seen: set[int] = set()
-    streams: list[ResidualStream] = []
+    found: list[tuple[set[int], ResidualStream]] = []
     for norm in norms:
-        if id(norm.x) not in seen:
+        if not any(id(norm.x) in seen for seen, _ in found):
             walk = _Walk(graph, layers, norms, inside, folded)
             channels = math.prod(norm.weight.shape) if ir.is_constant(norm.weight) else 0
-            streams.append(walk.follow(norm.x, channels))
-            seen |= walk.seen
-    return streams
+            stream = walk.follow(norm.x, channels)
+            # What a norm reads in front of a stream is a part of that.
+            found = [(seen, each) for seen, each in found if not seen <= walk.seen]
+            found.append((walk.seen, stream))
+    return [stream for _, stream in found]
 
 
 def _find_norms(graph: gs.Graph) -> tuple[list[StreamNorm], set[int]]:
@@ -212,6 +215,35 @@ def _multiple(node: gs.Node) -> tuple[list[int], list[Any]] | None:
     return (variable, list(node.outputs)) if math.prod(factor.shape) == 1 else None
 
 
+def _embedding(graph: gs.Graph, node: gs.Node) -> list[tuple[gs.Node, int, int]] | None:
+    """Node, input and axis of the constants that write rows by themselves; None for other nodes.
+
+    A row for all samples, as that of a class: Expand(c[.., channels]). Patches of an image, or
+    frames of sound: Transpose(Reshape(Conv(x, W[channels, ..], b[channels]))) or without Reshape.
+    """
+    if node.domain:
+        return None
+    if node.op == "Expand" and ir.is_constant(node.inputs[0]):
+        sizes, made = node.inputs[0].shape, node.outputs[0].shape
+        whole = bool(len(sizes)) and bool(made) and sizes[-1] == made[-1]
+        return [(node, 0, len(sizes) - 1)] if whole else None
+    if node.op != "Transpose" or ir.attribute(node, "perm") != [0, 2, 1]:
+        return None
+    source, inner = ir.producer(node.inputs[0]), [node.inputs[0]]
+    if source is not None and source.op == "Reshape" and not source.domain:
+        inner.append(source.inputs[0])
+        source = ir.producer(source.inputs[0])
+    alone = all(len(ir.value_readers(t)) == 1 and not ir.is_graph_output(graph, t) for t in inner)
+    if source is None or source.op != "Conv" or not alone or ir.attribute(source, "group", 1) != 1:
+        return None
+    given = [at for at in (1, 2) if _given(source, at)]
+    leads = [None if t.shape is None else list(t.shape[:2]) for t in inner]
+    kept = leads[0] is not None and None not in leads[0] and leads[0] == leads[-1]
+    if not kept or not all(ir.is_constant(source.inputs[at]) for at in given):
+        return None
+    return [(source, at, 0) for at in given]
+
+
 class _Walk:
     """One stream, followed from tensor to tensor; the first veto is kept."""
 
@@ -237,6 +269,7 @@ class _Walk:
         self._looked_up: dict[int, gs.Node] = {}
         self._uses: dict[tuple[int, int, int], ConstantUse] = {}
         self._scaled: list[StreamNorm] = []
+        self._front: list[StreamNorm] = []
         self._unnormed: Layer | None = None
         self._channels = 0
         self._veto: str | None = None
@@ -299,6 +332,12 @@ class _Walk:
             transposed = self._tables[id(node)].transposed
             source = ir.producer(node.inputs[0], "Transpose") if transposed else None
             self._use(*((node, 0, 1) if source is None else (source, 0, 0)), writes=True)
+        elif (norm := self._in_front(node, tensor)) is not None:
+            self._push(norm.x)
+            self._front.append(norm)
+        elif (places := _embedding(self._graph, node)) is not None:
+            for place in places:
+                self._use(*place, writes=True)
         elif not self._joins(node) or (_is_fused(node) and tensor is node.outputs[0]):
             self._refuse(f"{_label(node)} writes to the residual stream")
 
@@ -317,6 +356,15 @@ class _Walk:
             pass  # norms are looked at once the whole stream is known
         elif not self._joins(node):
             self._refuse(f"{_label(node)} reads the residual stream")
+
+    def _in_front(self, node: gs.Node, tensor: Any) -> StreamNorm | None:
+        """The norm of what is looked up, where the stream begins with it (BLOOM)."""
+        if node.op not in _NORMS or _is_fused(node) or tensor is not node.outputs[0]:
+            return None
+        looked_up = ir.producer(node.inputs[0])
+        if looked_up is None or id(looked_up) not in self._tables:
+            return None
+        return next((norm for norm in self._norms if norm.node is node), None)
 
     def _check_inside(self, node: gs.Node) -> None:
         """Only a norm may see what it makes of each channel; the lengths it computes stay."""
@@ -351,6 +399,12 @@ class _Walk:
     def _behind(self, norm: StreamNorm) -> None:
         """The layers behind a norm, and whether its weight lets a rotation pass."""
         weight, output = norm.weight, norm.output
+        if any(norm is front for front in self._front):
+            if not ir.is_constant(weight) or math.prod(weight.shape) != self._channels:
+                self._refuse(f"the weight of the norm '{norm.node.name}' is not one vector")
+            elif self._shifts(norm) or np.any(ir.array(weight) != 1.0):
+                self._scaled.append(norm)
+            return
         readers = tuple(each for each in self._layers if origin(each.x) is output)
         for layer in readers:
             self._touched.add(id(layer.node))

@@ -1,4 +1,4 @@
-"""Attention of ONNX Runtime's own operators, spelled out: rows of queries over rows of keys.
+"""Attention of ONNX's and ONNX Runtime's operators, spelled out: rows of queries over rows of keys.
 
 S tokens of B sequences, H heads of D channels, K heads of keys and values, H / K of queries each:
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from qcompiler.autodiff.call import Call
 from qcompiler.autodiff.expand import spelling
@@ -31,9 +32,7 @@ def group_query_attention(call: Call) -> Sequence[Term | None]:
     lengths do not matter.
     """
     _refuse(call, [*range(12, len(call.node.input))], "the cache is quantized, or queries normed")
-    for index in (3, 4):
-        if call.has(index) and call.sizes(index)[2] != 0:
-            raise call.refusal("its cache is not known to be empty")
+    _refuse_full_cache(call, 3, 4)
     heads, kv_heads = call.attr("num_heads"), call.attr("kv_num_heads")
     by_head = _separate(call, heads, kv_heads)
     q, k, v = (each.term for each in by_head)
@@ -87,6 +86,49 @@ def multi_head_attention(call: Call) -> Sequence[Term | None]:
         scores = _seen(tokens, -1).where(scores, _MASKED)
     y = scores.op("Softmax", axis=-1).op("MatMul", v)
     return (y.transpose(0, 2, 1, 3).reshape(0, 0, widths[2]),)
+
+
+@spelling("Attention")
+def attention(call: Call) -> Sequence[Term | None]:
+    """ONNX's operator over rows or by head, with nothing in its cache.
+
+    ONNX's inliner of functions stops at inputs that are left out.
+    """
+    _refuse(call, [6], "its cache is kept outside")
+    _refuse_full_cache(call, 4, 5)
+    flat = len(call.sizes(0)) == 3
+    heads, kv_heads = (
+        (call.attr("q_num_heads"), call.attr("kv_num_heads"))
+        if flat
+        else (call.size(0, 1), call.size(1, 1))
+    )
+    q, k, v = (call.x(index) for index in range(3))
+    sizes = [call.size(index, -1) for index in range(3)]
+    if flat:
+        sizes = [size // n for size, n in zip(sizes, (heads, kv_heads, kv_heads), strict=True)]
+        q, k, v = (
+            _heads(each, n, size)
+            for each, n, size in zip((q, k, v), (heads, kv_heads, kv_heads), sizes, strict=True)
+        )
+    tokens, keys = (each.op("Shape", start=2, end=3) for each in (q, k))
+    scale = call.attr("scale", 0.0) or 1 / math.sqrt(sizes[0])
+    scores = q.reshape(0, kv_heads, -1, sizes[0]).op("MatMul", k.transpose(0, 1, 3, 2)) * scale
+    scores = scores.op("Reshape", concat([call.to.ints(0, heads), tokens, keys], 0))
+    if cap := call.attr("softcap", 0.0):
+        scores = (scores / cap).op("Tanh") * cap
+    if call.has(3):
+        booleans = call.kinds.elem(call.node.input[3]) == onnx.TensorProto.BOOL
+        scores = call.raw(3).where(scores, _MASKED) if booleans else scores + call.x(3)
+    if call.attr("is_causal", 0):
+        seen = _count(keys).op("LessOrEqual", _count(tokens).op("Unsqueeze", tokens.to.ints(1)))
+        scores = seen.where(scores, _MASKED)
+    weights = scores.op("Softmax", axis=-1)
+    rows = concat([call.to.ints(0, kv_heads, -1), keys], 0)
+    y = weights.op("Reshape", rows).op("MatMul", v)
+    y = y.op("Reshape", concat([call.to.ints(0, heads), tokens, call.to.ints(sizes[2])], 0))
+    if flat:
+        y = y.transpose(0, 2, 1, 3).reshape(0, 0, heads * sizes[2])
+    return y, k, v
 
 
 @spelling("RotaryEmbedding", domain=CONTRIB_DOMAIN)
@@ -208,3 +250,8 @@ def _column(scores: Term) -> Term:
 def _refuse(call: Call, indices: Sequence[int], why: str) -> None:
     if any(call.has(index) for index in indices):
         raise call.refusal(why)
+
+
+def _refuse_full_cache(call: Call, *indices: int) -> None:
+    if any(call.has(index) and call.sizes(index)[2] != 0 for index in indices):
+        raise call.refusal("its cache is not known to be empty")

@@ -2,7 +2,7 @@
 
 | input | is fed |
 | --- | --- |
-| any | the output that genai_config.json gives the same role; else the output of the same name |
+| any | the output that genai_config.json gives the same role, or forwards; else that of its name |
 | `past_...`, where the model does not compute all of these itself | the output `present_...` |
 | `encoder_hidden_states` | the output `last_hidden_state` |
 | `encoder_attention_mask` | the `attention_mask` that the model with these vectors reads |
@@ -27,6 +27,7 @@ from qcompiler.calibration.draws import with_names_of_import
 from qcompiler.calibration.pieces import evaluate
 from qcompiler.errors import CalibrationError
 from qcompiler.feeds import (
+    BRANCH,
     IDS,
     MASK,
     POSITIONS,
@@ -37,12 +38,12 @@ from qcompiler.feeds import (
     TensorSpec,
 )
 from qcompiler.files import told_bytes
-from qcompiler.folders import sections
+from qcompiler.folders import pipeline, sections
 from qcompiler.models import ModelPackage
+from qcompiler.settings import Settings
 
 VECTORS, STATES = "last_hidden_state", "encoder_hidden_states"
 STATES_MASK = "encoder_attention_mask"
-_BRANCH = "use_cache_branch"
 _OWN = frozenset({IDS, MASK, POSITIONS, TYPES, *SWITCHES})
 """Inputs that every model has of its own."""
 
@@ -92,7 +93,7 @@ def shares_caches(package: ModelPackage, packages: Sequence[ModelPackage]) -> bo
     return (
         not presents <= own
         or any(not presents.isdisjoint(_presents(Signature.of(each))) for each in others)
-        or signature.input(_BRANCH) is not None
+        or signature.input(BRANCH) is not None
     )
 
 
@@ -109,6 +110,10 @@ class _End:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     """By role, names, or templates of numbered ones with a %d."""
+    forwarded: Mapping[str, str]
+    """Outputs by the inputs that a pipeline forwards them to."""
+    reads_prompts: bool = True
+    """Whether it runs on whole texts: in a pipeline some parts read one token at a time only."""
 
     @classmethod
     def of(cls, package: ModelPackage) -> _End:
@@ -119,11 +124,22 @@ class _End:
             for key in ("inputs", "outputs")
         ]
         texts = [{k: v for k, v in each.items() if isinstance(v, str)} for each in roles]
-        return cls(package, Signature.of(package), *texts)
+        part = _part(config, package.onnx_path.name)
+        renamed = settings.table(part, "output_names_forwarder").items()
+        forwarded = {after: before for before, after in renamed if isinstance(after, str)}
+        prompts = part.get("run_on_prompt") is not False
+        inputs, outputs = texts
+        return cls(package, Signature.of(package), inputs, outputs, forwarded, prompts)
 
     @property
     def name(self) -> str:
         return self.package.onnx_path.name
+
+
+def _part(config: Settings, file: str) -> Settings:
+    """The part of a pipeline that a file is; an empty one for other files."""
+    parts = pipeline(config).values()
+    return next((part for part in parts if part.get("filename") == file), {})
 
 
 def _links(taker: _End, others: Sequence[_End]) -> dict[str, Link]:
@@ -152,6 +168,8 @@ def _link(spec: TensorSpec, taker: _End, others: Sequence[_End]) -> Link | None:
     for other in others:
         if other.signature.input(spec.name) is not None:
             continue  # it takes that from elsewhere, too
+        if not other.reads_prompts:
+            continue  # there is another that gives the same for a text
         names = (name for name in _names(spec.name, taker, other) if _gives(other, name, spec))
         found += [Link(other.package, name) for name in itertools.islice(names, 1)]
     return found[0] if len(found) == 1 else None
@@ -164,6 +182,8 @@ def _gives(giver: _End, name: str, wanted: TensorSpec) -> bool:
 
 def _names(name: str, taker: _End, giver: _End) -> Iterator[str]:
     """What an output is called that is meant for an input."""
+    if name in giver.forwarded:
+        yield giver.forwarded[name]
     for role, template in taker.inputs.items():
         number = re.fullmatch(re.escape(template).replace("%d", r"(\d+)"), name)
         given = giver.outputs.get(role) or giver.outputs.get(role.replace("past", "present"))

@@ -27,6 +27,7 @@ import numpy as np
 
 from qcompiler.calibration import texts
 from qcompiler.calibration.arrays import array_names, load_arrays
+from qcompiler.calibration.branches import for_both_branches
 from qcompiler.calibration.budget import require_room
 from qcompiler.calibration.defaults import Defaults
 from qcompiler.calibration.handed import joined
@@ -121,6 +122,8 @@ def load_source(
         feeds, description = _load(source, request.fitted())
         if handed:
             feeds = joined(feeds, handed, whole)
+        if not _holds_arrays(Path(source)):
+            feeds = for_both_branches(feeds, package, whole)
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
     return CalibrationData(tuple(feeds), description, digest(feeds))

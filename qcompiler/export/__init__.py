@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 from qcompiler.commit import folder_place, put_folder
 from qcompiler.errors import ExportError
-from qcompiler.export.sources import Source, check_weights, find_source, is_decoder
+from qcompiler.export.sources import (
+    Source,
+    check_space,
+    check_tokenizer,
+    check_weights,
+    find_source,
+    is_decoder,
+)
 from qcompiler.staging import scratch_beside
 
 __all__ = ["ExportResult", "export_model"]
@@ -64,9 +71,13 @@ def export_model(
             f"dialect '{dialect}', precision '{precision}': there are auto, genai, torch and "
             "fp32, int4"
         )
+    if dialect == "torch" and precision != "fp32":
+        raise ExportError("precision int4 exists in the genai dialect only; use fp32")
     final = folder_place(out, replace=overwrite)
     source = find_source(str(src))
-    check_weights(source)
+    # What fails fails now, not behind minutes of work.
+    check_space(source, check_weights(source), final.parent, precision)
+    check_tokenizer(source)
     # Beside the result: the last step is then a rename, on one file system.
     with scratch_beside(final) as work:
         made = work / "out"

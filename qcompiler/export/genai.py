@@ -14,7 +14,7 @@ from typing import Any
 from qcompiler import settings
 from qcompiler.errors import ExportError
 from qcompiler.export import kinds
-from qcompiler.export.sources import CONFIG, is_decoder, package_folder, read_config
+from qcompiler.export.sources import CONFIG, has_tokenizer, is_decoder, package_folder, read_config
 
 BUILDER = "onnxruntime_genai.models.builder"
 _STATES = "it keeps states that are no keys and values, and those can't be fed"
@@ -40,6 +40,8 @@ def obstacle(folder: Path) -> str | None:
         return "it is no decoder, and onnxruntime-genai's builder makes nothing else"
     if name in _UNUSABLE:
         return f"onnxruntime-genai can't build {name}: {_UNUSABLE[name]}"
+    if not has_tokenizer(folder):
+        return "the folder holds no tokenizer, and onnxruntime-genai's builder needs one"
     installed = package_folder("onnxruntime_genai")
     if installed is None:
         return None

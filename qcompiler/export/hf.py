@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -48,9 +49,12 @@ def libraries(needed_for: str) -> tuple[Any, Any]:
     try:
         import torch
         import transformers
+
+        importlib.import_module("onnxscript")  # torch.onnx misses it once the weights are read
     except ImportError as error:
         raise ExportError(
-            f"{needed_for} need torch and transformers ({error}): pip install 'qcompiler[export]'"
+            f"{needed_for} need torch, transformers and onnxscript ({error}): "
+            "pip install 'qcompiler[export]'"
         ) from error
     return torch, transformers
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from qcompiler.errors import ExportError
 from qcompiler.export import kinds
 from qcompiler.export.weights import check_gguf, check_safetensors
-from qcompiler.files import read_json
+from qcompiler.files import TOKENIZER_BYTES, read_bytes, read_json, told_bytes
+from qcompiler.foreign import foreign_errors, silenced
+from qcompiler.models import TOKENIZER
 
 CONFIG = "config.json"
 PACKAGE = "package:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm")
+"""Files of tokenizers, newer and older ones."""
 _SHOWN = 5
 
 
@@ -49,13 +56,44 @@ def find_source(src: str) -> Source:
     return Source(path, str(path))
 
 
-def check_weights(source: Source) -> None:
-    """ExportError where a file of weights does not hold what its header says."""
+def check_weights(source: Source) -> int:
+    """The values that the files of weights hold, as far as their headers tell.
+
+    ExportError where one does not hold what its header says.
+    """
     if source.is_gguf:
-        check_gguf(source.path)
+        return check_gguf(source.path)
+    return sum(check_safetensors(file) for file in sorted(source.path.glob(_WEIGHTS[0])))
+
+
+def check_tokenizer(source: Source) -> None:
+    """ExportError where a folder's tokenizer.json is none: exporters find out at their end."""
+    file = source.path / TOKENIZER
+    if source.is_gguf or not file.is_file():
         return
-    for file in sorted(source.path.glob(_WEIGHTS[0])):
-        check_safetensors(file)
+    content = read_bytes(file, TOKENIZER_BYTES, ExportError)
+    remedy = "download it again, or remove it"
+    with foreign_errors(ExportError, f"{file} is no usable tokenizer", remedy), silenced():
+        Tokenizer.from_buffer(content)
+
+
+def check_space(source: Source, values: int, beside: Path, precision: str) -> None:
+    """ExportError where the disk has no room for so many values, in a folder that is or will be."""
+    whole = 4 * values
+    # A GGUF file goes by way of a folder in float32.
+    needed = (whole if precision == "fp32" else values // 2) + (whole if source.is_gguf else 0)
+    place = next(each for each in (beside, *beside.parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ExportError(
+            f"the export takes {told_bytes(needed)}, and {place} has {told_bytes(free)} left; free "
+            "some, or name an output elsewhere"
+        )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds a tokenizer in any form."""
+    return any(next(folder.glob(pattern), None) for pattern in TOKENIZERS)
 
 
 def is_hf_folder(folder: Path) -> bool:

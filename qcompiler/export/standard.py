@@ -11,12 +11,12 @@ from qcompiler.errors import ExportError
 from qcompiler.export import cache, experts, kinds
 from qcompiler.export.graphs import Graph, whole, write
 from qcompiler.export.hf import cause_of, libraries, quiet, refused
+from qcompiler.export.sources import has_tokenizer
 from qcompiler.files import read_json
 from qcompiler.models import SIDE_FILES, TOKENIZER
 
 _PREPROCESSOR = "preprocessor_config.json"
 _RELOAD = "download them again, or take the model in plain floats"
-_TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm")
 
 
 def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
@@ -68,7 +68,15 @@ def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
 def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, list[str]]:
     """The model, and what it lacks: weights that the folder does not hold, made NaN."""
     with refused(f"the weights of {folder} can't be loaded", _RELOAD):
-        model, found = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        # What does not fit is left out here, and refused below: transformers names it on the log.
+        model, found = loader.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    for name, stored, wanted in sorted(found.get("mismatched_keys", ())):
+        raise ExportError(
+            f"{folder}: the weight '{name}' has sizes {list(stored)}, and config.json makes it "
+            f"{list(wanted)}; put the config.json of these weights there"
+        )
     # transformers makes them up. Some are never used: a pooler, what masks in training.
     missing = sorted(found["missing_keys"])
     weights = model.state_dict()
@@ -105,9 +113,7 @@ def _save_side_files(transformers: Any, folder: Path, out: Path) -> tuple[str, .
     for name in (*SIDE_FILES, _PREPROCESSOR):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
-    if (out / TOKENIZER).is_file() or not any(
-        next(folder.glob(pattern), None) for pattern in _TOKENIZERS
-    ):
+    if (out / TOKENIZER).is_file() or not has_tokenizer(folder):
         return ()
     # Older models ship only a vocabulary: the fast tokenizer is made from it.
     try:

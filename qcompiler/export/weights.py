@@ -25,8 +25,11 @@ _SCALARS = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1))) | {10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 
 
-def check_safetensors(path: Path) -> None:
-    """ExportError where a .safetensors file is cut off, or its header is none."""
+def check_safetensors(path: Path) -> int:
+    """The values that a .safetensors file holds.
+
+    ExportError where it is cut off, or its header is none.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         lead = file.read(8)
@@ -40,11 +43,13 @@ def check_safetensors(path: Path) -> None:
     header = parse_json(decoded(content, where, ExportError), where, ExportError)
     if not isinstance(header, dict):
         raise ExportError(f"{where} is no JSON object; {_AGAIN}")
-    for name, about in header.items():
-        if name != "__metadata__" and not _fits(about, size - 8 - length):
+    tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+    for name, about in tensors.items():
+        if not _fits(about, size - 8 - length):
             raise ExportError(
                 f"{path}: tensor '{name}' lies outside the file, or has no shape; {_AGAIN}"
             )
+    return sum(math.prod(about["shape"]) for about in tensors.values())
 
 
 _AGAIN = "download it again"
@@ -73,14 +78,17 @@ def _sizes(value: Any) -> list[int] | None:
     return value
 
 
-def check_gguf(path: Path) -> None:
-    """ExportError where a .gguf file is of another version, cut off, or its header is none."""
+def check_gguf(path: Path) -> int:
+    """The values that a .gguf file holds.
+
+    ExportError where it is of another version, cut off, or its header is none.
+    """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ExportError(f"{path} is not a GGUF file; {_AGAIN}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                _Header(path, content).check()
+                return _Header(path, content).check()
             except struct.error:
                 raise _cut_off(path) from None
 
@@ -93,7 +101,8 @@ class _Header:
     content: mmap.mmap
     at: int = 4
 
-    def check(self) -> None:
+    def check(self) -> int:
+        """The values of all tensors."""
         (version,) = self._read("<I")
         if version not in _VERSIONS:
             known = " and ".join(map(str, _VERSIONS))
@@ -104,6 +113,7 @@ class _Header:
         for _ in range(entries):
             self._skip_string()
             self._skip_value(*self._read("<I"))
+        values = 0
         for _ in range(tensors):
             self._skip_string()
             (count,) = self._read("<I")
@@ -113,6 +123,8 @@ class _Header:
             # Blocks of the narrowest type take about a bit a value.
             if max(offset, math.prod(dims) // 8) > len(self.content):
                 raise _cut_off(self.path)
+            values += math.prod(dims)
+        return values
 
     def _read(self, form: str) -> tuple[Any, ...]:
         found = struct.unpack_from(form, self.content, self.at)

@@ -263,23 +263,55 @@ def test_rotary_embedding(interleaved: int, flat: bool, start: bool) -> None:
     check_gradients(model, feed, ["x"], by_torch)
 
 
-@pytest.mark.parametrize("cap", [0.0, 2.0])
-def test_attention_of_onnx_is_its_function(cap: float) -> None:
+ATTENTION: dict[str, dict[str, Any]] = {
+    "mask": {"mask": "floats"},
+    "cap": {"mask": "floats", "softcap": 2.0},
+    "causal": {"is_causal": 1},
+    "causal rows, an empty cache": {"is_causal": 1, "flat": True, "cache": True},
+    "rows, scale, which keys": {"mask": "booleans", "scale": 0.3, "flat": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_of_onnx(name: str) -> None:
+    attrs = dict(ATTENTION[name])
+    mask, flat, cache = (attrs.pop(key, None) for key in ("mask", "flat", "cache"))
     feed = {
         "q": floats(BATCH, HEADS, TOKENS, SIZE),
         "k": floats(BATCH, KV, 7, SIZE, seed=1),
         "v": floats(BATCH, KV, 7, SIZE, seed=2),
-        "mask": floats(TOKENS, 7, seed=3),
     }
-    wanted = ["q", "k", "v", "mask"]
-    model = model_of("Attention", wanted, feed, ["y"], domain="", softcap=cap)
+    if flat:
+        feed = {key: rows(each) for key, each in feed.items()}
+        attrs |= {"q_num_heads": HEADS, "kv_num_heads": KV}
+    wanted = [*feed, "mask"] if mask == "floats" else [*feed]
+    if mask:
+        bias = floats(TOKENS, 7, seed=3)
+        feed["mask"] = bias if mask == "floats" else bias > -0.5
+    inputs, outputs = ["q", "k", "v", "mask" if mask else ""], ["y"]
+    if cache:
+        feed |= {f"past_{key}": np.zeros((BATCH, KV, 0, SIZE), np.float32) for key in "kv"}
+        inputs, outputs = [*inputs, "past_k", "past_v"], ["y", "present_k", "present_v"]
+    model = model_of("Attention", inputs, feed, outputs, domain="", **attrs)
     check_values(model, feed, wanted)
 
     def by_torch(given):
-        q, k, v, mask = (given[name] for name in wanted)
-        return attention(q, k, v, SIZE**-0.5, mask, cap)
+        q, k, v = (by_head(given[key], SIZE) if flat else given[key] for key in "qkv")
+        added = given.get("mask")
+        if mask == "booleans":
+            added = torch.zeros(TOKENS, 7).double().masked_fill(~given["mask"], float("-inf"))
+        if attrs.get("is_causal"):
+            added = causal(7)[:TOKENS]
+        scale = attrs.get("scale", SIZE**-0.5)
+        y = attention(q, k, v, scale, added, attrs.get("softcap", 0.0))
+        return y.transpose(1, 2).flatten(2) if flat else y
 
     check_gradients(model, feed, wanted, by_torch)
+
+
+def rows(heads: np.ndarray) -> np.ndarray:
+    """[B, S, H D] of [B, H, S, D]."""
+    return heads.transpose(0, 2, 1, 3).reshape(BATCH, heads.shape[2], -1)
 
 
 def test_rotary_embedding_of_onnx_is_its_function() -> None:

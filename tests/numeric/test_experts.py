@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from onnx import numpy_helper
 from stock_runtime import open_session
 
 from qcompiler.calibration.supply import FeedData
+from qcompiler.inspection import inspect
 from qcompiler.ir import to_model
 from qcompiler.ir.io import import_proto
 from qcompiler.numerics.rounding import sqnr_db
@@ -347,3 +350,75 @@ def test_experts_picked_one_by_one_are_layers_too() -> None:
     assert named <= {layer.name for layer in layers if layer.quantized}
     assert weights is not None
     assert weights.quantized_bytes >= 2 * EXPERTS * HIDDEN * INNER * 4
+
+
+CONTRIB = (
+    "import,fold-constants,split-experts,canonicalize,plan-weights{group_size=16,symmetric=false},"
+    "plan-activations,quantize-weights,insert-qdq,lower-ort-contrib"
+)
+
+
+def nodes(model: onnx.ModelProto, op: str) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type == op]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_experts_on_codes_become_one_operator(form: str) -> None:
+    model = model_of(fused(FORMS[form]), gated="swiglu" in form)
+    apart, _ = compiled(model, parse_pipeline(CONTRIB))
+    made, _ = compiled(model, parse_pipeline(f"{CONTRIB},fuse-experts"))
+    assert len(nodes(apart, "MatMulNBits")) == 1 + EXPERTS * (3 if "swiglu" in form else 2)
+    assert nodes(made, "QMoE") == ["moe"]
+    assert nodes(made, "MatMulNBits") == ["head"]
+    assert_same(apart, made, (7,), (1,))
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [("1.30.1", "it takes ONNX Runtime 1.31 or later"), ("1.31.0", "")],
+)
+def test_older_versions_keep_a_layer_an_expert(
+    here: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompiler.versions.onnxruntime_here", lambda: here)
+    model = model_of(fused(FORMS["relu"]))
+    made, history = compiled(model, parse_pipeline(f"{CONTRIB},fuse-experts"))
+    assert bool(nodes(made, "QMoE")) is not bool(said)
+    left = [each for each in history[-1].remarks if isinstance(each, LeftAlone)]
+    assert len(left) == (2 * EXPERTS if said else 0)
+    assert all(each.message.endswith(said) for each in left)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("group_size=32,bits=2", "its kernel takes 4 or 8 bits"),
+        ("group_size=128", "groups of 128 channels do not divide theirs"),
+    ],
+)
+def test_formats_without_a_kernel_stay_apart(form: str, said: str) -> None:
+    passes = CONTRIB.replace("group_size=16", form) + ",fuse-experts"
+    made, history = compiled(model_of(fused(FORMS["relu"])), parse_pipeline(passes))
+    assert len(nodes(made, "MatMulNBits")) == 1 + 2 * EXPERTS
+    messages = {each.message for each in history[-1].remarks}
+    assert messages == {f"not one QMoE for all experts: {said}"}
+
+
+def test_an_expert_with_a_layer_in_float_stays_apart() -> None:
+    context = PassContext(exclude=("experts.2/down_proj",))
+    manager = PassManager(parse_pipeline(f"{CONTRIB},fuse-experts"))
+    graph, _ = manager.run(import_proto(model_of(fused(FORMS["silu, normalized"]))), context)
+    assert not nodes(to_model(graph), "QMoE")
+    messages = {each.message for each in manager.history[-1].remarks}
+    assert messages == {"not one QMoE for all experts: some of their layers are in float"}
+
+
+def test_inspect_shows_the_layers_of_an_operator(tmp_path: Path) -> None:
+    made, _ = compiled(model_of(fused(FORMS["relu"])), parse_pipeline(f"{CONTRIB},fuse-experts"))
+    onnx.save(made, tmp_path / "m.onnx")
+    shown = [each for each in inspect(tmp_path / "m.onnx").layers if each.op == "QMoE"]
+    assert [(each.name, each.K, each.N) for each in shown] == [
+        ("moe/fc1", HIDDEN, EXPERTS * INNER),
+        ("moe/fc2", INNER, EXPERTS * HIDDEN),
+    ]
+    assert {(each.scheme, each.activation) for each in shown} == {("int4 g16 asym", "per-group")}

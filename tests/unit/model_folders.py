@@ -104,6 +104,32 @@ def stepping_decoders() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     )
 
 
+def merged_decoder() -> onnx.ModelProto:
+    """Both of `stepping_decoders` in one, as Optimum merges them: the weights are shared."""
+    first, after = stepping_decoders()
+    flag = onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    branches = {}
+    for attribute, model in (("else_branch", first), ("then_branch", after)):
+        graph = onnx.GraphProto(name=attribute)
+        graph.node.extend(model.graph.node)
+        graph.output.extend(model.graph.output)
+        for value in (*graph.output, *filter(lambda node: node.name, graph.node)):
+            value.name = f"{attribute}/{value.name}"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                kept = {each.name for each in (*after.graph.input, *after.graph.initializer)}
+                names[:] = [n if n in kept else f"{attribute}/{n}" for n in names]
+        branches[attribute] = graph
+    outputs = [each.name for each in after.graph.output]
+    chosen = onnx.helper.make_node("If", [flag.name], outputs, name="merged", **branches)
+    merged = onnx.ModelProto()
+    merged.CopyFrom(after)
+    merged.graph.input.append(flag)
+    del merged.graph.node[:]
+    merged.graph.node.append(chosen)
+    return merged
+
+
 def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.name = new if value.name == old else value.name
@@ -130,6 +156,45 @@ def body() -> onnx.ModelProto:
         " u = Unsqueeze (m, axis) x = Mul (inputs_embeds, u) [head] logits = MatMul (x, w) }",
         **_weights(6, w=(WIDTH, WORDS)),
         axis=np.array([2]),
+    )
+
+
+def part(source: str, result: str, *, width: int = WIDTH, seed: int = 7) -> onnx.ModelProto:
+    """A layer of a decoder that is cut into several."""
+    return model_of(
+        f"part (float[batch, sequence, 64] {source}) => (float[batch, sequence, {width}] {result})"
+        f" {{ [{result}_layer] {result} = MatMul ({source}, w) }}",
+        **_weights(seed, w=(WIDTH, width)),
+    )
+
+
+def pipeline(folder: Path) -> Path:
+    """A decoder in four parts, of which two do the same for texts and for one token."""
+    ends = {"inputs": ["inputs_embeds"], "outputs": ["hidden_out"]}
+    parts = {
+        "embeddings": {"filename": "embed.onnx"},
+        "prompt-processor": {
+            **ends,
+            "filename": "prompt.onnx",
+            "run_on_token_gen": False,
+            "output_names_forwarder": {"hidden_out": "hidden_in"},
+            "session_options": {"intra_op_num_threads": 1},
+        },
+        "token-generator": {
+            **ends,
+            "filename": "iterator.onnx",
+            "run_on_prompt": False,
+            "output_names_forwarder": {"hidden_out": "hidden_in"},
+        },
+        "transformer-head": {"filename": "lm_head.onnx"},
+    }
+    return save(
+        folder,
+        {"model": {"type": "decoder-pipeline", "decoder": {"pipeline": [parts]}}},
+        embed=table(),
+        prompt=part("inputs_embeds", "hidden_out"),
+        iterator=part("inputs_embeds", "hidden_out"),
+        lm_head=part("hidden_in", "logits", width=WORDS, seed=8),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 
 import pytest
 
 from qcompiler import export
 from qcompiler.errors import ExportError, OutputError
-from qcompiler.export import export_model, genai
+from qcompiler.export import export_model, genai, sources
 from qcompiler.export.sources import check_weights, find_source, is_decoder
 
 
@@ -145,7 +146,7 @@ def test_encoders_do_not_go_through_genai(tmp_path, hf_folder):
         export_model(hf_folder, tmp_path / "out", dialect="genai")
 
 
-@pytest.mark.parametrize("missing", ["torch", "transformers"])
+@pytest.mark.parametrize("missing", ["torch", "transformers", "onnxscript"])
 def test_missing_libraries_name_the_extra(tmp_path, hf_folder, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ExportError, match=r"pip install 'qcompiler\[export\]'"):
@@ -164,3 +165,62 @@ def test_a_failing_builder_tells_its_last_words(tmp_path, hf_folder, monkeypatch
     with pytest.raises(ExportError, match=r"exit code 2.*Is a directory") as caught:
         genai.build(hf_folder, tmp_path / "out", tmp_path / "cache", "fp32")
     assert "\n" not in str(caught.value)
+
+
+# What fails at once
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Nothing may be exported."""
+    monkeypatch.setattr(export, "_export", lambda *_: pytest.fail("it began"))
+
+
+def test_a_disk_without_room(tmp_path, hf_folder, monkeypatch, no_work):
+    header = {
+        "w": {"dtype": "F16", "shape": [300, 1000], "data_offsets": [0, 600_000]},
+        "v": {"dtype": "F32", "shape": [50], "data_offsets": [600_000, 600_200]},
+    }
+    lead = json.dumps(header).encode()
+    content = len(lead).to_bytes(8, "little") + lead + bytes(600_200)
+    (hf_folder / "model.safetensors").write_bytes(content)
+    found = sources.find_source(str(hf_folder))
+    assert sources.check_weights(found) == 300_050
+    usage = types.SimpleNamespace(free=1_000_000)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _place: usage)
+    with pytest.raises(ExportError, match=r"takes 1 MiB, and .* has 0 MiB left; free some"):
+        export_model(hf_folder, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_broken_tokenizer(tmp_path, hf_folder, no_work):
+    (hf_folder / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(ExportError, match=r"tokenizer.json is no usable tokenizer.*again"):
+        export_model(hf_folder, tmp_path / "out")
+
+
+def test_int4_in_standard_operators(tmp_path, hf_folder, no_work):
+    with pytest.raises(ExportError, match="int4 exists in the genai dialect only"):
+        export_model(hf_folder, tmp_path / "out", dialect="torch", precision="int4")
+
+
+def test_the_builder_is_not_asked_for_a_model_without_tokenizer(hf_folder):
+    (hf_folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    for file in hf_folder.glob("tokenizer*"):
+        file.unlink()
+    assert "holds no tokenizer" in (genai.obstacle(hf_folder) or "")
+    (hf_folder / "tokenizer.model").write_text("")
+    assert "tokenizer" not in (genai.obstacle(hf_folder) or "")
+
+
+def test_weights_of_another_config(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
+    config = transformers.LlamaConfig(**sizes, **heads)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    config.intermediate_size = 48
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "m")
+    with pytest.raises(ExportError, match=r"down_proj.weight' has sizes \[16, 32\], and config"):
+        export_model(tmp_path / "m", tmp_path / "out", dialect="torch")

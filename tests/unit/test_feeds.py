@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import tiny_models as tiny
 from onnx import TensorProto, helper
@@ -24,6 +25,25 @@ def test_kinds():
     assert Signature.of_proto(tiny.decoder(weights, cache=False)).kind == "decoder"
     assert Signature.of_proto(tiny.encoder(weights)).kind == "encoder"
     assert Signature.of_proto(tiny.linear()).kind == "other"
+
+
+@pytest.mark.parametrize(("width", "kind"), [(5, "encoder"), (90, "decoder"), (110, "decoder")])
+def test_logits_of_labels_are_no_next_tokens(tmp_path, width, kind):
+    """A classifier of tokens, exported without token types; heads may be padded, or have less."""
+    nodes = [
+        helper.make_node("Gather", ["E", "input_ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "W"], ["logits"]),
+    ]
+    model = tiny.model_of(
+        nodes,
+        [tiny.value("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [tiny.value("logits", TensorProto.FLOAT, ["batch", "sequence", width])],
+        {"E": np.ones((100, 32), np.float32), "W": np.ones((32, width), np.float32)},
+    )
+    signature = Signature.of_proto(model)
+    assert signature.kind == signature.without([]).kind == kind
+    onnx.save(model, tmp_path / "model.onnx")
+    assert vocabulary(open_package(tmp_path), signature) == (100 if width == 5 else min(width, 100))
 
 
 def test_empty_cache():

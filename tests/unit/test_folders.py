@@ -14,8 +14,10 @@ from command_line import qc, refusal
 import qcompiler
 from qcompiler import recipe
 from qcompiler.compiler import _HELD_BACK
+from qcompiler.decoding import Decoder
 from qcompiler.driver import Calibration, Job, open_jobs
 from qcompiler.errors import ModelError, RuntimeLibraryError
+from qcompiler.feeds import Signature
 from qcompiler.models import open_packages
 from qcompiler.numerics.rounding import sqnr_db
 from qcompiler.recipe import options_of
@@ -255,6 +257,33 @@ def test_a_decoder_that_goes_on_reads_the_caches_of_the_first(tmp_path: Path) ->
     assert sqnr_db(stepped(folder), stepped(output)) > 18
 
 
+def test_both_branches_of_a_merged_decoder_have_data(tmp_path: Path) -> None:
+    folder = folders.save(tmp_path / "m", model=folders.merged_decoder())
+    result = qc("compile", folder, "--calib-samples", "16", "--calib-length", "32", "--json")
+    assert result.exit_code == 0, result.stderr
+    layers = [each for each in json.loads(result.stdout)["layers"] if each["quantized"]]
+    assert {each["name"].split("/")[0] for each in layers} == {"then_branch", "else_branch"}
+    assert not any("never runs" in (each["reason"] or "") for each in layers)
+    output = folder.with_name("m.w4a8") / "model.onnx"
+    ids = np.random.default_rng(0).integers(0, folders.WORDS, (2, 12))
+
+    def stepped(model: Path) -> np.ndarray:
+        past = {"past_key_values.0.value": np.zeros((2, 4, 0, 16), np.float32)}
+        flag = {"use_cache_branch": np.array([False])}
+        start = run(model, input_ids=ids[:, :8], **past, **flag)
+        past = {"past_key_values.0.value": start["present.0.value"]}
+        end = run(model, input_ids=ids[:, 8:], **past, use_cache_branch=np.array([True]))
+        return np.concatenate([start["logits"], end["logits"]], 1)
+
+    expected = stepped(folder / "model.onnx")
+    assert sqnr_db(expected, stepped(output)) > 18
+    package = open_packages(folder)[0]
+    decoder = Decoder(create_session(output), Signature.of(package), batch=2, capacity=12)
+    decoder.step(ids[:, :8])
+    last = decoder.step(ids[:, 8:])  # by the branch that reads the cache
+    assert sqnr_db(expected[:, -1], last) > 18
+
+
 @pytest.mark.parametrize(
     ("there", "taken"),
     [
@@ -278,6 +307,51 @@ def test_what_belongs_together(tmp_path: Path, there: list[str], taken: list[str
     folders.save(tmp_path, **dict.fromkeys(there, folders.table()))
     found = [package.onnx_path.stem for package in open_packages(tmp_path)]
     assert found == taken
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_the_parts_of_a_pipeline_compile_as_one(tmp_path: Path, as_list: bool) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    config = json.loads((folder / "genai_config.json").read_text())
+    if not as_list:  # each part in an object of its own
+        (parts,) = config["model"]["decoder"]["pipeline"]
+        config["model"]["decoder"]["pipeline"] = [{name: parts[name]} for name in parts]
+        (folder / "genai_config.json").write_text(json.dumps(config))
+    result = qc("compile", folder, *FAST, "--json")
+    assert result.exit_code == 0, result.stderr
+    models = {Path(each["source"]).name: each for each in json.loads(result.stdout)["models"]}
+    assert [*models] == ["embed.onnx", "prompt.onnx", "iterator.onnx", "lm_head.onnx"]
+    for name in ("prompt.onnx", "iterator.onnx"):
+        assert "inputs_embeds from embed.onnx" in models[name]["calibration"]
+    assert "hidden_in from prompt.onnx" in models["lm_head.onnx"]["calibration"]
+    output = folder.with_name("m.w4a8-fast")
+    written = json.loads((output / "genai_config.json").read_text())["model"]["decoder"]
+    assert "filename" not in written
+    library = written["session_options"]["custom_ops_library"]
+    assert (output / library).is_file()
+    found = {name: part for step in written["pipeline"] for name, part in step.items()}
+    assert found["prompt-processor"]["session_options"]["custom_ops_library"] == library
+    assert "session_options" not in found["token-generator"], "it has the decoder's"
+
+
+def test_files_that_a_pipeline_names_must_be_there(tmp_path: Path) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    (folder / "iterator.onnx").unlink()
+    said = refusal("compile", folder)
+    assert "iterator.onnx, which genai_config.json names for its pipeline's token-gen" in said
+
+
+def test_one_part_of_a_pipeline_keeps_its_config(tmp_path: Path) -> None:
+    folder = folders.pipeline(tmp_path / "m")
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text())
+    head = config["model"]["decoder"]["pipeline"][0]["transformer-head"]
+    config["model"]["decoder"]["pipeline"] = [{"transformer-head": head}]
+    file.write_text(json.dumps(config))
+    assert qc("compile", folder, *FAST).exit_code == 0
+    made = json.loads((folder.with_name("m.w4a8-fast") / file.name).read_text())
+    assert made["model"]["decoder"]["pipeline"] == [{"transformer-head": head}]
+    assert "filename" not in made["model"]["decoder"]
 
 
 # Nothing by halves

@@ -1,4 +1,4 @@
-"""What decoder attention asks of ONNX Runtime."""
+"""What decoder attention and experts ask of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def without_sinks() -> Any:
         (attention(THEIRS, inputs=12), ["1.23"], "1.23"),
         (attention(OURS, op="GroupQueryAttentionSink", window=-1), ["1.23"], "1.23"),
         (attention(OURS, op="GroupQueryAttentionSink", window=9), ["1.23", "1.24"], "1.24"),
+        (gs.Node("QMoE", attrs={"accuracy_level": 4}), ["1.31"], "1.31"),
+        (gs.Node("QMoE"), [], "1.20"),
     ],
 )
 def test_versions_of_nodes(node: gs.Node, versions: list[str], minimum: str) -> None:

@@ -138,6 +138,22 @@ def test_rows_that_are_not_understood(take: str, put: str, reason: str):
     assert reason in veto
 
 
+def test_a_stream_that_begins_with_a_norm():
+    graph = graph_of(
+        f"""
+        [e] x = Gather(table, ids)
+        [front] s = {NORM} (x, one)
+        [n] h = {NORM} (s, one)
+        [f] y = MatMul(h, wh)
+        """,
+        "float[N, 2] y",
+    )
+    (stream,) = find_streams(graph, find_layers(graph)[0])
+    assert stream.veto is None
+    assert [norm.node.name for norm in stream.norms] == ["front", "n"]
+    assert [table.name for table in stream.tables] == ["e"]
+
+
 def test_two_streams():
     graph = graph_of(
         f"""
@@ -164,7 +180,10 @@ def test_two_streams():
         ("r = Div(number, x) h = NORM (r, one)", "Div '' writes to the residual stream"),
         ("r = Add(x, number) h = NORM (r, one)", "adds one number to all channels"),
         ("r = Add(x, narrow) h = NORM (r, one)", "'narrow' does not fit the stream"),
-        ("n = NORM (x, one) s = Add(x, n) h = NORM (s, one)", "writes to the residual stream"),
+        (
+            "a = Add(x, x) n = NORM (a, one) s = Add(x, n) h = NORM (s, one)",
+            "writes to the residual stream",
+        ),
         ("h = NORM (x, one) [other] r = Tanh(h)", "Tanh 'other' reads the norm '', too"),
         ("h = NORM (x, one) [other] r = Tanh(x)", "Tanh 'other' reads the residual stream"),
         ("h = NORM (x, one) [other] r = MatMul(table, h)", "MatMul 'other' reads the norm"),
