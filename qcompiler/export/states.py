@@ -40,8 +40,8 @@ def found(
     if unknown := [type(each).__name__ for each in planned.layers if type(each) not in kinds]:
         raise ExportError(f"its cache has a layer that is not known ({unknown[0]})")
     # Configs of pairs may count the layers of the other half: a cache without one takes what comes.
-    growing = all(hasattr(each, "keys") for each in planned.layers)
-    cache = transformers.DynamicCache() if growing else planned
+    fixed = any(hasattr(each, "conv_states") for each in planned.layers)
+    cache = planned if fixed else transformers.DynamicCache()
     with torch.no_grad():
         run(cache)
     layers = tuple(
