@@ -1,4 +1,4 @@
-"""Recurrences that read a text in chunks, as Mamba2's do."""
+"""Recurrences that read a text in chunks, as those of Mamba2 do."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tiny_families import FAMILIES, tokenizer
 
 import qcompiler
 from qcompiler.errors import ExportError
-from qcompiler.export import export_model
+from qcompiler.export import export_model, states
 from qcompiler.feeds import Signature
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
@@ -84,6 +84,21 @@ DECODERS = {
         | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
     "mixtral": ("MixtralForCausalLM", GROUPED | {"num_local_experts": 3}),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        GROUPED | {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    ),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+        | {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8},
+    ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        GROUPED
+        | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+        | {"mamba_d_state": 16, "mamba_chunk_size": 8},
+    ),
 }
 
 
@@ -92,6 +107,7 @@ def test_decoders_step_by_step(tmp_path, name):
     model = saved(tmp_path / "hf", *DECODERS[name])
     result = export_model(tmp_path / "hf", tmp_path / "out")
     assert result.dialect == "torch"
+    assert not [note for note in result.notes if "without key/value cache" in note]
     assert [note for note in result.notes if "onnxruntime-genai can't build" in note]
     signature = Signature.of(open_package(tmp_path / "out"))
     assert signature.kind == "decoder"
@@ -271,9 +287,11 @@ def test_a_pooler_without_weights_is_left_out(tmp_path):
     assert [value.name for value in runs.get_outputs()] == ["last_hidden_state"]
 
 
-def test_states_that_are_no_caches(tmp_path):
+def test_caches_that_cannot_be_handed_on(tmp_path, monkeypatch):
     layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
     model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
+    plain = transformers.cache_utils.DynamicLayer
+    monkeypatch.setattr(states, "_kinds", lambda _transformers: {plain: plain})
     result = export_model(tmp_path / "hf", tmp_path / "out")
     assert [note for note in result.notes if "without key/value cache" in note]
     ids = text(np.random.default_rng(0))
