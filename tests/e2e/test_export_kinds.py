@@ -13,7 +13,7 @@ from tiny_families import FAMILIES, tokenizer
 
 import qcompiler
 from qcompiler.errors import ExportError
-from qcompiler.export import export_model, states
+from qcompiler.export import export_model, states, ties
 from qcompiler.feeds import Signature
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
@@ -288,7 +288,7 @@ def test_a_pooler_without_weights_is_left_out(tmp_path):
 
 
 def test_caches_that_cannot_be_handed_on(tmp_path, monkeypatch):
-    layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+    layers = {"layer_types": ["conv"], "num_hidden_layers": 1}
     model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
     plain = transformers.cache_utils.DynamicLayer
     monkeypatch.setattr(states, "_kinds", lambda _transformers: {plain: plain})
@@ -299,3 +299,38 @@ def test_caches_that_cannot_be_handed_on(tmp_path, monkeypatch):
     found = run(session(tmp_path / "out" / "model.onnx"), feeds)
     assert list(found) == ["logits"]
     same(found["logits"], called(model, feeds).logits)
+
+
+def untied(bits: int) -> Any:
+    """A decoder whose embeddings are its head, rounded to `bits`; with 0, tables of their own."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**GROUPED, tie_word_embeddings=False)
+    model = transformers.LlamaForCausalLM(config).eval()
+    if bits:
+        head = model.lm_head.weight.data
+        scale = head.abs().amax() / 2 ** (bits - 1)
+        model.model.embed_tokens.weight.data = (head / scale).round() * scale
+    return model
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_two_roundings_of_a_table_become_one_when_asked(bits):
+    model = untied(bits)
+    (note,) = ties.settle(torch, model, tie=False)
+    assert "--tie" in note
+    head = model.lm_head.weight.clone()
+    assert not torch.equal(model.model.embed_tokens.weight, head)
+    assert ties.settle(torch, model, tie=True) == ()
+    assert model.config.tie_word_embeddings
+    assert torch.equal(model.model.embed_tokens.weight, head)
+    assert torch.equal(model.lm_head.weight, head)
+    assert ties.settle(torch, model, tie=True) == ()
+
+
+def test_two_tables_are_not_tied():
+    model = untied(0)
+    before = model.model.embed_tokens.weight.clone()
+    assert ties.settle(torch, model, tie=False) == ()
+    with pytest.raises(ExportError, match="leave out --tie"):
+        ties.settle(torch, model, tie=True)
+    assert torch.equal(model.model.embed_tokens.weight, before)

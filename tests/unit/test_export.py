@@ -87,13 +87,13 @@ def test_decoders_by_architecture(hf_folder, architecture, decoder):
     assert is_decoder(hf_folder) == decoder
 
 
-def write_model(_source, made, _work, _dialect, _precision):
+def write_model(_source, _folder, made, _work, _dialect, _precision):
     (made / "model.onnx").write_text("new")
     return "genai", ("slow",)
 
 
 def test_output_is_complete_or_absent(tmp_path, hf_folder, monkeypatch):
-    def fail(_source, made, _work, _dialect, _precision):
+    def fail(_source, _folder, made, _work, _dialect, _precision):
         (made / "model.onnx").write_text("half")
         raise ExportError("no luck")
 
@@ -164,3 +164,9 @@ def test_a_failing_builder_tells_its_last_words(tmp_path, hf_folder, monkeypatch
     with pytest.raises(ExportError, match=r"exit code 2.*Is a directory") as caught:
         genai.build(hf_folder, tmp_path / "out", tmp_path / "cache", "fp32")
     assert "\n" not in str(caught.value)
+
+
+def test_only_gguf_files_are_tied(tmp_path, hf_folder):
+    with pytest.raises(ExportError, match=r"leave out --tie"):
+        export_model(hf_folder, tmp_path / "out", tie=True)
+    assert not (tmp_path / "out").exists()
