@@ -77,6 +77,18 @@ def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ())
     return (left.kind == "other") == (str(spec) == "random")
 
 
+def require_source(spec: str | Path) -> None:
+    """CalibrationError where a source is neither known by name nor a file or folder."""
+    known = ("random-tokens", "self", "random", *PYDOC)
+    if not str(spec):
+        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
+    if str(spec) not in known and not (Path(spec).is_file() or Path(spec).is_dir()):
+        raise CalibrationError(
+            f"no calibration source '{spec}': neither a file nor a folder, nor one of "
+            f"{', '.join(known)}"
+        )
+
+
 def arrays_in(spec: str | Path) -> frozenset[str]:
     """The inputs that a source has arrays for; CalibrationError for an .npz that can't be read."""
     return array_names(Path(spec)) if _holds_arrays(Path(spec)) else frozenset()
@@ -139,8 +151,7 @@ def digest(feeds: Sequence[Feed]) -> str:
 
 def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
     path = Path(spec)
-    if not spec:
-        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
+    require_source(spec)
     if _holds_arrays(path):
         return _varied(
             *load_arrays(path, want.signature, want.lookups.rows, want.samples, want.others)
@@ -164,11 +175,6 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
         return texts.random_tokens(want)
     if spec == "self":
         return texts.own(want)
-    known = ("random-tokens", "self", "random", *PYDOC)
-    if spec not in PYDOC and not path.is_file():
-        raise CalibrationError(
-            f"no calibration source '{spec}': neither a file nor one of {', '.join(known)}"
-        )
     text = read_text(spec, CalibrationError)
     part = ""
     if path.is_file() and path.stat().st_size > MAX_BYTES:
