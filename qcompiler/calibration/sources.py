@@ -78,11 +78,15 @@ def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ())
 
 
 def require_source(spec: str | Path) -> None:
-    """CalibrationError where a source is neither known by name nor a file or folder."""
+    """CalibrationError where a source is neither known by name nor a file or folder.
+
+    Whether an .npz can be read is found when it is.
+    """
     known = ("random-tokens", "self", "random", *PYDOC)
     if not str(spec):
         raise CalibrationError("the calibration source is empty; leave --calib out for the default")
-    if str(spec) not in known and not (Path(spec).is_file() or Path(spec).is_dir()):
+    path = Path(spec)
+    if str(spec) not in known and not path.is_file() and not _holds_arrays(path):
         raise CalibrationError(
             f"no calibration source '{spec}': neither a file nor a folder, nor one of "
             f"{', '.join(known)}"
