@@ -99,13 +99,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32}
         | {"mamba_d_state": 16, "mamba_n_groups": 1},
     ),
-    "Granite 4": (
-        "GraniteMoeHybridForCausalLM",
-        _GROUPED
-        | {"layer_types": ["mamba", "attention"], "num_local_experts": 0}
-        | {"mamba_n_heads": 8, "mamba_d_head": 32, "shared_intermediate_size": 256}
-        | {"mamba_d_state": 16, "mamba_n_groups": 1},
-    ),
     "BERT": ("BertModel", _TEXT),
     "RoBERTa": ("RobertaModel", _ROBERTA),
     "XLM-R": ("XLMRobertaModel", _ROBERTA),
