@@ -288,10 +288,8 @@ def test_a_pooler_without_weights_is_left_out(tmp_path):
 
 
 def test_caches_that_cannot_be_handed_on(tmp_path, monkeypatch):
-    layers = {"layer_types": ["conv"], "num_hidden_layers": 1}
-    model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
-    plain = transformers.cache_utils.DynamicLayer
-    monkeypatch.setattr(states, "_kinds", lambda _transformers: {plain: plain})
+    model = saved(tmp_path / "hf", *DECODERS["gpt2"])
+    monkeypatch.setattr(states, "_kinds", lambda _transformers: {})
     result = export_model(tmp_path / "hf", tmp_path / "out")
     assert [note for note in result.notes if "without key/value cache" in note]
     ids = text(np.random.default_rng(0))
