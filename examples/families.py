@@ -5,7 +5,7 @@
 Each is exported, then compiled by `w4a8` twice: with 8 bits, where an error can only be one of
 structure, and as it is. Outputs are compared with those of the exported float model in ONNX
 Runtime, decoders also step by step. Random weights are harder to quantize than trained ones: the
-last column is no promise.
+last column is no promise. Of a page that is there, what is said of real models is kept.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from qcompiler.session import create_session
 EIGHT_BITS = ("plan-weights.bits=8", "plan-weights.table_bits=8")
 ALL_TABLES = "plan-weights.min_rows=1"
 LEAST_DB = 25.0
+REAL = "## Real models"
+"""Where the part of the page begins that is written by hand."""
 LENGTH, READ = 48, 40  # tokens, and how many of them a decoder reads at once
 _SIZE = {"batch": 2}
 _OTHER_SIZES = 24
@@ -169,8 +171,8 @@ def _steps(source: Path, compiled: Path) -> float | None:
     return sqnr_db(*found)
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The whole page."""
+def page(rows: Sequence[Row], before: str) -> str:
+    """The whole page; `before`: what it was, whose part on real models is kept."""
     lines = [
         "# Models",
         "",
@@ -183,7 +185,8 @@ def page(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
     lines += [f"| {' | '.join(row.cells())} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    _, heading, real = before.partition(REAL)
+    return "\n".join(lines) + "\n" + (f"\n{heading}{real}" if heading else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed.append(row.name)
         rows += found
     if given.out:
-        given.out.write_text(page(rows), "utf-8")
+        before = given.out.read_text("utf-8") if given.out.exists() else ""
+        given.out.write_text(page(rows, before), "utf-8")
     if failed:
         print(f"failed, or below {LEAST_DB:.0f} dB: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -87,6 +87,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2ForCausalLM",
         _GROUPED | {"layer_types": ["conv", "full_attention"], "block_ff_dim": 256},
     ),
+    "Mamba 2": (
+        "Mamba2ForCausalLM",
+        _OLD
+        | {"hidden_size": 128, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 32}
+        | {"state_size": 16, "n_groups": 1},
+    ),
+    "Falcon-H1": (
+        "FalconH1ForCausalLM",
+        _GROUPED
+        | {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32}
+        | {"mamba_d_state": 16, "mamba_n_groups": 1},
+    ),
     "BERT": ("BertModel", _TEXT),
     "RoBERTa": ("RobertaModel", _ROBERTA),
     "XLM-R": ("XLMRobertaModel", _ROBERTA),

@@ -140,6 +140,13 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, or int4: onnxruntime-genai's own quantization, a baseline.")
     ] = "fp32",
+    tie: Annotated[
+        bool,
+        typer.Option(
+            "--tie",
+            help="Make one of embeddings and head that a .gguf file holds in two roundings.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace OUT if it holds a model.")
     ] = False,
@@ -148,7 +155,7 @@ def export(
     """Export a Hugging Face or GGUF model to ONNX.
 
     Decoders get a key/value cache. Models of text, images or sound become model.onnx;
-    encoder-decoders become encoder.onnx and decoder.onnx, to be compiled one by one.
+    encoder-decoders become encoder.onnx and decoder.onnx, which compile as one.
 
     Needs the extra [b]pip install 'qcompiler\\[export]'[/].
 
@@ -168,6 +175,7 @@ def export(
             out,
             dialect=one_of("dialect", dialect, ("auto", "genai", "torch")),
             precision=one_of("precision", precision, ("fp32", "int4")),
+            tie=tie,
             overwrite=force,
         )
     if json:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.calibration.handed import Handed, linked, shares_caches
-from qcompiler.calibration.sources import arrays_in, default_spec, suits
+from qcompiler.calibration.sources import arrays_in, default_spec, require_source, suits
 from qcompiler.calibration.supply import Progress, Supply
 from qcompiler.errors import CalibrationError, FaultError, ModelError
 from qcompiler.feeds import Signature
@@ -174,6 +174,8 @@ def _shared(
 ) -> Iterator[tuple[ModelPackage, Calibration]]:
     """The models in order with the data of each; `jobs` are those of the models before."""
     source = calibration.source
+    if source is not None:
+        require_source(source)
     brought = frozenset[str]() if source is None else arrays_in(source)
     others = frozenset(spec.name for each in packages for spec in Signature.of(each).inputs)
     ordered = [

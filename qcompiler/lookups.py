@@ -104,6 +104,8 @@ class _Reader:
     words: dict[str, Sequence[str]] = field(default_factory=dict)
     compared: set[str] = field(default_factory=set)
     positions: list[int] = field(default_factory=list)
+    lengths: set[str] = field(default_factory=set)
+    """What is computed from shapes, as the number of cached positions is."""
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> _Reader:
@@ -123,9 +125,15 @@ class _Reader:
         self._look_up(node)
         self._cut(node)
         self._constant(node)
+        if node.op_type in ("Shape", "Size") or self._measured(node):
+            self.lengths.update(node.output)
         origin = self._carried(node)
         if origin is not None:
             self.origins.update({name: origin for name in node.output if name})
+
+    def _measured(self, node: onnx.NodeProto) -> bool:
+        kept = node.op_type in _KEEPING and len(node.input) > 0
+        return kept and node.input[0] in self.lengths
 
     def _carried(self, node: onnx.NodeProto) -> _Origin | None:
         """What the results of a node come from; notes what is compared."""
@@ -153,6 +161,9 @@ class _Reader:
             if origin is not None and number is not None:
                 sign = -1 if node.op_type == "Sub" else 1
                 return _Origin(origin.name, origin.shift + sign * number)
+            # Counted from behind the cached ones, of which there may be none.
+            if origin is not None and origin.name == _COUNTED and other in self.lengths:
+                return origin
         return None
 
     def _look_up(self, node: onnx.NodeProto) -> None:
@@ -160,6 +171,8 @@ class _Reader:
         if node.op_type in ("Gather", "GatherBlockQuantized"):
             axis = _integer(node, "axis", _integer(node, "gather_axis", 0))
             self._index(node.input[1], self.sizes.get(node.input[0]), axis)
+        elif node.op_type == "GatherND" and not _integer(node, "batch_dims", 0):
+            self._index(node.input[1], self.sizes.get(node.input[0]), 0)
         elif node.op_type == "OneHot":
             depth = self._number(node.input[1])
             self._index(node.input[0], None if depth is None else (depth,), 0)

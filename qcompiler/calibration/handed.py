@@ -2,7 +2,7 @@
 
 | input | is fed |
 | --- | --- |
-| any | the output that genai_config.json gives the same role, or forwards; else that of its name |
+| any | the output that genai_config.json gives the same role, or forwards; else NAME or NAME_out |
 | `past_...`, where the model does not compute all of these itself | the output `present_...` |
 | `encoder_hidden_states` | the output `last_hidden_state` |
 | `encoder_attention_mask` | the `attention_mask` that the model with these vectors reads |
@@ -190,6 +190,7 @@ def _names(name: str, taker: _End, giver: _End) -> Iterator[str]:
         if number is not None and given is not None:
             yield given.replace("%d", number[1]) if number.groups() else given
     yield name
+    yield f"{name}_out"  # PyTorch's exporters allow no output the name of an input
     if name.startswith("past"):
         rest = name.removeprefix("past").removeprefix("_key_values")
         yield from ("present" + rest, "present_key_values" + rest)

@@ -78,6 +78,22 @@ def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ())
     return (left.kind == "other") == (str(spec) == "random")
 
 
+def require_source(spec: str | Path) -> None:
+    """CalibrationError where a source is neither known by name nor a file or folder.
+
+    Whether an .npz can be read is found when it is.
+    """
+    known = ("random-tokens", "self", "random", *PYDOC)
+    if not str(spec):
+        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
+    path = Path(spec)
+    if str(spec) not in known and not path.is_file() and not _holds_arrays(path):
+        raise CalibrationError(
+            f"no calibration source '{spec}': neither a file nor a folder, nor one of "
+            f"{', '.join(known)}"
+        )
+
+
 def arrays_in(spec: str | Path) -> frozenset[str]:
     """The inputs that a source has arrays for; CalibrationError for an .npz that can't be read."""
     return array_names(Path(spec)) if _holds_arrays(Path(spec)) else frozenset()
@@ -142,8 +158,7 @@ def digest(feeds: Sequence[Feed]) -> str:
 
 def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
     path = Path(spec)
-    if not spec:
-        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
+    require_source(spec)
     if _holds_arrays(path):
         return _varied(
             *load_arrays(path, want.signature, want.lookups.rows, want.samples, want.others)
@@ -167,11 +182,6 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
         return texts.random_tokens(want)
     if spec == "self":
         return texts.own(want)
-    known = ("random-tokens", "self", "random", *PYDOC)
-    if spec not in PYDOC and not path.is_file():
-        raise CalibrationError(
-            f"no calibration source '{spec}': neither a file nor one of {', '.join(known)}"
-        )
     text = read_text(spec, CalibrationError)
     part = ""
     if path.is_file() and path.stat().st_size > MAX_BYTES:

@@ -53,6 +53,7 @@ def export_model(
     *,
     dialect: Dialect = "auto",
     precision: Precision = "fp32",
+    tie: bool = False,
     overwrite: bool = False,
 ) -> ExportResult:
     """Export `src` into the folder `out`: model.onnx with its data, tokenizer and configs beside.
@@ -60,7 +61,8 @@ def export_model(
     `src`: a Hugging Face folder, a .gguf file, or `package:NAME`, an installed Python package that
     carries either. An encoder-decoder becomes encoder.onnx and decoder.onnx. Dialect "auto" is
     `genai` for the decoders that its builder can build, else `torch`. Precision "int4" is
-    onnxruntime-genai's own quantization, a baseline. `out` appears only when it is complete.
+    onnxruntime-genai's own quantization, a baseline. `tie`: a table that a .gguf file holds in two
+    roundings, as embeddings and as head, becomes one. `out` appears only when it is complete.
 
     Raises ExportError or OutputError, the remedy in its message.
     """
@@ -82,22 +84,35 @@ def export_model(
     with scratch_beside(final) as work:
         made = work / "out"
         made.mkdir()
-        used, notes = _export(source, made, work, dialect, precision)
+        folder, told = _folder(source, work, tie=tie)
+        used, notes = _export(source, folder, made, work, dialect, precision)
         put_folder(made, final, replace=overwrite)
     seconds = time.perf_counter() - start
-    return ExportResult(out, source.description, used, precision, seconds, notes)
+    return ExportResult(out, source.description, used, precision, seconds, (*told, *notes))
+
+
+def _folder(source: Source, work: Path, *, tie: bool) -> tuple[Path, tuple[str, ...]]:
+    """The Hugging Face folder to export, and what there is to say about it."""
+    if source.is_gguf:
+        # torch takes seconds to import: only now is it certain to be needed.
+        from qcompiler.export import hf
+
+        folder = work / "hf"
+        return folder, hf.gguf_to_folder(source.path, folder, tie=tie)
+    if tie:
+        raise ExportError(
+            f"{source.description}: only .gguf files hold one table in two roundings; leave out "
+            "--tie, and set tie_word_embeddings in config.json if head and embeddings are one"
+        )
+    return source.path, ()
 
 
 def _export(
-    source: Source, made: Path, work: Path, dialect: str, precision: str
+    source: Source, folder: Path, made: Path, work: Path, dialect: str, precision: str
 ) -> tuple[str, tuple[str, ...]]:
     """Returns the dialect and the notes."""
-    # torch takes seconds to import: only now is it certain to be needed.
-    from qcompiler.export import genai, hf, standard
+    from qcompiler.export import genai, standard
 
-    folder = source.path
-    if source.is_gguf:
-        folder = hf.gguf_to_folder(source.path, work / "hf")
     obstacle = genai.obstacle(folder)
     if obstacle is None and dialect != "torch":
         try:

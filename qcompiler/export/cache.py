@@ -1,13 +1,12 @@
-"""Graphs with a key/value cache: decoders, and the decoders of pairs."""
+"""Graphs that read on from where they stopped: decoders, and the decoders of pairs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qcompiler.errors import ExportError
-from qcompiler.export import kinds
+from qcompiler.export import kinds, states
 from qcompiler.export.graphs import Graph, example
 from qcompiler.export.kinds import Axes
 
@@ -15,7 +14,7 @@ ENCODED, ENCODED_MASK = "encoder_hidden_states", "encoder_attention_mask"
 
 
 def decoder(torch: Any, transformers: Any, model: Any) -> Graph:
-    """A decoder with its cache; ExportError where it keeps another state."""
+    """A decoder with what it keeps; ExportError where that can't be handed on."""
     names = [kinds.TEXT, kinds.MASK, kinds.POSITIONS]
     parameters = inspect.signature(model.forward).parameters
     axes = {kinds.MASK: ("batch", "total_sequence")}
@@ -33,7 +32,9 @@ def decoder(torch: Any, transformers: Any, model: Any) -> Graph:
         frozenset(),
         step,
         transformers,
-        _caches(torch, transformers, model, lambda cache: step(model, {kinds.TEXT: text}, cache)),
+        states.found(
+            torch, transformers, model, lambda cache: step(model, {kinds.TEXT: text}, cache)
+        ),
     )
 
 
@@ -78,8 +79,8 @@ def pair(
         ).logits
 
     given = example(torch, Graph("", inputs, (), encoder.call, floats))
-    caches = _caches(torch, transformers, model, lambda cache: step(model, given, cache))
-    return encoder, _cached("decoder.onnx", inputs, floats, step, transformers, caches)
+    layers = states.found(torch, transformers, model, lambda cache: step(model, given, cache))
+    return encoder, _cached("decoder.onnx", inputs, floats, step, transformers, layers)
 
 
 def _encoder(model: Any, config: Mapping[str, Any]) -> Graph:
@@ -95,55 +96,21 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> Graph:
     return Graph("encoder.onnx", inputs, (kinds.VECTORS,), call, floats)
 
 
-def _caches(
-    torch: Any, transformers: Any, model: Any, run: Callable[[Any], Any]
-) -> dict[str, Axes]:
-    """The inputs that hold the cache of each layer, found by running the model once."""
-    layers = transformers.DynamicCache(config=model.config).layers
-    kept = (
-        transformers.cache_utils.DynamicLayer,
-        transformers.cache_utils.DynamicSlidingWindowLayer,
-    )
-    if any(type(layer) not in kept for layer in layers):
-        raise ExportError("it keeps a state that is no cache of keys and values")
-    cache = transformers.DynamicCache()
-    with torch.no_grad():
-        run(cache)
-    found: dict[str, Axes] = {}
-    for index, layer in enumerate(cache.layers):
-        for part, value in (("key", layer.keys), ("value", layer.values)):
-            _, heads, _, width = value.shape
-            axes = ("batch", int(heads), "past_sequence", int(width))
-            found[f"past_key_values.{index}.{part}"] = axes
-    if not found:
-        raise ExportError("it fills no cache of keys and values")
-    return found
-
-
 def _cached(
     file: str,
     inputs: dict[str, Axes],
     floats: frozenset[str],
     step: Callable[[Any, dict[str, Any], Any], Any],
     transformers: Any,
-    caches: dict[str, Axes],
+    layers: Sequence[states.Layer],
 ) -> Graph:
-    """The graph of `step`, with caches as inputs `past_key_values.*` and outputs `present.*`."""
-    layer_kind = transformers.cache_utils.DynamicLayer
+    """The graph of `step`: what its layers keep as inputs `past_*` and outputs `present*`."""
+    past = states.inputs(layers)
 
     def call(model: Any, given: dict[str, Any]) -> tuple[Any, ...]:
-        # Layers of one kind: those with a sliding window would cut their keys off, and the mask
-        # leaves out what lies outside the window just as well.
-        cache = transformers.DynamicCache()
-        past = [given.pop(name) for name in caches]
-        for keys, values in zip(past[::2], past[1::2], strict=True):
-            layer = layer_kind()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            cache.layers.append(layer)
+        cache = states.cache_of(transformers, layers, [given.pop(name) for name in past])
         logits = step(model, given, cache)
-        present = [(layer.keys, layer.values) for layer in cache.layers]
-        return (logits, *(each for both in present for each in both))
+        return (logits, *(value for each in cache.layers for value in states.kept(each).values()))
 
-    outputs = ("logits", *(name.replace("past_key_values", "present") for name in caches))
-    return Graph(file, inputs | caches, outputs, call, floats | frozenset(caches))
+    outputs = ("logits", *map(states.present, past))
+    return Graph(file, inputs | past, outputs, call, floats | frozenset(past))

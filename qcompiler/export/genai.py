@@ -17,7 +17,7 @@ from qcompiler.export import kinds
 from qcompiler.export.sources import CONFIG, has_tokenizer, is_decoder, package_folder, read_config
 
 BUILDER = "onnxruntime_genai.models.builder"
-_STATES = "it keeps states that are no keys and values, and those can't be fed"
+_STATES = "it keeps states that are no keys and values, and the builder's can't be fed"
 _UNUSABLE = {
     "Gemma3ForCausalLM": "it has rotary embeddings of two kinds, and the builder reads one",
     "SmolLM3ForCausalLM": "it has layers without rotary embeddings, and the builder adds them",

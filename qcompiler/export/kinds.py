@@ -33,8 +33,12 @@ OUTPUTS = (
 """What is exported of what a model answers; where it answers none of them, its vectors."""
 VECTORS, POOLED = "last_hidden_state", "pooler_output"
 
-UNROLLED = ("falcon_mamba", "jamba", "mamba")
-"""`model_type`s with a scan over the text that tracing writes out, for texts of one length."""
+UNROLLED = (
+    *("falcon_mamba", "jamba", "mamba", "rwkv", "xlstm", "zamba"),
+    *("kimi_linear", "minimax", "olmo_hybrid"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+)
+"""`model_type`s with a loop over the text, or over chunks of it, that tracing writes out."""
 OTHER_MEANS = "export it with other tools: any ONNX model can be compiled"
 
 TEXT, MASK, POSITIONS, TYPES = "input_ids", "attention_mask", "position_ids", "token_type_ids"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.export import cache, experts, kinds
+from qcompiler.export import cache, experts, kinds, scans
 from qcompiler.export.graphs import Graph, whole, write
 from qcompiler.export.hf import cause_of, libraries, quiet, refused
 from qcompiler.export.sources import has_tokenizer
@@ -34,6 +34,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         notes = _save_side_files(transformers, folder, out)
         model, missing = _load(torch, loader, folder)
         experts.write_out(torch, transformers, model)
+        scans.take_whole(model)
         if missing and role in ("decoder", "pair"):
             raise _lacking(folder, model, missing)
         if role == "decoder":

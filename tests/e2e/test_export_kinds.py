@@ -13,7 +13,7 @@ from tiny_families import FAMILIES, tokenizer
 
 import qcompiler
 from qcompiler.errors import ExportError
-from qcompiler.export import export_model
+from qcompiler.export import export_model, states, ties
 from qcompiler.feeds import Signature
 from qcompiler.models import open_package
 from qcompiler.numerics.rounding import sqnr_db
@@ -84,6 +84,21 @@ DECODERS = {
         | {"layer_types": ["sliding_attention", "full_attention"]},
     ),
     "mixtral": ("MixtralForCausalLM", GROUPED | {"num_local_experts": 3}),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        GROUPED | {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    ),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+        | {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 8},
+    ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        GROUPED
+        | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+        | {"mamba_d_state": 16, "mamba_chunk_size": 8},
+    ),
 }
 
 
@@ -92,6 +107,7 @@ def test_decoders_step_by_step(tmp_path, name):
     model = saved(tmp_path / "hf", *DECODERS[name])
     result = export_model(tmp_path / "hf", tmp_path / "out")
     assert result.dialect == "torch"
+    assert not [note for note in result.notes if "without key/value cache" in note]
     assert [note for note in result.notes if "onnxruntime-genai can't build" in note]
     signature = Signature.of(open_package(tmp_path / "out"))
     assert signature.kind == "decoder"
@@ -271,9 +287,9 @@ def test_a_pooler_without_weights_is_left_out(tmp_path):
     assert [value.name for value in runs.get_outputs()] == ["last_hidden_state"]
 
 
-def test_states_that_are_no_caches(tmp_path):
-    layers = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
-    model = saved(tmp_path / "hf", "Lfm2ForCausalLM", GROUPED | layers)
+def test_caches_that_cannot_be_handed_on(tmp_path, monkeypatch):
+    model = saved(tmp_path / "hf", *DECODERS["gpt2"])
+    monkeypatch.setattr(states, "_kinds", lambda _transformers: {})
     result = export_model(tmp_path / "hf", tmp_path / "out")
     assert [note for note in result.notes if "without key/value cache" in note]
     ids = text(np.random.default_rng(0))
@@ -281,3 +297,38 @@ def test_states_that_are_no_caches(tmp_path):
     found = run(session(tmp_path / "out" / "model.onnx"), feeds)
     assert list(found) == ["logits"]
     same(found["logits"], called(model, feeds).logits)
+
+
+def untied(bits: int) -> Any:
+    """A decoder whose embeddings are its head, rounded to `bits`; with 0, tables of their own."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**GROUPED, tie_word_embeddings=False)
+    model = transformers.LlamaForCausalLM(config).eval()
+    if bits:
+        head = model.lm_head.weight.data
+        scale = head.abs().amax() / 2 ** (bits - 1)
+        model.model.embed_tokens.weight.data = (head / scale).round() * scale
+    return model
+
+
+@pytest.mark.parametrize("bits", [4, 6])
+def test_two_roundings_of_a_table_become_one_when_asked(bits):
+    model = untied(bits)
+    (note,) = ties.settle(torch, model, tie=False)
+    assert "--tie" in note
+    head = model.lm_head.weight.clone()
+    assert not torch.equal(model.model.embed_tokens.weight, head)
+    assert ties.settle(torch, model, tie=True) == ()
+    assert model.config.tie_word_embeddings
+    assert torch.equal(model.model.embed_tokens.weight, head)
+    assert torch.equal(model.lm_head.weight, head)
+    assert ties.settle(torch, model, tie=True) == ()
+
+
+def test_two_tables_are_not_tied():
+    model = untied(0)
+    before = model.model.embed_tokens.weight.clone()
+    assert ties.settle(torch, model, tie=False) == ()
+    with pytest.raises(ExportError, match="leave out --tie"):
+        ties.settle(torch, model, tie=True)
+    assert torch.equal(model.model.embed_tokens.weight, before)

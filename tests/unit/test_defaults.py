@@ -155,6 +155,11 @@ POSITIONS = {
     "counted": """length = Shape <start = 1> (ids) many = Squeeze(length)
         start = Constant <value_int = 0> () step = Constant <value_int = 1> ()
         at = Range(start, many, step) p = Gather(P, at)""",
+    "counted from behind a cache": """length = Shape <start = 1> (ids) many = Squeeze(length)
+        start = Constant <value_int = 0> () step = Constant <value_int = 1> ()
+        size = Shape <start = 0, end = 1> (cached) read = Squeeze(size)
+        new = Range(start, many, step) at = Add(new, read)
+        rows = Unsqueeze(at, one) p = GatherND(P, rows)""",
     "summed up": """pad = Constant <value_int = -1> () no = Equal(ids, pad) yes = Not(no)
         flags = Cast <to = 7> (yes) axis = Constant <value_int = 1> ()
         sums = CumSum(flags, axis) at = Mul(sums, flags) p = Gather(P, at)""",
@@ -170,7 +175,8 @@ def test_texts_are_no_longer_than_the_positions(tmp_path, name, spec):
     text = f"""g (int64[b, s] ids) => (float[b, s, 8] y) {{
         e = Gather(E, ids) {POSITIONS[name]} y = Add(e, p)
     }}""".replace("(ids", f"({ids}").replace(" ids", f" {ids}")
-    package = package_of(tmp_path, text, E=E, P=P, places=PLACES)
+    cached = np.zeros((0, 8), np.float32)
+    package = package_of(tmp_path, text, E=E, P=P, places=PLACES, cached=cached)
     length = drawn(package, spec, length=64).feeds[0][ids].shape[1]
     assert length == (23 if name == "summed up" else 24)
 

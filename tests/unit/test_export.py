@@ -88,13 +88,13 @@ def test_decoders_by_architecture(hf_folder, architecture, decoder):
     assert is_decoder(hf_folder) == decoder
 
 
-def write_model(_source, made, _work, _dialect, _precision):
+def write_model(_source, _folder, made, _work, _dialect, _precision):
     (made / "model.onnx").write_text("new")
     return "genai", ("slow",)
 
 
 def test_output_is_complete_or_absent(tmp_path, hf_folder, monkeypatch):
-    def fail(_source, made, _work, _dialect, _precision):
+    def fail(_source, _folder, made, _work, _dialect, _precision):
         (made / "model.onnx").write_text("half")
         raise ExportError("no luck")
 
@@ -224,3 +224,9 @@ def test_weights_of_another_config(tmp_path):
     config.save_pretrained(tmp_path / "m")
     with pytest.raises(ExportError, match=r"down_proj.weight' has sizes \[16, 32\], and config"):
         export_model(tmp_path / "m", tmp_path / "out", dialect="torch")
+
+
+def test_only_gguf_files_are_tied(tmp_path, hf_folder):
+    with pytest.raises(ExportError, match=r"leave out --tie"):
+        export_model(hf_folder, tmp_path / "out", tie=True)
+    assert not (tmp_path / "out").exists()

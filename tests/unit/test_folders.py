@@ -146,6 +146,8 @@ def test_arrays_are_for_the_models_that_read_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", pixels=sound)
     said = refusal("compile", folder, "--calib", tmp_path / "none.npz")
     assert "suits none of encoder.onnx, decoder.onnx" in said
+    for missing, cause in (("nowhere", "no calibration source"), ("nowhere.npz", "is no file")):
+        assert cause in refusal("compile", folder, "--calib", tmp_path / missing)
 
 
 # Layouts

@@ -101,6 +101,20 @@ def test_what_can_not_be_told_is_not_handed(tmp_path: Path, others: dict[str, li
     assert not any(handed_over(tmp_path).values())
 
 
+def test_an_output_may_have_out_behind_the_name(tmp_path: Path) -> None:
+    hidden = ["batch", 2, 64]
+    folders.save(
+        tmp_path,
+        encoder=surface({"src": TEXT}, {"memory_out": STATES, "hidden_out": hidden}),
+        decoder=surface(
+            {"prefix": TEXT, "memory": STATES, "hidden": hidden},
+            {"logprobs": ["batch", 300], "hidden_out": hidden},
+        ),
+    )
+    handed = {name: ("encoder", f"{name}_out") for name in ("memory", "hidden")}
+    assert handed_over(tmp_path) == {"encoder": {}, "decoder": handed}
+
+
 def test_models_in_a_circle(tmp_path: Path) -> None:
     folders.save(
         tmp_path,

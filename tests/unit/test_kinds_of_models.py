@@ -44,6 +44,7 @@ def test_pairs_are_encoder_decoders(name):
         (config("T5Model", is_encoder_decoder=True), "without a head"),
         (config("LlavaForConditionalGeneration"), "reads more than text"),
         (config("MambaForCausalLM", model_type="mamba"), "texts of one length"),
+        (config("Qwen3NextForCausalLM", model_type="qwen3_next"), "texts of one length"),
     ],
 )
 def test_models_without_an_export(described, cause):

@@ -176,7 +176,7 @@ def test_pydoc_halves_are_large_and_apart():
 @pytest.mark.parametrize(
     ("spec", "cause"),
     [
-        ("random-token", "neither a file nor one of random-tokens"),
+        ("random-token", "neither a file nor a folder, nor one of random-tokens"),
         ("pydoc:third", "neither a file"),
         ("random", "use random-tokens"),
         ("nothing.npz", r"nothing\.npz"),
