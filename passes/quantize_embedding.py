@@ -49,7 +49,7 @@ class QuantizeEmbedding(Pass):
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Of a table tied to a head."""
     sweeps: int = 0
-    """Of GPTQ: rounds of coordinate descent over the codes afterwards."""
+    """Of GPTQ: rounds of coordinate descent afterwards, over codes and ranges."""
 
     def __post_init__(self) -> None:
         if self.sweeps < 0:

@@ -60,7 +60,7 @@ class QuantizeWeights(Pass):
     alpha: float = 0.25
     """Of GPTAQ: the share of earlier layers' errors that is compensated."""
     sweeps: int = 0
-    """Of both: rounds of coordinate descent over the codes afterwards."""
+    """Of both: rounds of coordinate descent afterwards, over codes and ranges."""
 
     def __post_init__(self) -> None:
         if not self.dampening > 0.0:

@@ -212,6 +212,11 @@ class WeightFormat:
         return self.bits < 8
 
     @property
+    def grouped(self) -> bool:
+        """Whether groups of a column have ranges of their own."""
+        return self.narrow and self.group_size is not None
+
+    @property
     def storage(self) -> Storage:
         """The type of codes and zero points as ONNX holds them."""
         if self.grid is not None:

@@ -45,9 +45,21 @@ def units(weight: NDArray[Any], form: WeightFormat) -> Float:
     wanted = np.abs(weight).max(axis=0, initial=0.0).astype(np.float64) / protected(form)
     least = 1.0 if form.grid is None else LEAST
     wanted = np.where(wanted > 0.0, np.maximum(wanted, LEAST), least)
-    # wanted = f · 2^e with 0.5 ≤ f < 1: an integer of `_BITS` bits times 2^(e - `_BITS`).
-    last = np.exp2(np.frexp(wanted)[1] - _BITS)
+    last = _last_bit(wanted)
     return (np.ceil(wanted / last) * last).astype(np.float32)
+
+
+def storable_units(wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The s1 next to each of `wanted`, which are positive."""
+    wanted = np.maximum(wanted, LEAST)
+    last = _last_bit(wanted)
+    return np.asarray(np.rint(wanted / last) * last, np.float64)
+
+
+def _last_bit(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the last of `_BITS` significant bits of each value counts."""
+    # A value is f · 2^e with 0.5 ≤ f < 1: an integer of `_BITS` bits times 2^(e - `_BITS`).
+    return np.asarray(np.exp2(np.frexp(values)[1] - _BITS), np.float64)
 
 
 def snapped(scales: Float, unit: Float, form: WeightFormat) -> Float:

@@ -92,11 +92,13 @@ class QuantizedWeight:
 def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
     """Weights [K, N_i] of one format side by side: [K, N_0 + N_1 + ..]."""
     zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    reach = [part.reach for part in parts if part.reach is not None]
     return QuantizedWeight(
         np.concatenate([part.codes for part in parts], axis=1),
         np.concatenate([part.scales for part in parts], axis=1),
         np.concatenate(zeros, axis=1) if zeros else None,
         parts[0].form,
+        np.concatenate(reach, axis=1) if len(reach) == len(parts) else None,
     )
 
 

@@ -22,6 +22,7 @@ from qcompiler.numerics.gptq import (
     moments,
     output_errors,
 )
+from qcompiler.numerics.integer_form import planes_of
 from qcompiler.numerics.rounding import QuantizedWeight, quantize_weight
 
 DAMPENING = 0.01
@@ -268,6 +269,7 @@ def test_descent_never_loses(seed, symmetric, alpha) -> None:
     start = gptq(w, near, found, dampening=DAMPENING, alpha=alpha)
     target = x @ w + alpha * (true - x) @ w
     extra = DAMPENING * np.square(x, dtype=np.float64).sum(axis=0)
+    extra[7] = extra.mean()
 
     def loss(q: QuantizedWeight) -> float:
         other = q.dequantize().astype(np.float64)
@@ -278,9 +280,9 @@ def test_descent_never_loses(seed, symmetric, alpha) -> None:
     for sweeps in (1, 2, 6):
         better = descend(w, start, found, dampening=DAMPENING, alpha=alpha, sweeps=sweeps)
         losses.append(loss(better))
-        np.testing.assert_array_equal(better.codes[7], start.codes[7])
     assert losses[1] < losses[0]
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(losses))
+    assert np.any(better.scales != start.scales)
 
 
 def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
@@ -292,6 +294,21 @@ def test_descent_reaches_a_point_where_no_code_wants_to_move() -> None:
     np.testing.assert_array_equal(again.codes, still.codes)
     error = output_errors(w, [start, still], found)
     assert error[1] < 0.9 * error[0]
+
+
+@pytest.mark.parametrize(("text", "left"), [("int4 g16 asym", 0.98), ("int2 g16 gaussian", 0.93)])
+def test_descent_finds_better_ranges(text, left) -> None:
+    """Moving codes alone takes a hundredth off the error that GPTQ leaves."""
+    x, _, w = problem(4, 96, 24)
+    found, form = moments([x]), WeightFormat.parse(text)
+    near = quantize_weight(w, form, search="output", importance=found.mean_square)
+    start = gptq(w, near, found)
+    better = descend(w, start, found)
+    before, after = output_errors(w, [start, better], found)
+    assert after < left * before
+    assert np.any(better.zero_points != start.zero_points)
+    planes = planes_of(better)
+    assert planes is not None and planes.bits == form.bits
 
 
 def test_moments_are_filled_up_with_those_of_others() -> None:
