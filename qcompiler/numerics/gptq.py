@@ -113,6 +113,12 @@ class Moments:
         """[K]: E[x_k²]."""
         return np.asarray(np.diagonal(self.hessian) / max(self.tokens, 1), np.float64)
 
+    def grounded(self, share: float) -> Moments:
+        """As if errors of any channel also cost by themselves: `share` of a mean channel's."""
+        size = share * float(np.mean(np.diagonal(self.hessian)))
+        hessian = self.hessian + size * np.eye(len(self.hessian))
+        return Moments(hessian, self.drift, self.spread, self.tokens)
+
     def filled(self, tokens: int, whole: Moments | None) -> Moments:
         """The moments as if of so many tokens: those that are lacking are like the tokens of
         `whole`, or where it is None, like these with channels that have nothing to do with one

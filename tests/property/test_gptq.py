@@ -23,7 +23,7 @@ from qcompiler.numerics.gptq import (
     output_errors,
 )
 from qcompiler.numerics.integer_form import planes_of
-from qcompiler.numerics.rounding import QuantizedWeight, quantize_weight
+from qcompiler.numerics.rounding import QuantizedWeight, quantize_weight, sqnr_db
 
 DAMPENING = 0.01
 
@@ -309,6 +309,17 @@ def test_descent_finds_better_ranges(text, left) -> None:
     assert np.any(better.zero_points != start.zero_points)
     planes = planes_of(better)
     assert planes is not None and planes.bits == form.bits
+
+
+def test_grounded_moments_keep_the_weight_itself_close() -> None:
+    x, _, w = problem(6, 64, 32)
+    x[:, 8:] *= 0.05  # few channels matter for the output, and the others take their errors
+    found, form = moments([x]), WeightFormat.parse("int4 g16 asym")
+    near = quantize_weight(w, form)
+    plain, grounded = (gptq(w, near, each) for each in (found, found.grounded(0.05)))
+    assert sqnr_db(w, grounded.dequantize()) > sqnr_db(w, plain.dequantize()) + 3.0
+    best, between, worst = output_errors(w, [plain, grounded, near], found)
+    assert best < between < worst
 
 
 def test_moments_are_filled_up_with_those_of_others() -> None:
