@@ -35,7 +35,6 @@ from qcompiler.numerics.rounding import QuantizedWeight, Search, quantize_weight
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Remark
 
-
 _LOOKED_UP = 0.05
 """What errors of the rows that a tied table is looked up for count, beside those of the head's
 output: a share of a mean channel's. Without it GPTQ moves them to where no output sees them, but
