@@ -40,14 +40,14 @@ def obstacle(folder: Path) -> str | None:
         return "it is no decoder, and onnxruntime-genai's builder makes nothing else"
     if name in _UNUSABLE:
         return f"onnxruntime-genai can't build {name}: {_UNUSABLE[name]}"
-    if not has_tokenizer(folder):
-        return "the folder holds no tokenizer, and onnxruntime-genai's builder needs one"
     installed = package_folder("onnxruntime_genai")
     if installed is None:
         return None
     source = (installed / "models" / "builder.py").read_text(encoding="utf-8")
     if name not in re.findall(r'architectures\[0\] == "(\w+)"', source):
         return f"onnxruntime-genai can't build {name}"
+    if not has_tokenizer(folder):
+        return "the folder holds no tokenizer, and onnxruntime-genai's builder needs one"
     return None
 
 
