@@ -74,9 +74,6 @@ class Equalize(Pass):
     """Of smoothquant."""
     select: Literal["planned", "all"] = "planned"
     edges: tuple[Kind, ...] = ("norm", "up-down", "v-o")
-    folded: bool = True
-    """Also behind norms that weigh all channels alike: their weights are folded, and where that is
-    for a rotation, no channel stands out."""
     normalize: bool = False
     through_cache: bool = False
     """Also fold where it rescales the values of a KV cache; `present.*.value` outputs change."""
@@ -102,12 +99,12 @@ class Equalize(Pass):
         edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
         seen = [self._measured(e, statistics) for e in edges if self._wanted(e, plan)]
         edges = [edge for edge in seen if edge is not None]
-        edges = [self._left_alone(edge) for edge in edges]
-        open_edges = [edge for edge in edges if edge.veto is None]
+        open_edges = [e for e in edges if e.veto is None and e.kind in self.edges]
         choices = self._choices(graph, open_edges, ctx)
         for edge in edges:
-            if edge.veto is not None:
-                remarks += self._give_up(edge, edge.veto, plan)
+            if edge.veto is not None or edge.kind not in self.edges:
+                reason = edge.veto or f"the recipe leaves {edge.kind} edges alone"
+                remarks += self._give_up(edge, reason, plan)
                 continue
             choice = next(choices)
             if choice.scale is None:
@@ -138,14 +135,6 @@ class Equalize(Pass):
         if edge.veto is not None or read <= statistics.tensors.keys():
             return edge
         return replace(edge, veto="calibration has not seen all of the activation")
-
-    def _left_alone(self, edge: FoldEdge) -> FoldEdge:
-        """An edge, vetoed where the recipe leaves it alone."""
-        if edge.veto is None and edge.kind not in self.edges:
-            return replace(edge, veto=f"the recipe leaves {edge.kind} edges alone")
-        if edge.veto is None and edge.kind == "norm" and not self.folded and _is_folded(edge):
-            return replace(edge, veto="its norm weighs all channels alike")
-        return edge
 
     def _wanted(self, edge: FoldEdge, plan: Plan) -> bool:
         plans = [plan[reader.name] for reader in edge.readers if reader.name in plan]
@@ -293,12 +282,6 @@ class Equalize(Pass):
         index = int(np.argmin(total))
         for edge, found in zip(edges, errors, strict=True):
             yield self._choice(candidates(edge), found, index)
-
-
-def _is_folded(edge: FoldEdge) -> bool:
-    """Whether what absorbs is a norm's weight and bias of which nothing is left."""
-    weight = edge.absorbers[0].node.inputs[edge.absorbers[0].input]
-    return ir.is_constant(weight) and np.ptp(ir.array(weight)) == 0
 
 
 def _weights(edge: FoldEdge) -> list[Any]:

@@ -83,6 +83,7 @@ def hf_folder(tmp_path, name):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config(name)))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (folder / "tokenizer.model").touch()  # the builder needs one
     return folder
 
 
