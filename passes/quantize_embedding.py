@@ -117,15 +117,10 @@ class QuantizeEmbedding(Pass):
         self, weight: Any, form: WeightFormat, found: Moments | None
     ) -> tuple[QuantizedWeight, Judgement]:
         """A table as [K, N], and what to say of a head that has it too."""
-        counts = None if found is None else found.grounded(_LOOKED_UP)
-        nearest = quantize_weight(
-            weight,
-            form,
-            search=self.search,
-            importance=None if counts is None else counts.mean_square,
-        )
-        if found is None or counts is None:
-            return nearest, Judgement(self.rounding)
+        if found is None:
+            return quantize_weight(weight, form, search=self.search), Judgement(self.rounding)
+        counts = found.grounded(_LOOKED_UP)
+        nearest = quantize_weight(weight, form, search=self.search, importance=counts.mean_square)
         return better_codes(
             self.rounding,
             weight,

@@ -24,7 +24,6 @@ Everything is float64 but the product of two float32 activations.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,7 +33,7 @@ from numpy.typing import NDArray
 
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.levels import nearest
-from qcompiler.numerics.parallel import column_parts, mapped
+from qcompiler.numerics.parallel import column_parts, for_each, mapped
 from qcompiler.numerics.rounding import QuantizedWeight
 
 Double = NDArray[np.float64]
@@ -96,7 +95,7 @@ class Moments:
                 missed = np.triu(drift[rows, start:] @ factor[start:, start:].T, 1)
                 pushed[rows, start:] = missed @ factor[start:, start:]
 
-            deque(mapped(fill, range(0, len(order), _TRIANGLE)), maxlen=0)
+            for_each(fill, range(0, len(order), _TRIANGLE))
             self._pushes[key] = pushed
         return self._pushes[key]
 
@@ -235,7 +234,7 @@ def gptq(
             values += alpha * (push.T @ values)
         codes[order, part] = _sweep(values, _Grid.of(start.columns(part), group), factor)
 
-    deque(mapped(choose, column_parts(rows, columns)), maxlen=0)
+    for_each(choose, column_parts(rows, columns))
     return replace(start, codes=codes)
 
 

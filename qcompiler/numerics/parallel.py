@@ -52,6 +52,11 @@ def mapped(function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int = 1)
                 future.cancel()
 
 
+def for_each(function: Callable[[_T], None], items: Iterable[_T]) -> None:
+    """Like `mapped`, for what `function` does to each item."""
+    deque(mapped(function, items), maxlen=0)
+
+
 def column_parts(rows: int, columns: int) -> list[slice]:
     """The columns of a matrix in even parts, by its shape alone.
 

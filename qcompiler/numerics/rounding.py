@@ -8,7 +8,6 @@ of one number a column (`progressive`), or for 8 bits that number itself.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from qcompiler.formats import WeightFormat
 from qcompiler.numerics.levels import inward, nearest
-from qcompiler.numerics.parallel import mapped
+from qcompiler.numerics.parallel import for_each
 from qcompiler.numerics.progressive import LEAST, code_reach, snapped, units
 
 Float = NDArray[np.float32]
@@ -153,7 +152,7 @@ def quantize_weight(
         part = made.columns(slice(start, start + block.shape[1]))
         _fill(part, block, search, error_weight)
 
-    deque(mapped(fill, range(0, columns, step)), maxlen=0)
+    for_each(fill, range(0, columns, step))
     return made
 
 
@@ -268,13 +267,13 @@ def _asymmetric(
     scale, zero = best or candidates[0]
     codes = _codes(grouped, scale, zero, form)
     if form.grid is None:
-        aside = _aside(codes, zero, form)
-        codes += aside
-        zero = zero + aside
+        shift = _to_the_middle(codes, zero, form)
+        codes += shift
+        zero = zero + shift
     return codes.astype(np.uint8), scale, zero
 
 
-def _aside(codes: Float, zero: Float, form: WeightFormat) -> Float:
+def _to_the_middle(codes: Float, zero: Float, form: WeightFormat) -> Float:
     """How far codes and zero points [G, 1, n] can go together, the weights being the same, to leave
     as much room above as below: codes that make up for errors of others need it."""
     room = form.top - codes.max(axis=1, keepdims=True) - codes.min(axis=1, keepdims=True)
