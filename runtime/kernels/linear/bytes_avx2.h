@@ -7,6 +7,7 @@
 //   times_ints           32-bit products
 //   left, right          16-bit shifts, of unsigned words; right_ints of signed 32-bit integers
 //   spread_words, _bytes the low word, or byte, of each 32-bit integer in all of it; the rest was 0
+//   both<m, n>           the bits of one where m has ones, of the other where n has; m & n is 0
 //   table, look_up       16 bytes, and which of them each byte names: 0 .. 15
 // Internal linkage throughout: see linear_avx512vnni.cc.
 #ifndef QC_KERNELS_LINEAR_BYTES_AVX2_H_
@@ -25,6 +26,10 @@ struct Bytes256 {
   static constexpr int kPerPanel = 2;
   static constexpr int kRegisters = 16;
 
+  template <int kFirst, int kSecond>
+  static QC_INLINE Reg both(Reg first, Reg second) {
+    return or_(and_(first, all(kFirst)), and_(second, all(kSecond)));
+  }
   static QC_INLINE Reg table(const std::uint8_t* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

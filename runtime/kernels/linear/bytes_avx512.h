@@ -16,6 +16,13 @@ struct Bytes512 {
   static constexpr int kPerPanel = 1;
   static constexpr int kRegisters = 32;
 
+  template <int kFirst, int kSecond>
+  static QC_INLINE Reg both(Reg first, Reg second) {
+    constexpr int kChoose =
+        0xca;  // the second operand where the first one has ones, else the third
+    return and_(_mm512_ternarylogic_epi32(all(kFirst), first, second, kChoose),
+                all(kFirst | kSecond));
+  }
   static QC_INLINE Reg table(const std::uint8_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -55,6 +55,10 @@ struct Bytes128 {
   static QC_INLINE Reg right_ints(Reg x) {
     return vshrq_n_s32(x, kBits);
   }
+  template <int kFirst, int kSecond>
+  static QC_INLINE Reg both(Reg first, Reg second) {
+    return and_(vbslq_s32(u32(all(kFirst)), first, second), all(kFirst | kSecond));
+  }
   static QC_INLINE Reg table(const std::uint8_t* p) { return load(p); }
   static QC_INLINE Reg look_up(Reg table, Reg indices) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(u8(table), u8(indices)));

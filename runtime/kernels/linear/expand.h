@@ -16,35 +16,43 @@ using std::int64_t;
 constexpr int64_t kChunk = 256;
 constexpr int64_t kPanels = 4;
 
+// kCount bits of a byte from kFrom on.
+constexpr int mask(int count, int from) { return ((1 << count) - 1) << from; }
+
+// Every byte shifted to the left; what its neighbours shift into it is left to a mask.
+template <typename Bytes, int kLeft>
+QC_INLINE typename Bytes::Reg moved(typename Bytes::Reg x) {
+  if constexpr (kLeft < 0) {
+    return Bytes::template right<-kLeft>(x);
+  } else if constexpr (kLeft > 0) {
+    return Bytes::template left<kLeft>(x);
+  } else {
+    return x;
+  }
+}
+
 // The bits [kFrom, kFrom + kCount) of every byte, moved to kTo.
 template <typename Bytes, int kFrom, int kCount, int kTo>
 QC_INLINE typename Bytes::Reg field(typename Bytes::Reg x) {
   if constexpr (kCount == 8) return x;
-  constexpr int kMask = ((1 << kCount) - 1) << kTo;
-  if constexpr (kFrom > kTo) {
-    x = Bytes::template right<kFrom - kTo>(x);
-  } else if constexpr (kFrom < kTo) {
-    x = Bytes::template left<kTo - kFrom>(x);
-  }
-  return Bytes::and_(x, Bytes::all(kMask));
+  return Bytes::and_(moved<Bytes, kTo - kFrom>(x), Bytes::all(mask(kCount, kTo)));
 }
 
-// The codes of quad kQuadIndex of a strip, of the columns of one register.
-template <typename Bytes, int kForm, int kQuadIndex>
+// The codes of quad kQuadIndex of a strip, of the columns of one register, moved to bit kTo.
+template <typename Bytes, int kForm, int kQuadIndex, int kTo = 0>
 QC_INLINE typename Bytes::Reg quad_codes(const std::uint8_t* strip) {
   using P = Planes<kForm>;
   constexpr int kLowBlock = P::block(P::kLow, kQuadIndex);
   constexpr int kLowShift = P::shift(P::kLow, kQuadIndex);
-  const auto low =
-      field<Bytes, kLowShift, P::kLow, 0>(Bytes::load(strip + kLowBlock * kBlockBytes));
+  const auto low = Bytes::load(strip + kLowBlock * kBlockBytes);
   if constexpr (P::kHigh == 0) {
-    return low;
+    return field<Bytes, kLowShift, P::kLow, kTo>(low);
   } else {
     constexpr int kHighBlock = P::kLow + P::block(P::kHigh, kQuadIndex);
     constexpr int kHighShift = P::shift(P::kHigh, kQuadIndex);
-    const auto high =
-        field<Bytes, kHighShift, P::kHigh, P::kLow>(Bytes::load(strip + kHighBlock * kBlockBytes));
-    return Bytes::or_(low, high);
+    const auto high = Bytes::load(strip + kHighBlock * kBlockBytes);
+    return Bytes::template both<mask(P::kLow, kTo), mask(P::kHigh, kTo + P::kLow)>(
+        moved<Bytes, kTo - kLowShift>(low), moved<Bytes, kTo + P::kLow - kHighShift>(high));
   }
 }
 

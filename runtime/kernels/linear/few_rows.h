@@ -28,11 +28,11 @@ class FewRows {
   static constexpr int kVectors = kPanelCount * kPerPanel;
   static constexpr int kBytes = kBlockBytes / kPerPanel;  // of a block, in a register
 
-  // Products take turns on two chains of sums, so that short tiles don't wait for their own. Of
-  // four bits, the two fields of a byte may stay where they are, each with a chain of its own, and
-  // the sums of the upper one are shifted instead. Of two bits, joining four chains costs more than
-  // it saves.
-  static constexpr bool kInPlace = Isa::kOffset > 0 && P::kBits == 4 && !P::kHasLevels &&
+  // Products take turns on two chains of sums, so that short tiles don't wait for their own. Codes
+  // of up to four bits may stay in their half of a byte, each half with a chain of its own, and the
+  // sums of the upper one are shifted instead: half of the codes then need no shift, or share one.
+  static constexpr int kHalf = 4;
+  static constexpr bool kInPlace = Isa::kOffset > 0 && P::kBits <= kHalf && !P::kHasLevels &&
                                    4 * kRows * kVectors < Bytes::kRegisters;
   static constexpr int kChains = kInPlace || 3 * kRows * kVectors < Bytes::kRegisters - 4 ? 2 : 1;
 
@@ -108,10 +108,15 @@ class FewRows {
     each_quad<1, kChains>([&](auto chain) {
       constexpr int kChain = decltype(chain)::kValue;
       const Reg more = dots[kChain][r][v];
-      sum = Lanes::add_ints(sum,
-                            kInPlace ? Bytes::template right_ints<kChain * P::kLow>(more) : more);
+      sum =
+          Lanes::add_ints(sum, kInPlace ? Bytes::template right_ints<kChain * kHalf>(more) : more);
     });
     return sum;
+  }
+
+  // The chain that quad `i` of a strip is summed on.
+  static constexpr int chain(int i) {
+    return kInPlace ? P::shift(P::kLow, i) / kHalf : i % kChains;
   }
 
   // What quad kIndex of a strip holds in one register.
@@ -120,9 +125,7 @@ class FewRows {
     if constexpr (!P::kGrouped) {
       return Bytes::xor_(Bytes::load(strip + kIndex * kBlockBytes), Bytes::all(Isa::kOffset));
     } else if constexpr (kInPlace) {
-      constexpr int kShift = P::shift(P::kLow, kIndex);
-      return field<Bytes, kShift, P::kLow, kShift>(
-          Bytes::load(strip + P::block(P::kLow, kIndex) * kBlockBytes));
+      return quad_codes<Bytes, kForm, kIndex, chain(kIndex) * kHalf>(strip);
     } else {
       return numbers_.template quad<kIndex>(strip);
     }
@@ -141,7 +144,7 @@ class FewRows {
       for (int r = 0; r < kRows; ++r) {
         const Reg x = Bytes::quad(q_[r] + kIndex * kQuad);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) Isa::dot(dots[kIndex % kChains][r][v], codes[v], x);
+        for (int v = 0; v < kVectors; ++v) Isa::dot(dots[chain(kIndex)][r][v], codes[v], x);
       }
     });
   }
@@ -175,48 +178,51 @@ class FewRows {
     for (int r = 0; r < kRows; ++r) q_[r] += kStrip;
   }
 
-  // totals += multiple * (sum of numbers - zero point * sum of activations)
-  QC_INLINE void add_group(Reg (&totals)[kRows][kVectors],
-                           const Reg (&dots)[kChains][kRows][kVectors], int64_t g) const {
+  using GroupFactors = Factors<Bytes, kForm>;
+
+  // totals += multiple * (sum of numbers - zero point * sum of activations), where `add` adds the
+  // products of numbers to sums that begin with the rest.
+  template <typename Add>
+  QC_INLINE void add_group(Reg (&totals)[kRows][kVectors], int64_t g, Add add) {
+    Reg dots[kChains][kRows][kVectors], multiples[kVectors];
+    clear(dots);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const Factors<Bytes, kForm> factors(
+      const GroupFactors factors(
           bytes_ + (v / kPerPanel * groups_ + g) * kPanel + v % kPerPanel * Lanes::kLanes,
           numbers_);
+      multiples[v] = factors.multiples;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Reg less = Lanes::times(factors.zero_points, sums_[r][g]);
-        const Reg dot = Bytes::sub_ints(joined(dots, r, v), less);
-        totals[r][v] = Lanes::add_ints(totals[r][v], Bytes::times_ints(factors.multiples, dot));
+        dots[0][r][v] = Lanes::times(factors.zero_points, -sums_[r][g]);
       }
     }
+    add(dots);
+    for_all([&](int r, int v) {
+      const Reg dot = joined(dots, r, v);
+      totals[r][v] = Lanes::add_ints(totals[r][v], Bytes::times_ints(multiples[v], dot));
+    });
   }
 
   QC_INLINE void wholes(Reg (&totals)[kRows][kVectors], int64_t strips) {
     const int64_t per_group = w_.group_size / kStrip;
     for (int64_t g = 0, s = 0; g < groups_; ++g) {
-      Reg dots[kChains][kRows][kVectors];
-      clear(dots);
       const int64_t end = s + per_group < strips ? s + per_group : strips;
-      for (; s < end; ++s) {
-        add_quads<0, kQuads>(dots);
-        advance();
-      }
-      add_group(totals, dots, g);
+      add_group(totals, g, [&](auto& dots) {
+        for (; s < end; ++s) {
+          add_quads<0, kQuads>(dots);
+          advance();
+        }
+      });
     }
   }
 
   // Two groups a strip; the last strip may have one.
   QC_INLINE void halves(Reg (&totals)[kRows][kVectors]) {
     for (int64_t g = 0; g < groups_; g += 2) {
-      Reg dots[kChains][kRows][kVectors];
-      clear(dots);
-      add_quads<0, kQuads / 2>(dots);
-      add_group(totals, dots, g);
+      add_group(totals, g, [&](auto& dots) { add_quads<0, kQuads / 2>(dots); });
       if (g + 1 == groups_) return;
-      clear(dots);
-      add_quads<kQuads / 2, kQuads>(dots);
-      add_group(totals, dots, g + 1);
+      add_group(totals, g + 1, [&](auto& dots) { add_quads<kQuads / 2, kQuads>(dots); });
       advance();
     }
   }

@@ -15,9 +15,11 @@ struct Vnni512 {
   static constexpr int panels_for(int rows) { return rows == 1 ? 4 : 2; }
 
   // In assembly so that the sum is updated in place: from intrinsics GCC copies sums about until it
-  // has to spill them.
+  // has to spill them. Of its own, because GCC keeps in memory what assembly changes by reference.
   static QC_INLINE void dot(__m512i& sum, __m512i unsigned_quads, __m512i signed_quads) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_quads), "v"(signed_quads));
+    __m512i own = sum;
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(own) : "v"(unsigned_quads), "v"(signed_quads));
+    sum = own;
   }
 
   template <int kRows, int kVectors>

@@ -18,11 +18,13 @@ struct Vnni256 {
 
   // In assembly so that the sum is updated in place: see linear_avx512vnni.cc.
   static QC_INLINE void dot(__m256i& sum, __m256i unsigned_quads, __m256i signed_quads) {
+    __m256i own = sum;
 #ifdef __AVXVNNI__
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(unsigned_quads), "x"(signed_quads));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(own) : "x"(unsigned_quads), "x"(signed_quads));
 #else
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_quads), "v"(signed_quads));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(own) : "v"(unsigned_quads), "v"(signed_quads));
 #endif
+    sum = own;
   }
 
   template <int kRows, int kVectors>
