@@ -40,7 +40,7 @@ class FewRows {
   // of short ones is read in one go while the tile before it is multiplied, in order of addresses,
   // so that the processor's own prefetching helps.
   static constexpr bool kPrefetches = kRows * kPanelCount < 6;
-  static constexpr int64_t kShortBytes = 1 << 16;
+  static constexpr int64_t kShortBytes = 1 << 17;
   static constexpr int kIntoL2 = 2;
 
   FewRows(const QuantizedRows& q, const PlaneWeights& w, int64_t row, int64_t panel)
