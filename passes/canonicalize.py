@@ -91,9 +91,10 @@ def _spell_out(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> bool:
         attrs = {"perm": [1, 0]}
         ir.add_node(graph, "Transpose", namer(f"{node.name}_input"), [x], [turned], attrs=attrs)
         node.inputs[0] = turned
-    if len(node.inputs) < 3 or node.inputs[2].is_empty() or ir.is_constant(node.inputs[2]):
+    shift = ir.given(node.inputs, 2)
+    if shift is None or ir.is_constant(shift):
         return changed
-    output, shift = node.outputs[0], node.inputs[2]
+    output = node.outputs[0]
     beta = float(node.attrs.pop("beta", 1.0))
     if beta != 1.0:
         dtype = ir.array(node.inputs[1]).dtype

@@ -130,9 +130,8 @@ class _Linear:
     @property
     def zeros(self) -> NDArray[np.uint8] | None:
         """[N, ceil(G · bits / 8)]; None where symmetric."""
-        if len(self.node.inputs) < 4 or self.node.inputs[3].is_empty():
-            return None
-        return ir.array(self.node.inputs[3]).reshape(self.setting("N"), -1)
+        zeros = ir.given(self.node.inputs, 3)
+        return None if zeros is None else ir.array(zeros).reshape(self.setting("N"), -1)
 
     @property
     def middles(self) -> NDArray[np.uint8]:

@@ -249,7 +249,7 @@ def _among(tensors: Sequence[Any], tensor: Any) -> bool:
 def _chosen(tensors: Any, typed: tuple[int, ...] | None) -> list[int]:
     """Places of the tensors given that are typed together."""
     places = range(len(tensors)) if typed is None else typed
-    return [i for i in places if i < len(tensors) and not tensors[i].is_empty()]
+    return [i for i in places if ir.given(tensors, i) is not None]
 
 
 def _fits(constant: gs.Constant, *, exactly: bool) -> bool:

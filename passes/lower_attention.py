@@ -21,11 +21,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import ir, ops
+from qcompiler.analysis.requirements import SINK_INPUT
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import LeftAlone, Lowered, Remark
 
 OP = "GroupQueryAttention"
-WITH_SINKS = "GroupQueryAttentionSink"
+WITHSINK_INPUT = "GroupQueryAttentionSink"
 
 _READ = ("num_heads", "kv_num_heads", "scale")
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -42,7 +43,6 @@ _NEEDED = (0, 3, 4, 5, 6, 7, 8)
 """Inputs the kernel reads: X, the caches, lengths, and the tables of the rotary embedding."""
 _SEPARATE = (0, 1, 2)
 """Queries, keys and values."""
-_SINKS = 11
 _OTHERS = {
     9: "position_ids",
     10: "attention_bias",
@@ -89,7 +89,7 @@ def _veto(node: gs.Node) -> str | None:
             return f"it reads {name}"
     if not node.attrs.get("do_rotary"):
         return "it has no rotary embedding"
-    if given - {_SINKS} not in (set(_NEEDED), {*_NEEDED, *_SEPARATE}):
+    if given - {SINK_INPUT} not in (set(_NEEDED), {*_NEEDED, *_SEPARATE}):
         return "its inputs are not those of attention with a cache and rotary embedding"
     if len(node.outputs) != 3 or any(tensor.is_empty() for tensor in node.outputs):
         return "its outputs are not the result and both caches"
@@ -141,12 +141,12 @@ def _lower(graph: gs.Graph, node: gs.Node, namer: ir.Namer) -> str:
     }
     x = node.inputs[0] if node.inputs[1].is_empty() else _packed(graph, node, namer)
     inputs = [x, *(node.inputs[i] for i in _NEEDED[1:])]
-    if len(node.inputs) > _SINKS and not node.inputs[_SINKS].is_empty():
-        inputs.append(node.inputs[_SINKS])
+    if (sink := ir.given(node.inputs, SINK_INPUT)) is not None:
+        inputs.append(sink)
     elif read("smooth_softmax") == 1:
         zeros = np.zeros(heads, np.float32)
         inputs.append(ir.constant(namer(f"{node.name}_sinks"), zeros))
-    op = WITH_SINKS if len(inputs) > len(_NEEDED) else OP
+    op = WITHSINK_INPUT if len(inputs) > len(_NEEDED) else OP
     outputs, name = list(node.outputs), node.name
     node.inputs.clear()
     node.outputs.clear()

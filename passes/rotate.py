@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from qcompiler import ir
 from qcompiler.analysis.foldable import FoldEdge, find_fold_edges
 from qcompiler.analysis.layers import find_layers
-from qcompiler.analysis.residual import ResidualStream, StreamNorm, find_streams
+from qcompiler.analysis.residual import ResidualStream, find_streams
+from qcompiler.analysis.stream_norms import StreamNorm
 from qcompiler.analysis.tables import find_tables, looked_up
 from qcompiler.numerics.rotation import (
     Float,

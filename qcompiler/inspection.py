@@ -267,7 +267,7 @@ def _nbits(node: gs.Node, attrs: Mapping[str, Any]) -> LayerInfo:
     form = WeightFormat(
         bits=int(attrs["bits"]),
         group_size=int(attrs["block_size"]),
-        symmetric=len(node.inputs) < 4 or node.inputs[3].is_empty(),
+        symmetric=ir.given(node.inputs, 3) is None,
     )
     integer = attrs.get("accuracy_level", 0) == 4
     granularity = Granularity.PER_GROUP if integer else Granularity.NONE

@@ -280,8 +280,8 @@ def _product(site: _Site, node: gs.Node) -> tuple[Any, Heads | None] | str | Non
 
 def _cached(site: _Site, node: gs.Node) -> str | None:
     """Why the cache that an Attention keeps of its values can't be scaled with them."""
-    past = _given(node.inputs, _ATTENTION_PAST)
-    present = _given(node.outputs, _ATTENTION_PRESENT)
+    past = ir.given(node.inputs, _ATTENTION_PAST)
+    present = ir.given(node.outputs, _ATTENTION_PRESENT)
     if present is not None and ir.consumers(present):
         return "the values are read in the cache, too"
     handed_out = present is not None and ir.is_graph_output(site.graph, present)
@@ -292,11 +292,6 @@ def _cached(site: _Site, node: gs.Node) -> str | None:
     if handed_out and not site.through_cache:
         return "the values are handed out as KV cache, and folding would rescale them"
     return None
-
-
-def _given(ends: Sequence[Any], place: int) -> Any | None:
-    """An input or output of a node, None where it has none there."""
-    return None if len(ends) <= place or ends[place].is_empty() else ends[place]
 
 
 def _written(site: _Site, tensor: Any) -> tuple[Layer, tuple[int, int]] | None:

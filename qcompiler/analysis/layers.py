@@ -46,9 +46,8 @@ class Kind:
         """Whether a node of this operator is a layer, whatever its weight is."""
         if any(node.attrs.get(name, 0) for name in self.refuses):
             return False
-        if self.bias is None or len(node.inputs) <= self.bias:
-            return True
-        return node.inputs[self.bias].is_empty() or ir.is_constant(node.inputs[self.bias])
+        bias = None if self.bias is None else ir.given(node.inputs, self.bias)
+        return bias is None or ir.is_constant(bias)
 
 
 _KINDS = {
@@ -109,9 +108,7 @@ class Layer:
             constant = ir.is_constant(self.bias_node.inputs[0])
             return self.bias_node, 0 if constant else 1
         at = self.kind.bias
-        if at is None or len(self.node.inputs) <= at or self.node.inputs[at].is_empty():
-            return None
-        return self.node, at
+        return None if at is None or ir.given(self.node.inputs, at) is None else (self.node, at)
 
     @property
     def bias(self) -> gs.Constant | None:

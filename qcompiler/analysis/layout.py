@@ -229,10 +229,11 @@ def _fixed(shape: Sequence[Any], axis: int) -> int | None:
 
 def _part_sizes(split: gs.Node, total: int) -> list[int] | None:
     """The sizes of what a Split makes of an axis of size `total`, None where they don't show."""
-    if len(split.inputs) > 1 and not split.inputs[1].is_empty():
-        if not ir.is_constant(split.inputs[1]):
+    given = ir.given(split.inputs, 1)
+    if given is not None:
+        if not ir.is_constant(given):
             return None
-        sizes = [int(size) for size in ir.array(split.inputs[1])]
+        sizes = [int(size) for size in ir.array(given)]
     else:
         each = -(-total // len(split.outputs))
         sizes = [each] * (total // each) + [total % each] * (total % each > 0)

@@ -77,7 +77,7 @@ def weight_dq(tensor: Any, axis: int = 0) -> WeightDq | None:
     along = axis if block else 1 - axis
     if block < 0 or int(ir.attribute(node, "axis", 1)) % 2 != along:
         return None
-    zeros = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+    zeros = ir.given(node.inputs, 2)
     given = [codes, scales] + ([] if zeros is None else [zeros])
     if not all(map(ir.is_constant, given)) or len(codes.shape) != 2:
         return None

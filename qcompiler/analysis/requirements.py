@@ -16,8 +16,8 @@ WINDOWS = "1.24"
 QUANTIZED_EXPERTS = "1.31"
 """Before, QMoE has no `accuracy_level`: it multiplies floats, which takes longer than the integers
 of one MatMulNBits an expert."""
-_SINK = 11
-"""The input of com.microsoft's operator."""
+SINK_INPUT = 11
+"""Of com.microsoft's GroupQueryAttention."""
 _WINDOW = {ops.DOMAIN: "window", ops.CONTRIB_DOMAIN: "local_window_size"}
 
 
@@ -37,5 +37,5 @@ def required_versions(graph: gs.Graph) -> Iterator[str]:
 
 
 def _has_sinks(node: gs.Node) -> bool:
-    contrib = node.domain == ops.CONTRIB_DOMAIN and len(node.inputs) > _SINK
-    return contrib and not node.inputs[_SINK].is_empty()
+    contrib = node.domain == ops.CONTRIB_DOMAIN
+    return contrib and ir.given(node.inputs, SINK_INPUT) is not None

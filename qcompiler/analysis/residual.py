@@ -25,37 +25,16 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import ir
 from qcompiler.analysis.layers import Layer
-from qcompiler.analysis.norms import RMS_NORM, last_axis
 from qcompiler.analysis.rows import is_zeros, moved_rows, origin, readers_of_rows
+from qcompiler.analysis.stream_norms import (
+    SUM,
+    StreamNorm,
+    find_norms,
+    is_norm,
+    is_norm_of_sum,
+    summed,
+)
 from qcompiler.analysis.tables import find_tables
-from qcompiler.ir.matcher import find
-
-_SUM = 3
-"""The output of the fused operators that is the sum."""
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """How an operator lays out a norm: inputs by position."""
-
-    weight: int
-    bias: int | None = None
-    terms: tuple[int, ...] = (0,)
-    """What it adds before; more than one for the fused operators."""
-
-    @property
-    def centers(self) -> bool:
-        """Whether it subtracts the mean; those that do have a bias."""
-        return self.bias is not None
-
-
-_NORMS = {
-    "SimplifiedLayerNormalization": _Norm(1),
-    "RMSNormalization": _Norm(1),
-    "LayerNormalization": _Norm(1, bias=2),
-    "SkipSimplifiedLayerNormalization": _Norm(2, terms=(0, 1, 3)),
-    "SkipLayerNormalization": _Norm(2, bias=3, terms=(0, 1, 4)),
-}
 
 
 @dataclass(frozen=True)
@@ -72,38 +51,6 @@ class ConstantUse:
     def constant(self) -> gs.Constant:
         """What the node reads there now."""
         return self.node.inputs[self.input]
-
-
-@dataclass(frozen=True)
-class StreamNorm:
-    """A norm that reads the stream."""
-
-    node: gs.Node
-    """The node that multiplies by the weight."""
-    input: int
-    """Where it reads the weight."""
-    x: Any
-    """What it normalizes: a sum of the stream, or in a fused norm its first term."""
-    bias_input: int | None = None
-    """Where it reads its bias, if it has one."""
-    centers: bool = False
-    """Whether it subtracts the mean."""
-    readers: tuple[Layer, ...] = ()
-
-    @property
-    def bias(self) -> gs.Constant | None:
-        """The bias [channels], None without one."""
-        return None if self.bias_input is None else self.node.inputs[self.bias_input]
-
-    @property
-    def weight(self) -> gs.Constant:
-        """The weight [channels]."""
-        return self.node.inputs[self.input]
-
-    @property
-    def output(self) -> Any:
-        """What readers of the norm see."""
-        return self.node.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -144,7 +91,7 @@ def find_streams(
     Norms are those of `fuse-norm`, and RMS norms spelled out in standard operators. `folded`:
     identities of nodes that multiply by a norm's weight, to be taken as if it were 1.
     """
-    norms, inside = _find_norms(graph)
+    norms, inside = find_norms(graph)
     found: list[tuple[set[int], ResidualStream]] = []
     for norm in norms:
         if not any(id(norm.x) in seen for seen, _ in found):
@@ -157,51 +104,12 @@ def find_streams(
     return [stream for _, stream in found]
 
 
-def _find_norms(graph: gs.Graph) -> tuple[list[StreamNorm], set[int]]:
-    """Norms over the last axis, and the nodes that spelled-out RMS norms are made of."""
-    norms: list[StreamNorm] = []
-    for node in graph.nodes:
-        kind = _NORMS.get(node.op)
-        axis, rank = ir.attribute(node, "axis", -1), ir.tensor_rank(node.inputs[0])
-        if kind is None or (axis != -1 and (rank is None or axis != rank - 1)):
-            continue
-        bias = kind.bias if kind.bias is not None and _given(node, kind.bias) else None
-        norms.append(StreamNorm(node, kind.weight, node.inputs[0], bias, kind.centers))
-    inside: set[int] = set()
-    for found in find(RMS_NORM, graph):
-        position = next((i for i in (0, 1) if found.root.inputs[i] is found["weight"]), None)
-        if position is not None and last_axis(found, "variance") and _is_variable(found["x"]):
-            norms.append(StreamNorm(found.root, position, found["x"]))
-            inside |= {id(node) for node in found.nodes}
-    return norms, inside
-
-
-def _given(node: gs.Node, position: int) -> bool:
-    """Whether a node has an optional input."""
-    return position < len(node.inputs) and not node.inputs[position].is_empty()
-
-
 def _is_variable(tensor: Any) -> bool:
     return not ir.is_constant(tensor)
 
 
 def _label(node: gs.Node) -> str:
     return f"{node.op} '{node.name}'"
-
-
-def _sum(node: gs.Node) -> tuple[list[int], list[Any]] | None:
-    """The positions of the terms an addition adds, and the sum where it is given out."""
-    if node.op == "Add" and not node.domain:
-        return [0, 1], list(node.outputs)
-    if not _is_fused(node):
-        return None
-    terms = [i for i in _NORMS[node.op].terms if _given(node, i)]
-    return terms, [t for t in node.outputs[_SUM : _SUM + 1] if not t.is_empty()]
-
-
-def _is_fused(node: gs.Node) -> bool:
-    """Whether a node is a norm of a sum that it computes itself."""
-    return node.op in _NORMS and len(_NORMS[node.op].terms) > 1
 
 
 def _multiple(node: gs.Node) -> tuple[list[int], list[Any]] | None:
@@ -236,7 +144,7 @@ def _embedding(graph: gs.Graph, node: gs.Node) -> list[tuple[gs.Node, int, int]]
     alone = all(len(ir.value_readers(t)) == 1 and not ir.is_graph_output(graph, t) for t in inner)
     if source is None or source.op != "Conv" or not alone or ir.attribute(source, "group", 1) != 1:
         return None
-    given = [at for at in (1, 2) if _given(source, at)]
+    given = [at for at in (1, 2) if ir.given(source.inputs, at) is not None]
     leads = [None if t.shape is None else list(t.shape[:2]) for t in inner]
     kept = leads[0] is not None and None not in leads[0] and leads[0] == leads[-1]
     if not kept or not all(ir.is_constant(source.inputs[at]) for at in given):
@@ -338,7 +246,7 @@ class _Walk:
         elif (places := _embedding(self._graph, node)) is not None:
             for place in places:
                 self._use(*place, writes=True)
-        elif not self._joins(node) or (_is_fused(node) and tensor is node.outputs[0]):
+        elif not self._joins(node) or (is_norm_of_sum(node) and tensor is node.outputs[0]):
             self._refuse(f"{_label(node)} writes to the residual stream")
 
     def _read(self, node: gs.Node, tensor: Any) -> None:
@@ -359,7 +267,7 @@ class _Walk:
 
     def _in_front(self, node: gs.Node, tensor: Any) -> StreamNorm | None:
         """The norm of what is looked up, where the stream begins with it (BLOOM)."""
-        if node.op not in _NORMS or _is_fused(node) or tensor is not node.outputs[0]:
+        if not is_norm(node) or is_norm_of_sum(node) or tensor is not node.outputs[0]:
             return None
         looked_up = ir.producer(node.inputs[0])
         if looked_up is None or id(looked_up) not in self._tables:
@@ -374,12 +282,12 @@ class _Walk:
             self._refuse(f"{_label(node)}, a part of a norm, is read elsewhere")
 
     def _is_norm(self, node: gs.Node, tensor: Any) -> bool:
-        plain = node.op in _NORMS and not _is_fused(node)
+        plain = is_norm(node) and not is_norm_of_sum(node)
         return plain and any(n.node is node and n.x is tensor for n in self._norms)
 
     def _joins(self, node: gs.Node) -> bool:
         """Whether a node adds to the stream, scales it or moves rows; its tensors belong to it."""
-        found = _sum(node) or _multiple(node) or moved_rows(node)
+        found = summed(node) or _multiple(node) or moved_rows(node)
         if found is None:
             return False
         positions, total = found
@@ -444,7 +352,7 @@ class _Walk:
         if other is not None:
             self._refuse(f"{_label(centering)} subtracts the mean, and {_label(other)} sees it")
         for norm in norms:
-            asked = norm.node.outputs[1:_SUM]
+            asked = norm.node.outputs[1:SUM]
             if any(each.outputs or ir.is_graph_output(self._graph, each) for each in asked):
                 self._refuse(f"{_label(norm.node)} gives out the mean")
         shifted = (norm for norm in self._scaled if norm.bias is not None)

@@ -148,6 +148,11 @@ def attribute(node: gs.Node, name: str, default: Any = None) -> Any:
     return attrs.get(name, default)
 
 
+def given(ends: Sequence[Any], place: int) -> Any | None:
+    """An input or output of a node, None where it has none there."""
+    return None if len(ends) <= place or ends[place].is_empty() else ends[place]
+
+
 def add_node(
     graph: gs.Graph,
     op: str,
