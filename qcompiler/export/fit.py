@@ -26,13 +26,16 @@ def check_fit(folder: Path) -> None:
     """
     torch, transformers = libraries(needed_for="exports")
     config = read_config(folder)
-    role = kinds.role_by_name(name := kinds.architecture(config))
+    name = kinds.architecture(config)
+    role = kinds.role_by_name(name)
     loader = loader_of(transformers, role, name)
     if loader is None or settings.table(config, "quantization_config"):
         return
     with quiet(transformers):
         try:
             model, found = _made(torch, loader, folder, device_map="meta")
+        except (OSError, MemoryError):
+            raise
         except Exception:  # the libraries raise anything, and may not when there are values
             return
     check_sizes(found, f"{folder}", "config.json", _REMEDY)
