@@ -15,11 +15,11 @@ Which activations are equalized: those the plan names ("planned"), or every fold
 | smoothquant+ | SmoothQuant's, with one alpha for the whole model, searched with both rounded |
 
 A search runs the layers that read X over calibration data, rounded as planned, and takes the scales
-with the least error of their outputs. Scales of 1 are always tried, and an edge that gains nothing
-is left alone. The publications judge awq and os+ by the output of a whole block, and smoothquant+
-by that of the model. Here it is always the layers that read X, and for smoothquant+ the sum over
-all X of the relative squared errors. aqas is named after AQAS, arXiv 2311.05161, which also judges
-weights and activations together.
+with the least error of their outputs; `search` says how ranges of weights are found meanwhile.
+Scales of 1 are always tried, and an edge that gains nothing is left alone. The publications judge
+awq and os+ by the output of a whole block, and smoothquant+ by that of the model. Here it is always
+the layers that read X, and for smoothquant+ the sum over all X of the relative squared errors. aqas
+is named after AQAS, arXiv 2311.05161, which also judges weights and activations together.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.formats import Granularity, LayerPlan
 from qcompiler.numerics import scale_search
 from qcompiler.numerics.equalization import logarithmic, normalized, ranges, smoothquant
+from qcompiler.numerics.rounding import Search
 from qcompiler.numerics.scale_search import Candidate, Rounding, output_errors
 from qcompiler.passmanager import Fact, Numerics, Pass, PassContext, PassResult
 from qcompiler.remarks import Equalized
@@ -74,6 +75,12 @@ class Equalize(Pass):
     """Of smoothquant."""
     select: Literal["planned", "all"] = "planned"
     edges: tuple[Kind, ...] = ("norm", "up-down", "v-o")
+    folded: bool = True
+    """Also behind norms that weigh all channels alike: their weights are folded, and where that is
+    for a rotation, no channel stands out."""
+    search: Search = "none"
+    """Of methods that try scales: how the ranges of weights are found when they are rounded, as in
+    `quantize-weights`."""
     normalize: bool = False
     through_cache: bool = False
     """Also fold where it rescales the values of a KV cache; `present.*.value` outputs change."""
@@ -99,12 +106,12 @@ class Equalize(Pass):
         edges = find_fold_edges(graph, layers, through_cache=self.through_cache)
         seen = [self._measured(e, statistics) for e in edges if self._wanted(e, plan)]
         edges = [edge for edge in seen if edge is not None]
-        open_edges = [e for e in edges if e.veto is None and e.kind in self.edges]
+        edges = [self._left_alone(edge) for edge in edges]
+        open_edges = [edge for edge in edges if edge.veto is None]
         choices = self._choices(graph, open_edges, ctx)
         for edge in edges:
-            if edge.veto is not None or edge.kind not in self.edges:
-                reason = edge.veto or f"the recipe leaves {edge.kind} edges alone"
-                remarks += self._give_up(edge, reason, plan)
+            if edge.veto is not None:
+                remarks += self._give_up(edge, edge.veto, plan)
                 continue
             choice = next(choices)
             if choice.scale is None:
@@ -135,6 +142,14 @@ class Equalize(Pass):
         if edge.veto is not None or read <= statistics.tensors.keys():
             return edge
         return replace(edge, veto="calibration has not seen all of the activation")
+
+    def _left_alone(self, edge: FoldEdge) -> FoldEdge:
+        """An edge, vetoed where the recipe leaves it alone."""
+        if edge.veto is None and edge.kind not in self.edges:
+            return replace(edge, veto=f"the recipe leaves {edge.kind} edges alone")
+        if edge.veto is None and edge.kind == "norm" and not self.folded and _is_folded(edge):
+            return replace(edge, veto="its norm weighs all channels alike")
+        return edge
 
     def _wanted(self, edge: FoldEdge, plan: Plan) -> bool:
         plans = [plan[reader.name] for reader in edge.readers if reader.name in plan]
@@ -242,6 +257,7 @@ class Equalize(Pass):
         forms = [each.weight for each in planned if each.weight is not None]
         rounding = Rounding(
             weights=next(iter(forms), None),
+            search=self.search,
             activations=Granularity.NONE if self.method == "awq" else planned[0].activation,
         )
         scales = [candidate.scale for candidate in candidates]
@@ -282,6 +298,12 @@ class Equalize(Pass):
         index = int(np.argmin(total))
         for edge, found in zip(edges, errors, strict=True):
             yield self._choice(candidates(edge), found, index)
+
+
+def _is_folded(edge: FoldEdge) -> bool:
+    """Whether what absorbs is a norm's weight and bias of which nothing is left."""
+    weight = edge.absorbers[0].node.inputs[edge.absorbers[0].input]
+    return ir.is_constant(weight) and np.ptp(ir.array(weight)) == 0
 
 
 def _weights(edge: FoldEdge) -> list[Any]:

@@ -95,10 +95,10 @@ def _folder(source: Source, work: Path, *, tie: bool) -> tuple[Path, tuple[str, 
     """The Hugging Face folder to export, and what there is to say about it."""
     if source.is_gguf:
         # torch takes seconds to import: only now is it certain to be needed.
-        from qcompiler.export import hf
+        from qcompiler.export import gguf
 
         folder = work / "hf"
-        return folder, hf.gguf_to_folder(source.path, folder, tie=tie)
+        return folder, gguf.gguf_to_folder(source.path, folder, tie=tie)
     if tie:
         raise ExportError(
             f"{source.description}: only .gguf files hold one table in two roundings; leave out "
@@ -111,8 +111,10 @@ def _export(
     source: Source, folder: Path, made: Path, work: Path, dialect: str, precision: str
 ) -> tuple[str, tuple[str, ...]]:
     """Returns the dialect and the notes."""
-    from qcompiler.export import genai, standard
+    from qcompiler.export import fit, genai, standard
 
+    if not source.is_gguf:  # else it has just been written
+        fit.check_fit(folder)
     obstacle = genai.obstacle(folder)
     if obstacle is None and dialect != "torch":
         try:

@@ -1,4 +1,4 @@
-"""torch and transformers: found, kept quiet, their errors made ours; and reading GGUF."""
+"""torch and transformers: found, kept quiet, their errors made ours."""
 
 from __future__ import annotations
 
@@ -10,40 +10,12 @@ import os
 import re
 import warnings
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.export import ties
 from qcompiler.foreign import one_line
 
 _TOLD = 300  # characters of a cause
-
-
-def gguf_to_folder(gguf: Path, out: Path, *, tie: bool = False) -> tuple[str, ...]:
-    """Write a GGUF file as a float32 Hugging Face folder, tokenizer included.
-
-    `tie`: of a table that the file holds twice, as embeddings and as head, one is kept. Returns
-    what there is to say. Raises ExportError when the file or its architecture can't be read.
-    """
-    torch, transformers = libraries(needed_for="GGUF files")
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    remedy = "download it again, or convert it anew"
-    with quiet(transformers), refused(f"{gguf} can't be read", remedy):
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        notes = ties.settle(torch, loaded, tie=tie)
-        config = loaded.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        # A model read from GGUF counts as quantized and can't be saved: its weights move to a
-        # fresh one of the same shape.
-        model = type(loaded)(config)
-        model.load_state_dict(loaded.state_dict())
-        model.tie_weights()
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    return notes
 
 
 def libraries(needed_for: str) -> tuple[Any, Any]:

@@ -53,7 +53,7 @@ def role_of(config: Mapping[str, Any]) -> Role:
             f"{name} scans its text step by step, and the export would be for texts of one "
             f"length; {OTHER_MEANS}"
         )
-    found: Role = next(role for role, endings in ENDINGS.items() if name.endswith(endings))
+    found = role_by_name(name)
     if found == "bare" and both:
         raise ExportError(
             f"{name} is an encoder and a decoder without a head, and those can't be exported; "
@@ -65,6 +65,11 @@ def role_of(config: Mapping[str, Any]) -> Role:
             "do, and such models can't be exported; take one of its parts as a model of its own"
         )
     return found
+
+
+def role_by_name(name: str) -> Role:
+    """The role of a class, by its name alone."""
+    return next(role for role, endings in ENDINGS.items() if name.endswith(endings))
 
 
 def architecture(config: Mapping[str, Any]) -> str:

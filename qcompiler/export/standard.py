@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ExportError
-from qcompiler.export import cache, experts, kinds, scans
+from qcompiler.export import cache, experts, fit, kinds, scans
 from qcompiler.export.graphs import Graph, whole, write
 from qcompiler.export.hf import cause_of, libraries, quiet, refused
 from qcompiler.export.sources import has_tokenizer
@@ -32,11 +32,11 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         role = kinds.role_of(config.to_dict())
         loader = _loader(transformers, role, kinds.architecture(config.to_dict()))
         notes = _save_side_files(transformers, folder, out)
-        model, missing = _load(torch, loader, folder)
+        model, found = _load(torch, loader, folder)
         experts.write_out(torch, transformers, model)
         scans.take_whole(model)
-        if missing and role in ("decoder", "pair"):
-            raise _lacking(folder, model, missing)
+        if found["missing_keys"] and role in ("decoder", "pair"):
+            raise fit.lacking(folder, model, found)
         if role == "decoder":
             return (*notes, *_write_decoder(torch, transformers, model, out))
         full = model.config.to_dict()
@@ -46,7 +46,7 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
         else:
             graph, made_up = whole(torch, model, role, full, _preprocessor(folder))
             if made_up:
-                raise _lacking(folder, model, missing)
+                raise fit.lacking(folder, model, found)
             graphs = (graph,)
         for graph in graphs:
             write(torch, graph, model, out)
@@ -54,10 +54,8 @@ def export_torch(folder: Path, out: Path) -> tuple[str, ...]:
 
 
 def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
-    """The class that loads a model; where no head matters, that of its vectors."""
-    if role == "bare" and not name.endswith("Model"):
-        return transformers.AutoModel
-    found = getattr(transformers, name, None)
+    """The class that loads a model."""
+    found = fit.loader_of(transformers, role, name)
     if found is None:
         raise ExportError(
             f"transformers {transformers.__version__} has no class {name}, and code that a model "
@@ -66,31 +64,15 @@ def _loader(transformers: Any, role: kinds.Role, name: str) -> Any:
     return found
 
 
-def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, list[str]]:
-    """The model, and what it lacks: weights that the folder does not hold, made NaN."""
+def _load(torch: Any, loader: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says of it; weights that it lacks are NaN."""
     with refused(f"the weights of {folder} can't be loaded", _RELOAD):
-        # What does not fit is left out here, and refused below: transformers names it on the log.
-        model, found = loader.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    for name, stored, wanted in sorted(found.get("mismatched_keys", ())):
-        raise ExportError(
-            f"{folder}: the weight '{name}' has sizes {list(stored)}, and config.json makes it "
-            f"{list(wanted)}; put the config.json of these weights there"
-        )
+        model, found = fit.loaded(torch, loader, folder)
     # transformers makes them up. Some are never used: a pooler, what masks in training.
-    missing = sorted(found["missing_keys"])
     weights = model.state_dict()
-    for name in missing:
+    for name in found["missing_keys"]:
         weights[name].fill_(torch.nan)
-    return model.eval(), missing
-
-
-def _lacking(folder: Path, model: Any, missing: list[str]) -> ExportError:
-    return ExportError(
-        f"{folder} lacks weights of {type(model).__name__}, '{missing[0]}' and "
-        f"{len(missing) - 1} more; its config.json names another class than it was saved from"
-    )
+    return model.eval(), found
 
 
 def _write_decoder(torch: Any, transformers: Any, model: Any, out: Path) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from qcompiler.numerics.equalization import (
     outlier_suppressing,
     smoothquant,
 )
-from qcompiler.numerics.rounding import quantize_weight
+from qcompiler.numerics.rounding import Search, quantize_weight
 
 Float = NDArray[np.float32]
 
@@ -48,6 +48,8 @@ class Rounding:
 
     weights: WeightFormat | None
     """None: they stay in float."""
+    search: Search = "none"
+    """How the ranges of their groups are found."""
     activations: Granularity = Granularity.NONE
 
 
@@ -127,9 +129,17 @@ def rounded_activations(x: Float, granularity: Granularity) -> Float:
     return np.rint(x / scale) * scale
 
 
-def rounded_weight(weight: Float, form: WeightFormat | None) -> Float:
-    """A weight [K, N] as its codes stand for it."""
-    return weight if form is None else quantize_weight(weight, form).dequantize()
+def rounded_weight(
+    weight: Float,
+    form: WeightFormat | None,
+    search: Search = "none",
+    importance: NDArray[Any] | None = None,
+) -> Float:
+    """A weight [K, N] as its codes stand for it; `search` and `importance` as of
+    `quantize_weight`."""
+    if form is None:
+        return weight
+    return quantize_weight(weight, form, search=search, importance=importance).dequantize()
 
 
 def output_errors(
@@ -139,8 +149,8 @@ def output_errors(
 
     `x` [T, K], `weights` [K, N_i] each. A scale whose weights can't be quantized has error inf.
     """
-    form = rounding.weights
     errors = np.zeros(len(scales))
+    square = np.square(x, dtype=np.float64).mean(axis=0)
     counted = 0
     for weight in weights:
         w = judged_columns(weight)
@@ -151,7 +161,9 @@ def output_errors(
         counted += 1
         for index, scale in enumerate(scales):
             try:
-                quantized = rounded_weight(w * scale[:, None], form)
+                quantized = rounded_weight(
+                    w * scale[:, None], rounding.weights, rounding.search, square / scale**2
+                )
             except ValueError:
                 errors[index] = np.inf
                 continue

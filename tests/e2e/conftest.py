@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from qcompiler.export import export_model
-from qcompiler.export.hf import gguf_to_folder
+from qcompiler.export.gguf import gguf_to_folder
 from qcompiler.export.sources import find_source
 
 CACHE = Path(

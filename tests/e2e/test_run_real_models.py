@@ -7,7 +7,7 @@ import pytest
 
 from qcompiler.calibration.sources import load_source
 from qcompiler.evaluation import embeddings, evaluate
-from qcompiler.export.hf import gguf_to_folder
+from qcompiler.export.gguf import gguf_to_folder
 from qcompiler.export.sources import find_source, read_config
 from qcompiler.feeds import Signature
 from qcompiler.generation import generate

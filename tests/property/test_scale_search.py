@@ -47,20 +47,19 @@ def every_candidate(x, weights):
 
 
 @pytest.mark.parametrize("granularity", PLANNED)
+@pytest.mark.parametrize("search", ["none", "output"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_errors_are_those_of_the_rounded_layers(granularity, symmetric):
+def test_errors_are_those_of_the_rounded_layers(granularity, search, symmetric):
     x, weights = problem(0)
     scale = np.linspace(0.5, 3.0, x.shape[1]).astype(np.float32)
-    rounding = Rounding(
-        weights=WeightFormat(bits=4, group_size=32, symmetric=symmetric), activations=granularity
-    )
+    form = WeightFormat(bits=4, group_size=32, symmetric=symmetric)
+    rounding = Rounding(weights=form, search=search, activations=granularity)
     found = output_errors(x, weights, [np.ones_like(scale), scale], rounding)
     for s, error in zip((np.ones_like(scale), scale), found, strict=True):
         relative = []
         for w in weights:
-            q = quantize_weight(
-                w * s[:, None], WeightFormat(bits=4, group_size=32, symmetric=symmetric)
-            )
+            importance = np.square(x / s).mean(axis=0)
+            q = quantize_weight(w * s[:, None], form, search=search, importance=importance)
             y = rounded_activations(x / s, granularity) @ q.dequantize()
             relative.append(np.sum((y - x @ w) ** 2) / np.sum((x @ w) ** 2))
         assert error == pytest.approx(np.sqrt(np.mean(relative)), rel=1e-4)

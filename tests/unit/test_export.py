@@ -6,11 +6,12 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from qcompiler import export
 from qcompiler.errors import ExportError, OutputError
-from qcompiler.export import export_model, genai, sources
+from qcompiler.export import export_model, genai, sources, standard
 from qcompiler.export.sources import check_weights, find_source, is_decoder
 
 
@@ -213,17 +214,95 @@ def test_the_builder_is_not_asked_for_a_model_without_tokenizer(hf_folder):
     assert "tokenizer" not in (genai.obstacle(hf_folder) or "")
 
 
-def test_weights_of_another_config(tmp_path):
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 32}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.mark.usefixtures("nothing_built")
+@pytest.mark.parametrize("dialect", ["auto", "genai", "torch"])
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (
+            {"intermediate_size": 48},
+            r"down_proj\.weight' has sizes \[16, 32\], and config\.json makes it \[16, 48\]; put",
+        ),
+        (
+            {"num_hidden_layers": 2},
+            r"lacks weights of LlamaForCausalLM as config\.json describes it, "
+            r"'model\.layers\.1\.input_layernorm\.weight' \[16\] and 8 more; put",
+        ),
+    ],
+)
+def test_weights_of_another_config(tmp_path, change, cause, dialect):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
-    config = transformers.LlamaConfig(**sizes, **heads)
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
-    config.intermediate_size = 48
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(tmp_path / "m")
-    with pytest.raises(ExportError, match=r"down_proj.weight' has sizes \[16, 32\], and config"):
-        export_model(tmp_path / "m", tmp_path / "out", dialect="torch")
+    config = transformers.LlamaConfig(**SIZES, **HEADS)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.model").touch()  # the builder needs one
+    written = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(written | change))
+    with pytest.raises(ExportError, match=cause):
+        export_model(tmp_path / "m", tmp_path / "out", dialect=dialect)
+
+
+@pytest.fixture
+def nothing_built(monkeypatch):
+    """No model may be built."""
+    monkeypatch.setattr(genai, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(standard, "export_torch", lambda *_: pytest.fail("it was traced"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        (
+            {"blk.0.ffn_down.weight": (16, 24)},
+            r"down_proj\.weight' has sizes \[16, 24\], and its metadata makes it",
+        ),
+        (
+            {"blk.0.ffn_norm.weight": None},
+            r"as its metadata describes it, '.*\.0\.post_attention_layernorm\.weight' \[16\]; ",
+        ),
+    ],
+)
+def test_a_gguf_file_whose_weights_do_not_fit(tmp_path, changed, cause):
+    pytest.importorskip("transformers")
+    write_gguf(tmp_path / "m.gguf", changed)
+    with pytest.raises(ExportError, match=cause):
+        export_model(tmp_path / "m.gguf", tmp_path / "out")
+
+
+def write_gguf(path, changed):
+    """A Llama of one layer, without a tokenizer; `changed`: other shapes, None for none."""
+    gguf = pytest.importorskip("gguf")
+    square, wide = (16, 16), (32, 16)
+    shapes = {
+        "token_embd.weight": wide,
+        "output_norm.weight": (16,),
+        "blk.0.attn_norm.weight": (16,),
+        "blk.0.ffn_norm.weight": (16,),
+        **{f"blk.0.attn_{each}.weight": square for each in ("q", "k", "v", "output")},
+        **{f"blk.0.ffn_{each}.weight": wide for each in ("gate", "up")},
+        "blk.0.ffn_down.weight": (16, 32),
+        **changed,
+    }
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_block_count(1)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(32)
+    for name, shape in shapes.items():
+        if shape is not None:
+            writer.add_tensor(name, np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_only_gguf_files_are_tied(tmp_path, hf_folder):
