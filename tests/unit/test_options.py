@@ -244,7 +244,7 @@ def test_the_remedy_for_too_many_samples_works(tmp_path, monkeypatch):
     assert qc("compile", model, "--calib-samples", "4").exit_code == 0
 
 
-@pytest.mark.parametrize("source", ["random-tokens", "self"], ids=short)
+@pytest.mark.parametrize("source", ["random-tokens", "self", "pydoc:first+self"], ids=short)
 def test_too_many_tokens(decoder, source):
     many = ("--calib", source, "--calib-samples", "1000000000000")
     assert "--calib-samples" in refusal("compile", decoder, "-r", "w4a8-fast", *many)
