@@ -35,8 +35,8 @@ Calib = Annotated[
     typer.Option(
         metavar="SRC",
         help="Calibration data: random-tokens, pydoc:first, self, a text, .jsonl or .npz file, a "
-        "folder of .npz files, or random. By default what a recipe names, else random-tokens for "
-        "language models and random for others.",
+        "folder of .npz files, or random; several with + between share the samples. By default what "
+        "a recipe names, else random-tokens for language models and random for others.",
     ),
 ]
 Samples = Annotated[
