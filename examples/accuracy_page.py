@@ -11,15 +11,15 @@ INTRODUCTION = """\
 # Accuracy
 
 Written by `python examples/accuracy.py --docs docs`. Every row is measured against its float model,
-on text that calibration has not seen: `pydoc:first` calibrates (32 windows of 512 tokens for w4a8
-and w4a8-small, 16 for the others; for MiniLM, its sentences), `pydoc:second` evaluates
-({tokens} tokens; both halves of the help texts that come with Python). Users' texts are of other
-kinds, so each model has a second table: its loss on {others} tokens of texts of
-[other kinds](../examples/texts.py), and where it is worst. Activations are int8, and sizes count
-everything: head, embedding, scales, tables. Seconds and memory are those of
-`qc compile` without verification on two cores. Runs differ by chance, too: other seeds of the
-rotations, or another processor, move a KL by some percent. ONNX Runtime's k_quant has no row,
-because its quantizer (1.31) fails on these models.
+on text that calibration has not seen. Half of `pydoc:first` and half of the model's own text
+calibrate w4a8 and w4a8-small (64 windows of 256 tokens), `pydoc:first` the others (16 of 512) and
+MiniLM (its sentences). `pydoc:second` evaluates ({tokens} tokens; both are halves of the help texts
+that come with Python). Users' texts are of other kinds, so each model has a second table: its loss
+on {others} tokens of texts of [other kinds](../examples/texts.py), and where it is worst.
+Activations are int8, and sizes count everything: head, embedding, scales, tables. Seconds and
+memory are those of `qc compile` without verification on two cores. Runs differ by chance, too: other
+seeds of the rotations, or another processor, move a KL by some percent. ONNX Runtime's k_quant has
+no row, because its quantizer (1.31) fails on these models.
 
 The weights of SmolLM2-135M come from a 4-bit file and lie on its grid, which flatters some methods:
 the dithered copy has noise of half a step on them, and judges better

@@ -26,8 +26,8 @@ ENCODER_BATCH = 12
 _CANDIDATES = 8
 """Sentences looked at for each that is needed: the more, the fuller the batches of one length."""
 _TEXT_RANK = 2  # [batch, tokens]
-SELF_BATCH = 16
-"""Texts generated at once: a step reads all weights, for however many."""
+SELF_TOKENS = 8192
+"""Of texts generated at once: a step reads all weights, for however many, and their caches grow."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def own(want: Request) -> tuple[list[Feed], str]:
     rng = np.random.default_rng(want.seed)
     rows: list[Array] = []
     while len(rows) < want.samples:
-        batch = min(SELF_BATCH, want.samples - len(rows))
+        batch = min(max(1, SELF_TOKENS // want.length), want.samples - len(rows))
         decoder = Decoder(session, want.signature, batch=batch, capacity=want.length)
         if not decoder.cached and want.length > 64:
             raise CalibrationError(

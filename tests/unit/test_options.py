@@ -39,6 +39,7 @@ def generate(folder: Path, *more: str) -> str:
         ("min_sqnr_db = [[1]]", "must be float, not a list of 1"),
         ("calibration_samples = " + "9" * 30, "must be at most 10^18"),
         ("calibration_samples = true", "must be int, not True"),
+        ("calibration_length = 1", "'calibration_length' must be at least 2, not 1"),
         ("name = [1]", "must be str, not a list of 1"),
         ('name = "' + "x" * 1000 + ' "', "must consist of letters"),
         ("description = 5", "must be str"),
