@@ -17,9 +17,9 @@ MiniLM (its sentences). `pydoc:second` evaluates ({tokens} tokens; both are halv
 that come with Python). Users' texts are of other kinds, so each model has a second table: its loss
 on {others} tokens of texts of [other kinds](../examples/texts.py), and where it is worst.
 Activations are int8, and sizes count everything: head, embedding, scales, tables. Seconds and
-memory are those of `qc compile` without verification on two cores. Runs differ by chance, too: other
-seeds of the rotations, or another processor, move a KL by some percent. ONNX Runtime's k_quant has
-no row, because its quantizer (1.31) fails on these models.
+memory are those of `qc compile` without verification on two cores. Runs differ by chance, too:
+other seeds of the rotations, or another processor, move a KL by some percent. ONNX Runtime's
+k_quant has no row, because its quantizer (1.31) fails on these models.
 
 The weights of SmolLM2-135M come from a 4-bit file and lie on its grid, which flatters some methods:
 the dithered copy has noise of half a step on them, and judges better

@@ -3,7 +3,7 @@
 | spec | data |
 | --- | --- |
 | `random-tokens` | tokens drawn uniformly from the vocabulary, none special |
-| `self` | text the model itself samples, starting from its begin-of-text token |
+| `self` | text the model itself samples, from its begin-of-text token and a drawn word on |
 | `pydoc:first`, `pydoc:second` | halves of the English text every Python ships |
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
