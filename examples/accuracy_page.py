@@ -11,13 +11,15 @@ INTRODUCTION = """\
 # Accuracy
 
 Written by `python examples/accuracy.py --docs docs`. Every row is measured against its float model,
-on text that calibration has not seen: `pydoc:first` calibrates (32 windows of 512 tokens for w4a8
-and w4a8-small, 16 for the others; for MiniLM, its sentences), `pydoc:second` evaluates
-({tokens} tokens; both halves of the help texts that come with Python). Activations are int8, and
-sizes count everything: head, embedding, scales, tables. Seconds and memory are those of
-`qc compile` without verification on two cores. Runs differ by chance, too: other seeds of the
-rotations, or another processor, move a KL by some percent. ONNX Runtime's k_quant has no row,
-because its quantizer (1.31) fails on these models.
+on text that calibration has not seen. Half of `pydoc:first` and half of the model's own text
+calibrate w4a8 and w4a8-small (64 windows of 256 tokens), `pydoc:first` the others (16 of 512) and
+MiniLM (its sentences). `pydoc:second` evaluates ({tokens} tokens; both are halves of the help texts
+that come with Python). Users' texts are of other kinds, so each model has a second table: its loss
+on {others} tokens of texts of [other kinds](../examples/texts.py), and where it is worst.
+Activations are int8, and sizes count everything: head, embedding, scales, tables. Seconds and
+memory are those of `qc compile` without verification on two cores. Runs differ by chance, too:
+other seeds of the rotations, or another processor, move a KL by some percent. ONNX Runtime's
+k_quant has no row, because its quantizer (1.31) fails on these models.
 
 The weights of SmolLM2-135M come from a 4-bit file and lie on its grid, which flatters some methods:
 the dithered copy has noise of half a step on them, and judges better
@@ -33,15 +35,16 @@ ENCODER_HEAD = ("", "MB", "bits a weight", "mean cosine", "least cosine", "neigh
 WIDTH, HEIGHT, LEFT, TOP, GAP = 820, 300, 60, 40, 50
 
 
-def write_page(rows: Sequence[Mapping[str, Any]], docs: Path, tokens: int) -> None:
-    """Write the page and the plot."""
-    parts = [INTRODUCTION.format(tokens=f"{tokens:,}")]
+def write_page(rows: Sequence[Mapping[str, Any]], docs: Path, tokens: int, others: int) -> None:
+    """Write the page and the plot; `others` tokens were read of each text of other kinds."""
+    parts = [INTRODUCTION.format(tokens=f"{tokens:,}", others=f"{others:,}")]
     models = list(dict.fromkeys(row["model"] for row in rows))
     for model in models:
         own = [row for row in rows if row["model"] == model]
         decoder = "perplexity" in own[0]["quality"]
         head = DECODER_HEAD if decoder else ENCODER_HEAD
         parts += [f"## {model}\n\n", _table(head, (_cells(row, decoder) for row in own)), "\n"]
+        parts += _by_kind(own, "KL" if decoder else "1 - mean cosine")
     docs.mkdir(parents=True, exist_ok=True)
     text = "".join(parts).rstrip("\n") + "\n"
     (docs / "accuracy.md").write_text(text, encoding="utf-8")
@@ -51,6 +54,21 @@ def write_page(rows: Sequence[Mapping[str, Any]], docs: Path, tokens: int) -> No
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rule, *rows))
+
+
+def _by_kind(rows: Sequence[Mapping[str, Any]], loss: str) -> list[str]:
+    """A table of the loss on each kind of text."""
+    measured = [row for row in rows if row["others"]]
+    if not measured:
+        return []
+    kinds = list(measured[0]["others"])
+    cells: list[list[str]] = []
+    for row in measured:
+        found = {"pydoc": row["quality"], **row["others"]}
+        losses = {kind: _loss(quality) or 0.0 for kind, quality in found.items()}
+        worst = max(losses, key=lambda kind: losses[kind])
+        cells.append([row["label"], *(f"{each:.4f}" for each in losses.values()), worst])
+    return [_table((f"{loss} on", "pydoc", *kinds, "worst"), cells), "\n"]
 
 
 def _cells(row: Mapping[str, Any], decoder: bool) -> list[str]:

@@ -128,6 +128,7 @@ def llama_rows(model: Path, work: Path, text: str, tokens: int) -> list[dict[str
                 "seconds": None,
                 "peak_bytes": None,
                 "quality": {"perplexity": asdict(found)},
+                "others": {},
             }
         )
         target.unlink()

@@ -35,8 +35,8 @@ Calib = Annotated[
     typer.Option(
         metavar="SRC",
         help="Calibration data: random-tokens, pydoc:first, self, a text, .jsonl or .npz file, a "
-        "folder of .npz files, or random. By default what a recipe names, else random-tokens for "
-        "language models and random for others.",
+        "folder of .npz files, or random; several with + between share the samples. By default "
+        "what a recipe names, else random-tokens for language models and random for others.",
     ),
 ]
 Samples = Annotated[
@@ -93,6 +93,14 @@ RecipeSamples = Annotated[
         help="Calibration samples; by default as the recipe says.",
     ),
 ]
+RecipeLength = Annotated[
+    int | None,
+    typer.Option(
+        parser=cli_options.whole(2),
+        metavar="N",
+        help="Tokens per calibration sample; by default as the recipe says.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe."),
@@ -132,7 +140,7 @@ def compile_model(
     target: Target = "ort-custom",
     calib: Calib = None,
     calib_samples: RecipeSamples = None,
-    calib_length: Length = 512,
+    calib_length: RecipeLength = None,
     overrides: Overrides = None,
     budget: Budget = None,
     max_kl: MaxKl = None,

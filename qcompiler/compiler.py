@@ -55,7 +55,7 @@ def compile(
     target: str = "ort-custom",
     calib: str | Path | None = None,
     calib_samples: int | None = None,
-    calib_length: int = 512,
+    calib_length: int | None = None,
     overrides: Sequence[str] = (),
     budget: float | None = None,
     max_kl: float | None = None,
@@ -73,11 +73,11 @@ def compile(
     quantize is copied. `output` defaults to `<stem>.<recipe>.onnx` beside a file and
     `<folder>.<recipe>` beside a folder. `calib` names the calibration source (see
     `qcompiler.calibration.sources`); by default what the recipe names, or random tokens for
-    language models. `overrides` are `pass.option=value` texts.
-    `budget` (bits a weight of the linear layers) and `max_kl` (divergence at the output) let
-    `allocate-bits` choose the formats of weights. `exclude`: regular expressions of layer names to
-    leave in float. The result is compared with its source on held-back data and refused when it is
-    broken, unless `force`.
+    language models. The recipe also says how many samples there are, of how many tokens at most.
+    `overrides` are `pass.option=value` texts. `budget` (bits a weight of the linear layers) and
+    `max_kl` (divergence at the output) let `allocate-bits` choose the formats of weights.
+    `exclude`: regular expressions of layer names to leave in float. The result is compared with its
+    source on held-back data and refused when it is broken, unless `force`.
 
     Raises a QcError subclass whose message names cause and remedy; nothing is left behind then.
     """
@@ -94,7 +94,7 @@ def compile(
         calibration=Calibration(
             source=calib,
             samples=calib_samples or chosen.calibration_samples,
-            length=calib_length,
+            length=calib_length or chosen.calibration_length,
             seed=seed,
             held_back=_HELD_BACK,
         ),

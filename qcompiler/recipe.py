@@ -51,6 +51,8 @@ class Recipe:
     """Calibration source for language models with a tokenizer where the user names none."""
     calibration_samples: int = 16
     """How many samples of it where the user does not say."""
+    calibration_length: int = 512
+    """How many tokens each has, at most, where the user does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, every option spelled out."""
@@ -61,6 +63,7 @@ class Recipe:
             "min_sqnr_db": self.min_sqnr_db,
             "calibration": self.calibration,
             "calibration_samples": self.calibration_samples,
+            "calibration_length": self.calibration_length,
             "pass": [{"name": step.name, **options_of(step)} for step in self.passes],
         }
 
@@ -230,7 +233,10 @@ def _find(text: str, beside: Path) -> Path:
     return path
 
 
-_OWN = ("name", "description", "source", "min_sqnr_db", "calibration", "calibration_samples")
+_OWN = (
+    *("name", "description", "source", "min_sqnr_db"),
+    *("calibration", "calibration_samples", "calibration_length"),
+)
 _KEYS = (*_OWN, "base", "without", "pass")
 _DEEPEST = 16  # recipes built on one another
 
@@ -326,14 +332,15 @@ def _build(data: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe
         passes=tuple(passes),
         min_sqnr_db=_convert(f"{path}: 'min_sqnr_db'", float, data.get("min_sqnr_db", 3.0)),
         calibration=_convert(f"{path}: 'calibration'", str | None, data.get("calibration")),
-        calibration_samples=_samples(path, data.get("calibration_samples", 16)),
+        calibration_samples=_count(path, data, "calibration_samples", 1, 16),
+        calibration_length=_count(path, data, "calibration_length", 2, 512),
     )
 
 
-def _samples(path: Path, value: Any) -> int:
-    count = int(_convert(f"{path}: 'calibration_samples'", int, value))
-    if count < 1:
-        raise RecipeError(f"{path}: 'calibration_samples' must be at least 1, not {count}")
+def _count(path: Path, data: Mapping[str, Any], key: str, least: int, default: int) -> int:
+    count = int(_convert(f"{path}: '{key}'", int, data.get(key, default)))
+    if count < least:
+        raise RecipeError(f"{path}: '{key}' must be at least {least}, not {count}")
     return count
 
 

@@ -3,11 +3,12 @@
 | spec | data |
 | --- | --- |
 | `random-tokens` | tokens drawn uniformly from the vocabulary, none special |
-| `self` | text the model itself samples, starting from its begin-of-text token |
+| `self` | text the model itself samples, from its begin-of-text token and a drawn word on |
 | `pydoc:first`, `pydoc:second` | halves of the English text every Python ships |
 | a text or `.jsonl` file | its text through the model's tokenizer |
 | an `.npz` file or a directory of them | arrays named after the model's inputs |
 | `random` | noise, ids and masks for models of any other kind: ranges, not meaning (`defaults`) |
+| several with `+` between | these in turn, with an equal share of the samples each |
 
 Without a spec it is what the recipe names, or `random-tokens`, or `random` for models that are no
 language models: see `default_spec`.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from qcompiler.calibration.handed import joined
 from qcompiler.calibration.texts import Feed
 from qcompiler.errors import CalibrationError, ModelError
 from qcompiler.evaluation.texts import MAX_BYTES, PYDOC, read_text
-from qcompiler.feeds import Array, Signature
+from qcompiler.feeds import IDS, Array, Signature
 from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage
 
@@ -59,9 +60,26 @@ def default_spec(
     `preferred` is what a recipe would have; it needs a model that reads tokens, and its tokenizer.
     `handed`: inputs that other models give.
     """
-    if Signature.of(package).without(handed).kind == "other":
+    left = Signature.of(package).without(handed)
+    if left.kind == "other":
         return "random"
-    return preferred if preferred and package.tokenizer_file is not None else "random-tokens"
+    if preferred is None or package.tokenizer_file is None:
+        return "random-tokens"
+    usable = _continues(left) and not handed
+    kept = [part for part in parts_of(preferred) if part != "self" or usable]
+    return "+".join(kept) or "random-tokens"
+
+
+def _continues(signature: Signature) -> bool:
+    """Whether a model can generate text by steps of one token."""
+    ids = signature.input(IDS)
+    fixed = ids is not None and any(isinstance(size, int) for size in ids.shape or ())
+    return signature.kind == "decoder" and bool(signature.caches) and not fixed
+
+
+def parts_of(spec: str) -> list[str]:
+    """The sources of a mixture, or the one that a spec names: a file may have a + in its name."""
+    return [spec] if Path(spec).exists() else spec.split("+")
 
 
 def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ()) -> bool:
@@ -71,9 +89,9 @@ def suits(spec: str | Path, package: ModelPackage, handed: Collection[str] = ())
     CalibrationError for an .npz file that can't be read.
     """
     left = Signature.of(package).without(handed)
-    if _holds_arrays(Path(spec)):
-        return not arrays_in(spec).isdisjoint(each.name for each in left.inputs)
-    if str(spec) == "self":
+    if brought := arrays_in(spec):
+        return not brought.isdisjoint(each.name for each in left.inputs)
+    if "self" in parts_of(str(spec)):
         return left.kind == "decoder" and not handed
     return (left.kind == "other") == (str(spec) == "random")
 
@@ -84,19 +102,26 @@ def require_source(spec: str | Path) -> None:
     Whether an .npz can be read is found when it is.
     """
     known = ("random-tokens", "self", "random", *PYDOC)
-    if not str(spec):
-        raise CalibrationError("the calibration source is empty; leave --calib out for the default")
-    path = Path(spec)
-    if str(spec) not in known and not path.is_file() and not _holds_arrays(path):
-        raise CalibrationError(
-            f"no calibration source '{spec}': neither a file nor a folder, nor one of "
-            f"{', '.join(known)}"
-        )
+    parts = parts_of(str(spec))
+    for part in parts:
+        if not part:
+            raise CalibrationError(
+                f"a calibration source of '{spec}' is empty"
+                if len(parts) > 1
+                else "the calibration source is empty; leave --calib out for the default"
+            )
+        path = Path(part)
+        if part not in known and not path.is_file() and not _holds_arrays(path):
+            raise CalibrationError(
+                f"no calibration source '{part}': neither a file nor a folder, nor one of "
+                f"{', '.join(known)}"
+            )
 
 
 def arrays_in(spec: str | Path) -> frozenset[str]:
     """The inputs that a source has arrays for; CalibrationError for an .npz that can't be read."""
-    return array_names(Path(spec)) if _holds_arrays(Path(spec)) else frozenset()
+    files = [Path(part) for part in parts_of(str(spec)) if _holds_arrays(Path(part))]
+    return frozenset[str]().union(*map(array_names, files))
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -135,10 +160,12 @@ def load_source(
         package, left, lookups, samples, length, seed, held_back, like, handed, others
     )
     try:
-        feeds, description = _load(source, request.fitted())
+        require_source(source)
+        parts = parts_of(source)
+        feeds, description = _mixed(parts, request.fitted())
         if handed:
             feeds = joined(feeds, handed, whole)
-        if not _holds_arrays(Path(source)):
+        if not any(_holds_arrays(Path(part)) for part in parts):
             feeds = for_both_branches(feeds, package, whole)
     except ModelError as error:
         raise CalibrationError(f"calibration from {source}: {error}") from error
@@ -156,9 +183,28 @@ def digest(feeds: Sequence[Feed]) -> str:
     return sha.hexdigest()
 
 
+def _mixed(parts: Sequence[str], want: texts.Request) -> tuple[list[Feed], str]:
+    """Feeds of the sources in turn: the first few are of all, and so are the last."""
+    if {"random-tokens", "self"} & set(parts) and want.signature.kind != "other":
+        require_room(
+            [(want.batch, want.length)] * len(want.signature.inputs),
+            want.samples,
+            want.held_back,
+            "give a smaller --calib-length",
+        )
+    shares = [len(range(first, want.samples, len(parts))) for first in range(len(parts))]
+    found = [
+        _load(part, replace(want, samples=share))
+        for part, share in zip(parts, shares, strict=True)
+        if share
+    ]
+    turns = itertools.zip_longest(*(feeds for feeds, _ in found))
+    feeds = [feed for turn in turns for feed in turn if feed is not None]
+    return feeds, "; ".join(description for _, description in found)
+
+
 def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
     path = Path(spec)
-    require_source(spec)
     if _holds_arrays(path):
         return _varied(
             *load_arrays(path, want.signature, want.lookups.rows, want.samples, want.others)
@@ -169,14 +215,6 @@ def _load(spec: str, want: texts.Request) -> tuple[list[Feed], str]:
         raise CalibrationError(
             f"{want.package.onnx_path} reads no token ids, or not them alone, so '{spec}' "
             "can't feed it; give an .npz with arrays named after its inputs, or 'random'"
-        )
-    if spec in ("random-tokens", "self"):
-        shape = (want.batch, want.length)
-        require_room(
-            [shape] * len(want.signature.inputs),
-            want.samples,
-            want.held_back,
-            "give a smaller --calib-length",
         )
     if spec == "random-tokens":
         return texts.random_tokens(want)

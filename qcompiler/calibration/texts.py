@@ -26,7 +26,8 @@ ENCODER_BATCH = 12
 _CANDIDATES = 8
 """Sentences looked at for each that is needed: the more, the fuller the batches of one length."""
 _TEXT_RANK = 2  # [batch, tokens]
-SELF_BATCH = 8
+SELF_TOKENS = 8192
+"""Of texts generated at once: a step reads all weights, for however many, and their caches grow."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def own(want: Request) -> tuple[list[Feed], str]:
     rng = np.random.default_rng(want.seed)
     rows: list[Array] = []
     while len(rows) < want.samples:
-        batch = min(SELF_BATCH, want.samples - len(rows))
+        batch = min(max(1, SELF_TOKENS // want.length), want.samples - len(rows))
         decoder = Decoder(session, want.signature, batch=batch, capacity=want.length)
         if not decoder.cached and want.length > 64:
             raise CalibrationError(
@@ -180,9 +181,9 @@ def own(want: Request) -> tuple[list[Feed], str]:
                 "random-tokens or a text"
             )
         bos = want.package.bos_id()
-        # Without a begin token a random first one makes the samples differ.
-        first = rng.choice(tokens, (batch, 1)) if bos is None else np.full((batch, 1), bos)
-        ids: Array = first.astype(np.int64)
+        lead = np.full((batch, 0 if bos is None else 1), bos or 0, np.int64)
+        # A random first word makes the samples differ: in subject, in kind, in language.
+        ids: Array = np.concatenate([lead, rng.choice(tokens, (batch, 1))], axis=1)
         logits = decoder.step(ids)
         while ids.shape[1] < want.length:
             new = _sample(logits, tokens, rng)
@@ -197,9 +198,10 @@ def own(want: Request) -> tuple[list[Feed], str]:
 
 def _sample(logits: Array, tokens: Array, rng: np.random.Generator) -> Array:
     """One text token per row [B, 1], drawn from softmax(logits [B, V]) at temperature 1."""
-    # argmax(logits + Gumbel noise) is a draw from the softmax.
     allowed = logits[:, tokens].astype(np.float64)
     if not np.isfinite(allowed).all():
         raise CalibrationError("the model's logits are not finite: it can't generate its own text")
-    chosen: Array = tokens[(allowed + rng.gumbel(size=allowed.shape)).argmax(axis=1)]
+    sums = np.exp(allowed - allowed.max(axis=1, keepdims=True)).cumsum(axis=1)
+    drawn = rng.random((len(sums), 1)) * sums[:, -1:]
+    chosen: Array = tokens[(sums[:, :-1] <= drawn).sum(axis=1)]
     return chosen[:, None]

@@ -5,10 +5,12 @@ A test that asks for a model whose package is not installed is skipped, with tha
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,21 @@ def smollm2_genai_int4() -> Path:
         dialect="genai",
         precision="int4",
     )
+
+
+@pytest.fixture
+def other_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A text by kind that calibration has not seen (examples/texts.py)."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples"))
+    texts = importlib.import_module("texts")
+
+    def get(kind: str) -> Path:
+        try:
+            return texts.write(kind, tmp_path)[1]
+        except texts.MissingTextError as missing:
+            pytest.skip(f"{kind}: {missing}")
+
+    return get
 
 
 @pytest.fixture(scope="session")

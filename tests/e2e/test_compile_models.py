@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 MODELS = ("smollm2_first", "smollm2_torch", "minilm")
 LINEARS = {"smollm2_first": 41, "smollm2_torch": 57, "minilm": 36}
 RECIPES = ("w4a8-fast", "fptq")
-TOKENS = {"w4a8": (4, 512), "qoq": (4, 512)}
+TOKENS = {"w4a8": (8, 256), "qoq": (4, 512)}
 """Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
 FLOAT_ROUNDING = 1e-5
 OLDEST = "QCOMPILER_OLDEST_ORT_PYTHON"
@@ -238,6 +238,18 @@ def test_the_default_beats_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, 
     layers = [layer for layer in ours.report.layers if layer.output_error is not None]
     assert len(layers) == 152
     assert all(layer.output_error < layer.output_error_nearest for layer in layers)
+
+
+def test_the_default_is_better_where_it_is_worst(
+    smollm2_genai, smollm2_genai_int4, compiled, other_text
+):
+    """Of the texts that calibration has not seen, those in other languages lose most."""
+    ours = compiled("smollm2_genai", "w4a8", "ort-custom").output
+    text = str(other_text("languages"))
+    found = evaluate([smollm2_genai_int4, ours], text, reference=smollm2_genai, max_tokens=1024)
+    baseline, mine = (result.divergence.kl for result in found)
+    # 0.4 with all calibration data; here it is short: 0.78.
+    assert mine < 0.85 * baseline
 
 
 def test_embeddings(minilm, compiled):

@@ -17,8 +17,12 @@ def decoder(label: str, model: str, size: float, kl: float | None) -> dict:
         quality["divergence"] = {"kl": kl, "top1": 0.9}
     return {
         **{"label": label, "model": model, "size_bytes": size, "bits": 4.25},
-        **{"seconds": 12.4, "peak_bytes": 1.26e9, "quality": quality},
+        **{"seconds": 12.4, "peak_bytes": 1.26e9, "quality": quality, "others": {}},
     }
+
+
+def on_other_texts(row: dict, **losses: float) -> dict:
+    return row | {"others": {kind: {"divergence": {"kl": kl}} for kind, kl in losses.items()}}
 
 
 def encoder(label: str) -> dict:
@@ -33,16 +37,19 @@ def test_rows_become_tables_and_points(tmp_path, monkeypatch) -> None:
 
     rows = [
         decoder("ONNX < int4", "SmolLM2", 8e7, 0.25),
-        decoder("w4a8", "SmolLM2", 9e7, 0.05),
+        on_other_texts(decoder("w4a8", "SmolLM2", 9e7, 0.05), plays=0.07, law=0.125),
         decoder("llama.cpp", "SmolLM2", 9e7, None),
         encoder("w4a8"),
     ]
-    write_page(rows, tmp_path, 4000)
+    write_page(rows, tmp_path, 4000, 4096)
     page = (tmp_path / "accuracy.md").read_text("utf-8")
     assert "4,000 tokens" in page
     assert "| w4a8 | 90.0 | 4.250 | 13.250 | 12.00-14.50 | 0.0500 | 90.0 | 12 | 1.3 |" in page
     assert "| llama.cpp | 90.0 | 4.250 | 13.250 | 12.00-14.50 | - | - | 12 | 1.3 |" in page
     assert "| w4a8 | 20.0 | - | 0.9800 | 0.900 | 87.5 | 12 | - |" in page
+    assert "| KL on | pydoc | plays | law | worst |" in page
+    assert "| w4a8 | 0.0500 | 0.0700 | 0.1250 | law |" in page
+    assert page.count(" on | pydoc |") == 1  # MiniLM has no other texts here
     space = "{http://www.w3.org/2000/svg}"
     drawing = ElementTree.parse(tmp_path / "accuracy.svg").getroot()
     points = list(drawing.iter(f"{space}circle"))

@@ -39,6 +39,7 @@ def generate(folder: Path, *more: str) -> str:
         ("min_sqnr_db = [[1]]", "must be float, not a list of 1"),
         ("calibration_samples = " + "9" * 30, "must be at most 10^18"),
         ("calibration_samples = true", "must be int, not True"),
+        ("calibration_length = 1", "'calibration_length' must be at least 2, not 1"),
         ("name = [1]", "must be str, not a list of 1"),
         ('name = "' + "x" * 1000 + ' "', "must consist of letters"),
         ("description = 5", "must be str"),
@@ -244,7 +245,7 @@ def test_the_remedy_for_too_many_samples_works(tmp_path, monkeypatch):
     assert qc("compile", model, "--calib-samples", "4").exit_code == 0
 
 
-@pytest.mark.parametrize("source", ["random-tokens", "self"], ids=short)
+@pytest.mark.parametrize("source", ["random-tokens", "self", "pydoc:first+self"], ids=short)
 def test_too_many_tokens(decoder, source):
     many = ("--calib", source, "--calib-samples", "1000000000000")
     assert "--calib-samples" in refusal("compile", decoder, "-r", "w4a8-fast", *many)

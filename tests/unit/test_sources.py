@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
+from qcompiler.calibration import texts
 from qcompiler.calibration.sources import default_spec, load_source
 from qcompiler.errors import CalibrationError
 from qcompiler.evaluation.texts import PYDOC, pydoc_text, read_text, sentences
@@ -84,8 +85,23 @@ def test_self_follows_the_models_own_distribution(tmp_path):
     weights[7, 0] = 100.0
     folder = tiny.save(tiny.decoder(weights), tmp_path, config=tiny.CONFIG)
     data = load_source("self", open_package(folder), samples=3, length=12)
+    firsts = set()
     for feed in data.feeds:
-        assert feed["input_ids"][0].tolist() == [tiny.BOS] + [7] * 11
+        bos, first, *rest = feed["input_ids"][0].tolist()
+        assert (bos, rest) == (tiny.BOS, [7] * 10)
+        firsts.add(first)
+    assert len(firsts) == 3  # drawn, so that no two texts are alike
+    assert min(firsts) >= len(tiny.SPECIAL)
+
+
+def test_self_draws_tokens_with_the_models_probabilities():
+    logits = np.full((20_000, tiny.VOCABULARY), -80.0, np.float32)
+    logits[:, 7], logits[:, 9], logits[:, tiny.EOS] = np.log(3.0), 0.0, 50.0
+    tokens = np.array([5, 7, 9, 11])
+    drawn = texts._sample(logits, tokens, np.random.default_rng(0))
+    assert drawn.shape == (20_000, 1)
+    assert set(drawn.ravel()) == {7, 9}
+    assert (drawn == 7).mean() == pytest.approx(0.75, abs=0.01)
 
 
 def test_text_file_in_windows(decoder, tmp_path):
@@ -100,6 +116,34 @@ def test_text_file_in_windows(decoder, tmp_path):
     assert "10 windows of 21 tokens" in data.description
     few = load_source(file, decoder, samples=3, length=21)
     assert len(few) == 3
+
+
+def test_sources_in_turn(decoder, tmp_path):
+    file = tmp_path / "a+b.txt"
+    file.write_text(tiny.text(200))
+    assert len(load_source(file, decoder, length=21)) == 10  # one source: such a file is there
+    plain = file.rename(tmp_path / "text.txt")
+    parts, shares = (str(plain), "random-tokens", "self"), (3, 3, 2)
+    data = load_source("+".join(parts), decoder, samples=8, length=20)
+    alone = [
+        load_source(part, decoder, samples=share, length=20).feeds
+        for part, share in zip(parts, shares, strict=True)
+    ]
+    turns = [alone[i % 3][i // 3]["input_ids"] for i in range(8)]
+    np.testing.assert_array_equal([feed["input_ids"] for feed in data.feeds], turns)
+    assert data.description.count(";") == 2
+    one = load_source("+".join(parts), decoder, samples=1, length=20)
+    assert one.sha256 == load_source(plain, decoder, samples=1, length=20).sha256
+
+
+def test_the_models_own_text_is_a_default_where_it_can_generate(decoder, encoder, tmp_path):
+    wanted = "pydoc:first+self"
+    assert default_spec(decoder, wanted) == wanted
+    assert default_spec(encoder, wanted) == "pydoc:first"
+    uncached = tiny.decoder(tiny.embedding(), cache=False)
+    package = open_package(tiny.save(uncached, tmp_path / "n", config=tiny.CONFIG))
+    assert default_spec(package, wanted) == "pydoc:first"
+    assert default_spec(package, "self") == "random-tokens"
 
 
 @pytest.mark.parametrize(
@@ -127,11 +171,11 @@ def test_jsonl_errors_name_the_line(decoder, tmp_path, line, cause):
 
 def test_encoder_text_is_never_padded(encoder, tmp_path):
     file = tmp_path / "text.txt"
-    texts = [tiny.text(n, seed=n) + "." for n in [12] * 20 + list(range(13, 40))]
-    file.write_text("\n\n".join(f"{text[:-1]} w{i}." for i, text in enumerate(texts)))
+    written = [tiny.text(n, seed=n) + "." for n in [12] * 20 + list(range(13, 40))]
+    file.write_text("\n\n".join(f"{text[:-1]} w{i}." for i, text in enumerate(written)))
     data = load_source(file, encoder, samples=99, length=24)
     assert {len(feed["input_ids"]) for feed in data.feeds} >= {1, 8, 12}, "some lengths are rare"
-    assert sum(len(feed["input_ids"]) for feed in data.feeds) == len(texts)
+    assert sum(len(feed["input_ids"]) for feed in data.feeds) == len(written)
     for feed in data.feeds:
         ids, mask = feed["input_ids"], feed["attention_mask"]
         assert ids.shape == mask.shape and ids.shape[1] <= 24
@@ -179,6 +223,8 @@ def test_pydoc_halves_are_large_and_apart():
         ("random-token", "neither a file nor a folder, nor one of random-tokens"),
         ("pydoc:third", "neither a file"),
         ("random", "use random-tokens"),
+        ("random-tokens+", r"source of 'random-tokens\+' is empty"),
+        ("random-tokens+random", "use random-tokens"),
         ("nothing.npz", r"nothing\.npz"),
     ],
 )
