@@ -48,6 +48,8 @@ Kind = Literal["norm", "up-down", "v-o"]
 Plan = Mapping[str, LayerPlan]
 
 _SEARCHED = ("awq", "os+", "aqas", "smoothquant+")
+_SPREAD = 2
+"""Tokens computed for each that judges scales."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,10 @@ class Equalize(Pass):
     ) -> Iterator[Any]:
         """A sample of each edge's X in turn, unscaled."""
         # Folds leave activations of other edges as they are: the graph before them gives them all.
-        values = ctx.data.stream(ir.copied(graph), [edge.name for edge in edges])
+        assert ctx.statistics is not None  # checked by `run`
+        seen = [ctx.statistics.tensors[edge.name].tokens for edge in edges]
+        share = min(1.0, _SPREAD * scale_search.TOKENS / max(min(seen, default=1), 1))
+        values = ctx.data.stream(ir.copied(graph), [edge.name for edge in edges], share)
         for index in range(len(edges)):
             ctx.tick(f"searching scales ({self.method})", index, len(edges))
             yield scale_search.sampled(next(values))

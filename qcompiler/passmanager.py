@@ -72,8 +72,10 @@ class Data(Protocol):
         """Statistics of tensors: `calibration.observe`."""
         ...
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[Sequence[Array]]:
-        """Values of tensors, one after the other: `calibration.stream`."""
+    def stream(
+        self, graph: gs.Graph, names: Sequence[str], share: float = 1.0
+    ) -> Iterator[Sequence[Array]]:
+        """Values of tensors in turn, over a share of the data: `calibration.stream`."""
         ...
 
     def gradients(
@@ -101,7 +103,9 @@ class NoData:
         """Never returns."""
         raise self._missing()
 
-    def stream(self, graph: gs.Graph, names: Sequence[str]) -> Iterator[Sequence[Array]]:
+    def stream(
+        self, graph: gs.Graph, names: Sequence[str], share: float = 1.0
+    ) -> Iterator[Sequence[Array]]:
         """Never returns."""
         raise self._missing()
 

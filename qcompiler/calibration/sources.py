@@ -39,6 +39,10 @@ from qcompiler.feeds import IDS, Array, Signature
 from qcompiler.lookups import Lookups
 from qcompiler.models import ModelPackage
 
+_MOST_BYTES = 4 << 30
+"""Of a model that writes text by default: for that it lies in memory whole, and each token takes as
+long as reading all of it."""
+
 
 @dataclass(frozen=True)
 class CalibrationData:
@@ -65,9 +69,14 @@ def default_spec(
         return "random"
     if preferred is None or package.tokenizer_file is None:
         return "random-tokens"
-    usable = _continues(left) and not handed
-    kept = [part for part in parts_of(preferred) if part != "self" or usable]
+    writes = _writes(package, left, handed)
+    kept = [part for part in parts_of(preferred) if part != "self" or writes]
     return "+".join(kept) or "random-tokens"
+
+
+def _writes(package: ModelPackage, left: Signature, handed: Collection[str]) -> bool:
+    """Whether a model is to write text for its own calibration where nobody asked for it."""
+    return _continues(left) and not handed and package.size_bytes() <= _MOST_BYTES
 
 
 def _continues(signature: Signature) -> bool:

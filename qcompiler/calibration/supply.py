@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,11 @@ class FeedData:
         return observe(graph, names, self.feeds, source=self.source, progress=self.progress)
 
     def stream(
-        self, graph: gs.Graph, names: Sequence[str]
+        self, graph: gs.Graph, names: Sequence[str], share: float = 1.0
     ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
-        """Values of activations, one after the other."""
-        return stream(graph, names, self.feeds)
+        """Values of activations, one after the other, over the first feeds: at least `share` of
+        them."""
+        return stream(graph, names, self.feeds[: math.ceil(share * len(self.feeds))])
 
     def gradients(
         self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None
@@ -143,10 +145,11 @@ class Supply:
         return self._given().observe(graph, names)
 
     def stream(
-        self, graph: gs.Graph, names: Sequence[str]
+        self, graph: gs.Graph, names: Sequence[str], share: float = 1.0
     ) -> Iterator[Sequence[np.ndarray[Any, Any]]]:
-        """Values of activations over the data not held back, one after the other."""
-        return self._given().stream(graph, names)
+        """Values of activations over the data not held back, or the first of it, one after the
+        other."""
+        return self._given().stream(graph, names, share)
 
     def gradients(
         self, graph: gs.Graph, names: Sequence[str], output: str, most: int | None = None

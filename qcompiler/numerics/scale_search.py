@@ -32,8 +32,8 @@ Float = NDArray[np.float32]
 
 TOKENS = 2048
 """Rows of X that judge a scale."""
-COLUMNS = 4096
-"""Columns of a weight that judge a scale, evenly spaced: their outputs bound the memory."""
+COLUMNS = 512
+"""Columns of a weight that judge a scale, evenly spaced: the mean over so many is close."""
 
 EXPONENTS = tuple(step / 20 for step in range(20))
 ALPHAS = tuple(step / 20 for step in range(21))

@@ -285,9 +285,10 @@ def test_peak_memory_of_the_command(smollm2_genai, tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    # Not ru_maxrss: a child inherits that of the process it was forked from.
+    # Not ru_maxrss: a child inherits that of the process it was forked from. Most is needed when
+    # the model writes text, all of it in one session; the passes need less than 1.5 times its size.
     peak = int(ran.stdout.split("peak")[-1]) * 1024
-    assert peak < 1.5 * open_package(source).size_bytes()
+    assert peak < 1.8 * open_package(source).size_bytes()
 
 
 @pytest.mark.usefixtures("smollm2_genai")

@@ -6,6 +6,7 @@ Add a case: write `options:` and `input:` to tests/golden/<pass>/<case>.qir, run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +92,8 @@ class Batches:
     def observe(self, graph, names):
         return observe(graph, names, self.feeds(), source="golden")
 
-    def stream(self, graph, names):
-        return stream(graph, names, self.feeds())
+    def stream(self, graph, names, share=1.0):
+        return stream(graph, names, self.feeds()[: math.ceil(share * self.count)])
 
     def gradients(self, graph, names, output, most=None):
         return gradients(graph, names, output, self.feeds()[:most], divergence_probe(0))

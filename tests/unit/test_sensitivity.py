@@ -131,4 +131,6 @@ def test_formats_of_the_report(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     for layer in json.loads(report.read_text("utf-8"))["layers"]:
         if layer["kind"] == "linear":
-            WeightFormat.parse(" ".join(layer["scheme"].split()[:3]))
+            words = layer["scheme"].split()
+            grouped = words[1].startswith("g") and words[1][1:].isdigit()
+            WeightFormat.parse(" ".join(words[: 3 if grouped else 2]))

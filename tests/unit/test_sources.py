@@ -136,9 +136,14 @@ def test_sources_in_turn(decoder, tmp_path):
     assert one.sha256 == load_source(plain, decoder, samples=1, length=20).sha256
 
 
-def test_the_models_own_text_is_a_default_where_it_can_generate(decoder, encoder, tmp_path):
+def test_the_models_own_text_is_a_default_where_it_can_generate(
+    decoder, encoder, tmp_path, monkeypatch
+):
     wanted = "pydoc:first+self"
     assert default_spec(decoder, wanted) == wanted
+    with monkeypatch.context() as patched:
+        patched.setattr("qcompiler.calibration.sources._MOST_BYTES", decoder.size_bytes() - 1)
+        assert default_spec(decoder, wanted) == "pydoc:first"
     assert default_spec(encoder, wanted) == "pydoc:first"
     uncached = tiny.decoder(tiny.embedding(), cache=False)
     package = open_package(tiny.save(uncached, tmp_path / "n", config=tiny.CONFIG))
