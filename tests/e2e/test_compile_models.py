@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 MODELS = ("smollm2_first", "smollm2_torch", "minilm")
 LINEARS = {"smollm2_first": 41, "smollm2_torch": 57, "minilm": 36}
 RECIPES = ("w4a8-fast", "fptq")
-TOKENS = {"w4a8": (8, 256), "qoq": (4, 512)}
+TOKENS = {"w4a8": (16, 256), "qoq": (4, 512)}
 """Calibration samples and their length: rounding by GPTQ needs more tokens than channels."""
 FLOAT_ROUNDING = 1e-5
 OLDEST = "QCOMPILER_OLDEST_ORT_PYTHON"
@@ -230,11 +230,11 @@ def accepts(path: Path) -> bool:
 def test_the_default_beats_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, compiled):
     ours = compiled("smollm2_genai", "w4a8", "ort-custom")
     assert open_package(ours.output).size_bytes() <= open_package(smollm2_genai_int4).size_bytes()
-    models = [smollm2_genai, smollm2_genai_int4, ours.output]
-    found = evaluate(models, "pydoc:second", max_tokens=2100)
-    exact, baseline, mine = (result.perplexity.perplexity for result in found)
-    # A seventh with all calibration data and text; here both are short.
-    assert mine - exact < 0.3 * (baseline - exact)
+    models = [smollm2_genai_int4, ours.output]
+    found = evaluate(models, "pydoc:second", reference=smollm2_genai, max_tokens=2100)
+    baseline, mine = (result.divergence.kl for result in found)
+    # 0.15 with all calibration data; here it is short.
+    assert mine < 0.3 * baseline, mine / baseline
     layers = [layer for layer in ours.report.layers if layer.output_error is not None]
     assert len(layers) == 152
     assert all(layer.output_error < layer.output_error_nearest for layer in layers)
@@ -248,8 +248,8 @@ def test_the_default_is_better_where_it_is_worst(
     text = str(other_text("languages"))
     found = evaluate([smollm2_genai_int4, ours], text, reference=smollm2_genai, max_tokens=1024)
     baseline, mine = (result.divergence.kl for result in found)
-    # 0.4 with all calibration data; here it is short: 0.78.
-    assert mine < 0.85 * baseline
+    # 0.4 with all calibration data; here it is short.
+    assert mine < 0.75 * baseline, mine / baseline
 
 
 def test_embeddings(minilm, compiled):
