@@ -233,8 +233,8 @@ def test_the_default_beats_onnxruntimes_int4(smollm2_genai, smollm2_genai_int4, 
     models = [smollm2_genai_int4, ours.output]
     found = evaluate(models, "pydoc:second", reference=smollm2_genai, max_tokens=2100)
     baseline, mine = (result.divergence.kl for result in found)
-    # 0.15 with all calibration data; here it is short.
-    assert mine < 0.3 * baseline, mine / baseline
+    # 0.15 with all calibration data; here it is short: 0.18.
+    assert mine < 0.25 * baseline
     layers = [layer for layer in ours.report.layers if layer.output_error is not None]
     assert len(layers) == 152
     assert all(layer.output_error < layer.output_error_nearest for layer in layers)
@@ -248,8 +248,8 @@ def test_the_default_is_better_where_it_is_worst(
     text = str(other_text("languages"))
     found = evaluate([smollm2_genai_int4, ours], text, reference=smollm2_genai, max_tokens=1024)
     baseline, mine = (result.divergence.kl for result in found)
-    # 0.4 with all calibration data; here it is short.
-    assert mine < 0.75 * baseline, mine / baseline
+    # 0.4 with all calibration data; here it is short: 0.51.
+    assert mine < 0.65 * baseline
 
 
 def test_embeddings(minilm, compiled):
