@@ -6,7 +6,6 @@ Add a case: write `options:` and `input:` to tests/golden/<pass>/<case>.qir, run
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,9 @@ from golden_case import Case, generate, read_case, same_text
 from onnx import shape_inference
 
 from qcompiler.analysis.layers import find_layers
-from qcompiler.autodiff import divergence_probe, gradients
-from qcompiler.calibration.observe import observe
 from qcompiler.calibration.probe import probe
 from qcompiler.calibration.statistics import Statistics, TensorStatistics
-from qcompiler.calibration.stream import stream
+from qcompiler.calibration.supply import FeedData
 from qcompiler.errors import QcError
 from qcompiler.feeds import as_taken
 from qcompiler.formats import Granularity, LayerPlan, WeightFormat
@@ -89,14 +86,17 @@ class Batches:
         model = self.case.model()
         return [self.case.feeds(model, seed) for seed in range(self.count)]
 
+    def data(self):
+        return FeedData(self.feeds(), "golden")
+
     def observe(self, graph, names):
-        return observe(graph, names, self.feeds(), source="golden")
+        return self.data().observe(graph, names)
 
     def stream(self, graph, names, share=1.0):
-        return stream(graph, names, self.feeds()[: math.ceil(share * self.count)])
+        return self.data().stream(graph, names, share)
 
     def gradients(self, graph, names, output, most=None):
-        return gradients(graph, names, output, self.feeds()[:most], divergence_probe(0))
+        return self.data().gradients(graph, names, output, most)
 
     def probe(self, graph, output, names, variants):
         return probe(graph, output, names, self.feeds(), variants)

@@ -178,8 +178,6 @@ class FewRows {
     for (int r = 0; r < kRows; ++r) q_[r] += kStrip;
   }
 
-  using GroupFactors = Factors<Bytes, kForm>;
-
   // totals += multiple * (sum of numbers - zero point * sum of activations), where `add` adds the
   // products of numbers to sums that begin with the rest.
   template <typename Add>
@@ -188,7 +186,7 @@ class FewRows {
     clear(dots);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const GroupFactors factors(
+      const Factors<Bytes, kForm> factors(
           bytes_ + (v / kPerPanel * groups_ + g) * kPanel + v % kPerPanel * Lanes::kLanes,
           numbers_);
       multiples[v] = factors.multiples;
